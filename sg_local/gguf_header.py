@@ -1,0 +1,489 @@
+"""Read the header of a GGUF file within bounds, before anything else opens the file.
+
+    SmolLM2-135M-Instruct.Q4_1.gguf, 98362432 bytes → GgufHeader(version=3, data_offset_bytes=1785664,
+    metadata={"general.architecture": "llama", ...}, 33 keys,
+    tensors=(TensorInfo("token_embd.weight", (576, 49152), "Q8_0", 1785664, 30081024), ...), 272 of them)
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little endian. What
+llama.cpp refuses (ggml/src/gguf.cpp) is refused here too, with a reason a person understands. A file may be
+hostile: every count and length is checked against a limit and against the bytes that are left before anything
+is allocated for it.
+Not done here: reading tensor data, and judging whether the metadata makes a working model.
+"""
+
+import math
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from sg_local.errors import InputError
+
+MetadataValue: TypeAlias = "bool | int | float | str | list[MetadataValue]"
+
+SUPPORTED_ARCHITECTURES = ("llama",)
+
+MAX_HEADER_BYTES = 512 * 1024**2
+MAX_METADATA_KEYS = 65_536
+MAX_KEY_BYTES = 65_535  # the specification's own limit
+MAX_STRING_BYTES = 10_000_000
+MAX_ARRAY_ELEMENTS = 1_048_576
+# Over all arrays: a Python object can take 30 times the bytes that it has in the file, so with the limit on
+# the header alone, 512 MiB of int8 would fill 18 GB. The largest vocabularies need 1.4 million elements.
+MAX_ARRAY_ELEMENTS_TOTAL = 4_194_304
+MAX_ARRAY_DEPTH = 4
+MAX_TENSORS = 65_536
+MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its terminating zero is 64
+MAX_TENSOR_DIMS = 4  # GGML_MAX_DIMS
+MAX_ALIGNMENT_BYTES = 1024**2
+DEFAULT_ALIGNMENT_BYTES = 32
+
+_MAGIC = b"GGUF"
+_INT64_MAX = 2**63 - 1
+_MAX_SHOWN_FAULTS = 8
+
+_UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
+# value type → struct format of one element
+_NUMBER_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
+# value type → fewest bytes of one element (a string has its length, an array its element type and length)
+_MIN_ELEMENT_BYTES = {
+    **{code: struct.calcsize(f"<{letter}") for code, letter in _NUMBER_FORMATS.items()},
+    _BOOL: 1,
+    _STRING: 8,
+    _ARRAY: 12,
+}
+
+# tensor type → name, elements per block, bytes per block: the types that the gguf package knows.
+# 4, 5, 31 to 33 and 36 to 38 were removed from ggml; its Q2_0 (42) is unknown to gguf 0.19.
+_TENSOR_TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+}
+
+# What people give instead of a GGUF, by its first four bytes.
+_OTHER_FILES = {
+    b"vers": "it looks like a Git LFS pointer: fetch the file itself with git lfs pull",
+    b"<!do": "it looks like a web page: download the file itself",
+    b"<htm": "it looks like a web page: download the file itself",
+    b"PK\x03\x04": "it looks like a PyTorch checkpoint: convert it with llama.cpp's convert_hf_to_gguf.py",
+    b"tjgg": "it is in llama.cpp's format before GGUF: get a current conversion of the model",
+    b"lmgg": "it is in llama.cpp's format before GGUF: get a current conversion of the model",
+    b"fmgg": "it is in llama.cpp's format before GGUF: get a current conversion of the model",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies in the file. `shape` is in GGUF order: the contiguous dimension comes first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset_bytes: int  # from the start of the file
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """A checked header: every tensor lies aligned inside the file, none overlaps another.
+
+    `size_bytes` is the size of the file, `data_offset_bytes` is where its tensor data begins.
+    """
+
+    path: Path
+    version: int
+    metadata: dict[str, MetadataValue]
+    tensors: tuple[TensorInfo, ...]
+    data_offset_bytes: int
+    size_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, for example "llama"."""
+        return str(self.metadata["general.architecture"])
+
+    @property
+    def kind(self) -> str:
+        """`general.type`: "model" where the file does not say, "adapter" for a LoRA adapter."""
+        return str(self.metadata.get("general.type", "model"))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template, which is data from the file and may be hostile."""
+        template = self.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    def tensor(self, name: str) -> TensorInfo | None:
+        """Return the tensor of this name, or None."""
+        return next((tensor for tensor in self.tensors if tensor.name == name), None)
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read and check the header of any GGUF file: model, adapter or vocabulary.
+
+    Only the header is read, never tensor data.
+
+    Raises:
+        InputError: the file cannot be read, is no GGUF of version 2 or 3, is truncated, damaged, over a
+            limit, or one part of a split model. The message names the file and the reason; faults that leave
+            the rest readable are reported together, a line each.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} cannot be a path: it has a zero byte; give the path of a GGUF file")
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{path} is a directory: give the path of a GGUF file")
+        # Opening a named pipe would wait for a writer.
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path} is not a regular file: give the path of a GGUF file")
+        with path.open("rb") as file:
+            return _read(path, file, size_bytes=os.fstat(file.fileno()).st_size)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: check the path") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_model_header(path: Path) -> GgufHeader:
+    """Read the header of a file that has to be a whole model.
+
+    Raises:
+        InputError: as `read_header`, or the file is an adapter or another companion file, or has no weights.
+    """
+    header = read_header(path)
+    if header.kind == "adapter":
+        raise InputError(
+            f"{path} is a LoRA adapter, not a model; "
+            "give the base model with --model and this file with --adapter"
+        )
+    if header.kind != "model":
+        raise InputError(
+            f"{path} is not a model (general.type is {_shown(header.kind)}); give a model with --model"
+        )
+    if not header.tensors:
+        raise InputError(
+            f"{path} holds a vocabulary only, no tensors; give the GGUF file that has the model's weights"
+        )
+    return header
+
+
+def require_supported(header: GgufHeader) -> None:
+    """Check that the model is of an architecture that can be finetuned and exported here.
+
+    Raises:
+        InputError: it is not; the message names its architecture and the supported ones.
+    """
+    if header.architecture not in SUPPORTED_ARCHITECTURES:
+        raise InputError(
+            f"{header.path} has the architecture {_shown(header.architecture)}, which is not supported; "
+            f"give a model of one of: {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+
+
+@dataclass
+class _Reader:
+    """Takes bytes off the file in order, never past its end nor over the limit of the header."""
+
+    path: Path
+    file: BinaryIO
+    size_bytes: int
+    position: int = 0
+    n_array_elements: int = 0
+
+    def fault(self, reason: str) -> InputError:
+        return InputError(f"{self.path} {reason}")
+
+    def require(self, n_bytes: int, what: str) -> None:
+        """Raise unless `n_bytes` more bytes can be read."""
+        end = self.position + n_bytes
+        if end > self.size_bytes:
+            raise self.fault(
+                f"is truncated or damaged in its header: {what} needs {n_bytes} bytes at byte "
+                f"{self.position}, and the file has {self.size_bytes}; download it again"
+            )
+        if end > MAX_HEADER_BYTES:
+            raise self.fault(f"has a header over the limit of {MAX_HEADER_BYTES} bytes, reached in {what}")
+
+    def take(self, n_bytes: int, what: str) -> bytes:
+        self.require(n_bytes, what)
+        data = self.file.read(n_bytes)
+        if len(data) != n_bytes:
+            raise self.fault(f"became shorter while it was read, in {what}")
+        self.position += n_bytes
+        return data
+
+    def uint32(self, what: str) -> int:
+        return int.from_bytes(self.take(4, what), "little")
+
+    def uint64(self, what: str) -> int:
+        return int.from_bytes(self.take(8, what), "little")
+
+    def string_bytes(self, what: str, max_bytes: int = MAX_STRING_BYTES) -> bytes:
+        n_bytes = self.uint64(what)
+        if n_bytes > max_bytes:
+            raise self.fault(f"has a string of {n_bytes} bytes, over the limit of {max_bytes}, in {what}")
+        return self.take(n_bytes, what)
+
+    def string(self, what: str, max_bytes: int = MAX_STRING_BYTES) -> str:
+        data = self.string_bytes(what, max_bytes)
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise self.fault(f"is damaged: {what} is not UTF-8 at its byte {error.start}") from error
+
+    def value(self, value_type: int, what: str) -> MetadataValue:
+        if value_type == _ARRAY:
+            return self.array(what, depth=1)
+        if value_type == _STRING:
+            return self.string(what)
+        return self.scalars(value_type, 1, what)[0]
+
+    def scalars(self, value_type: int, count: int, what: str) -> list[MetadataValue]:
+        if value_type == _BOOL:
+            data = self.take(count, what)
+            # The specification: any other byte makes the file invalid.
+            if data.translate(None, b"\x00\x01"):
+                raise self.fault(f"is damaged: {what} has a boolean that is neither 0 nor 1")
+            return [byte == 1 for byte in data]
+        if value_type not in _NUMBER_FORMATS:
+            raise self.fault(f"is damaged or too new: {what} has the unknown value type {value_type}")
+        layout = struct.Struct(f"<{count}{_NUMBER_FORMATS[value_type]}")
+        return list(layout.unpack(self.take(layout.size, what)))
+
+    def array(self, what: str, depth: int) -> list[MetadataValue]:
+        if depth > MAX_ARRAY_DEPTH:
+            raise self.fault(f"has arrays nested over the limit of {MAX_ARRAY_DEPTH} levels in {what}")
+        element_type = self.uint32(what)
+        count = self.uint64(what)
+        if element_type not in _MIN_ELEMENT_BYTES:
+            raise self.fault(
+                f"is damaged or too new: {what} has elements of the unknown value type {element_type}"
+            )
+        if count > MAX_ARRAY_ELEMENTS:
+            raise self.fault(
+                f"has an array of {count} elements, over the limit of {MAX_ARRAY_ELEMENTS}, in {what}"
+            )
+        self.n_array_elements += count
+        if self.n_array_elements > MAX_ARRAY_ELEMENTS_TOTAL:
+            raise self.fault(
+                f"has over {MAX_ARRAY_ELEMENTS_TOTAL} array elements in all, the limit, reached in {what}"
+            )
+        self.require(count * _MIN_ELEMENT_BYTES[element_type], what)
+        if element_type == _ARRAY:
+            return [self.array(what, depth + 1) for _ in range(count)]
+        if element_type == _STRING:
+            # A byte-level vocabulary may hold pieces of characters.
+            return [self.string_bytes(what).decode(errors="replace") for _ in range(count)]
+        return self.scalars(element_type, count, what)
+
+
+def _read(path: Path, file: BinaryIO, size_bytes: int) -> GgufHeader:
+    reader = _Reader(path, file, size_bytes)
+    version = _read_version(reader)
+    n_tensors = reader.uint64("the number of tensors")
+    n_keys = reader.uint64("the number of metadata keys")
+    if n_tensors > MAX_TENSORS:
+        raise reader.fault(f"has {n_tensors} tensors, over the limit of {MAX_TENSORS}")
+    if n_keys > MAX_METADATA_KEYS:
+        raise reader.fault(f"has {n_keys} metadata keys, over the limit of {MAX_METADATA_KEYS}")
+
+    metadata = _read_metadata(reader, n_keys)
+    n_parts = metadata.get("split.count", 1)
+    if isinstance(n_parts, int) and n_parts > 1:
+        raise reader.fault(
+            f"is one of {n_parts} parts of a split model; "
+            "merge them with llama-gguf-split --merge FIRST_PART OUTPUT and give the merged file"
+        )
+    alignment_bytes = _alignment_bytes(reader, metadata)
+    faults = _metadata_faults(metadata)
+
+    # Offsets in the table count from the start of the tensor data, which is known after the table.
+    table = [_read_tensor(reader, index) for index in range(n_tensors)]
+    data_offset_bytes = _padded(reader.position, alignment_bytes) if table else reader.position
+    tensors = tuple(
+        TensorInfo(name, shape, type_name, data_offset_bytes + offset_bytes, n_bytes)
+        for name, shape, type_name, offset_bytes, n_bytes in table
+    )
+    faults += _layout_faults(tensors, data_offset_bytes, alignment_bytes, size_bytes)
+    if faults:
+        shown = faults[:_MAX_SHOWN_FAULTS]
+        if len(faults) > len(shown):
+            shown.append(f"has {len(faults) - len(shown)} more faults")
+        raise InputError("\n".join(f"{path} {fault}" for fault in shown))
+    return GgufHeader(path, version, metadata, tensors, data_offset_bytes, size_bytes)
+
+
+def _read_version(reader: _Reader) -> int:
+    if reader.size_bytes == 0:
+        raise reader.fault("is empty; download it again")
+    magic = reader.take(min(len(_MAGIC), reader.size_bytes), "the magic number")
+    if magic != _MAGIC:
+        hint = _OTHER_FILES.get(magic.lower() if magic[:1] == b"<" else magic, "give a model in GGUF format")
+        raise reader.fault(f"is not a GGUF file: it begins with {repr(magic)[1:]} instead of 'GGUF'; {hint}")
+    version = reader.uint32("the version")
+    if version == 1:
+        raise reader.fault(
+            "is GGUF version 1, which llama.cpp no longer reads; get a current conversion of the model"
+        )
+    if version and version & 0xFFFF == 0:
+        raise reader.fault(
+            "is a big-endian GGUF; get the little-endian file, or convert it with gguf-convert-endian"
+        )
+    if version not in (2, 3):
+        raise reader.fault(f"is GGUF version {version}; versions 2 and 3 can be read")
+    return version
+
+
+def _read_metadata(reader: _Reader, n_keys: int) -> dict[str, MetadataValue]:
+    metadata: dict[str, MetadataValue] = {}
+    for index in range(n_keys):
+        key = reader.string(f"the name of metadata key {index + 1} of {n_keys}", MAX_KEY_BYTES)
+        what = f"metadata key {_shown(key)}"
+        if not key:
+            raise reader.fault(f"is damaged: metadata key {index + 1} of {n_keys} has no name")
+        if key in metadata:
+            raise reader.fault(f"is damaged: {what} occurs twice")
+        value_type = reader.uint32(what)
+        if key == "general.alignment" and value_type != _UINT32:
+            raise reader.fault(f"is damaged: {what} has the value type {value_type}, not uint32 ({_UINT32})")
+        metadata[key] = reader.value(value_type, what)
+    return metadata
+
+
+def _alignment_bytes(reader: _Reader, metadata: dict[str, MetadataValue]) -> int:
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
+    if not isinstance(alignment, int) or alignment.bit_count() != 1 or alignment > MAX_ALIGNMENT_BYTES:
+        raise reader.fault(
+            f"is damaged: general.alignment is {alignment}, "
+            f"not a power of two from 1 to {MAX_ALIGNMENT_BYTES}"
+        )
+    return alignment
+
+
+def _metadata_faults(metadata: dict[str, MetadataValue]) -> list[str]:
+    faults = []
+    if not metadata.get("general.architecture"):
+        kind = metadata.get("general.type")
+        also = f" (general.type is {_shown(kind)})" if isinstance(kind, str) else ""
+        faults.append(f"has no general.architecture, so it is no model and no adapter{also}")
+    for key in ("general.architecture", "general.type", "tokenizer.chat_template"):
+        if not isinstance(metadata.get(key, ""), str):
+            faults.append(f"is damaged: {key} is not a string")
+    if not isinstance(metadata.get("split.count", 1), int):
+        faults.append("is damaged: split.count is not an integer")
+    return faults
+
+
+def _read_tensor(reader: _Reader, index: int) -> tuple[str, tuple[int, ...], str, int, int]:
+    """One entry of the tensor table: name, shape, type name, offset in the tensor data, size in bytes."""
+    name = reader.string(f"the name of tensor {index + 1}", MAX_TENSOR_NAME_BYTES)
+    what = f"tensor {_shown(name)}"
+    n_dims = reader.uint32(what)
+    if n_dims > MAX_TENSOR_DIMS:
+        raise reader.fault(f"is damaged: {what} has {n_dims} dimensions, over the limit of {MAX_TENSOR_DIMS}")
+    shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims, what))
+    tensor_type = reader.uint32(what)
+    offset_bytes = reader.uint64(what)
+    if tensor_type not in _TENSOR_TYPES:
+        raise reader.fault(
+            f"has the tensor type {tensor_type} in {what}, which is unknown here or was removed from "
+            "llama.cpp; get another quantization of the model"
+        )
+    type_name, block_elements, block_bytes = _TENSOR_TYPES[tensor_type]
+    # llama.cpp counts elements in int64; a dimension of 0 must not hide what the others come to.
+    if math.prod(max(dim, 1) for dim in shape) > _INT64_MAX:
+        raise reader.fault(f"is damaged: {what} has the impossible shape {list(shape)}")
+    row_elements = shape[0] if shape else 1
+    if row_elements % block_elements:
+        raise reader.fault(
+            f"is damaged: {what} has rows of {row_elements} elements, "
+            f"not a multiple of the {block_elements} in a block of {type_name}"
+        )
+    return name, shape, type_name, offset_bytes, math.prod(shape) // block_elements * block_bytes
+
+
+def _layout_faults(
+    tensors: Sequence[TensorInfo], data_offset_bytes: int, alignment_bytes: int, size_bytes: int
+) -> list[str]:
+    """llama.cpp wants the tensors one after another in the table's order, each padded to the alignment."""
+    faults = []
+    seen: set[str] = set()
+    expected = data_offset_bytes
+    for tensor in tensors:
+        what = f"tensor {_shown(tensor.name)}"
+        if tensor.name in seen:
+            faults.append(f"is damaged: {what} occurs twice")
+        seen.add(tensor.name)
+        offset = tensor.offset_bytes
+        if offset % alignment_bytes:
+            faults.append(
+                f"is damaged: {what} begins at byte {offset}, which is not aligned to {alignment_bytes}"
+            )
+        elif offset != expected and offset + tensor.size_bytes > size_bytes:
+            faults.append(
+                f"is damaged: {what} takes bytes {offset} to {offset + tensor.size_bytes}, outside the file, "
+                f"which has {size_bytes}"
+            )
+        elif offset < expected:
+            faults.append(
+                f"is damaged: {what} begins at byte {offset} and overlaps or precedes the one before it, "
+                f"which ends at byte {expected}"
+            )
+        elif offset > expected:
+            faults.append(
+                f"is damaged: {what} begins at byte {offset}, "
+                f"not at byte {expected} where the one before it ends"
+            )
+        expected = offset + _padded(tensor.size_bytes, alignment_bytes)
+    # The padding after the last tensor may be missing: nothing reads it.
+    needed = max((tensor.offset_bytes + tensor.size_bytes for tensor in tensors), default=0)
+    if needed > size_bytes and not faults:
+        faults.append(
+            f"is truncated: its tensors need {needed} bytes, and the file has {size_bytes}; download it again"
+        )
+    return faults
+
+
+def _padded(n_bytes: int, alignment_bytes: int) -> int:
+    return -(-n_bytes // alignment_bytes) * alignment_bytes
+
+
+def _shown(text: str) -> str:
+    """Text from the file as it may stand in a message: on one line, no control characters, not too long."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,0 +1,382 @@
+"""Files of JSON lines, read within bounds and written so that nothing half-written ever has its final name.
+
+    {"id": 7, "input": "claim: Uniforms cost too much.", "label": "undermine", "drop": null, "seed": 12}
+
+Format: JSON Lines (https://jsonlines.org): UTF-8, one JSON object a line; no NaN, no infinities (RFC 8259).
+
+    whole files    write_text  write_bytes  write_rows  atomic_path  aside in the same directory, then renamed
+    growing files  append_rows  recover_rows                         whole lines; a torn last line is cut off
+    reading        read_rows  scan_rows  read_text  read_json  read_toml
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from sg_local.errors import InputError, SgLocalError
+
+MAX_LINE_BYTES = 1 << 20
+MAX_FILE_BYTES = 2 << 30
+MAX_TOML_BYTES = 1 << 20
+
+# tomllib's time grows with the square of a dotted key's parts: 40 kB of `a.a.a…` took 6 s.
+_LONG_DOTTED_KEY = re.compile(
+    r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""", re.ASCII
+)
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?")  # the names that atomic_path gives
+
+
+class Line(NamedTuple):
+    """One line of a file of JSON lines: `row` is None where `fault` says what is wrong with it."""
+
+    number: int  # from 1
+    offset: int  # of its first byte in the file
+    complete: bool  # ends with a newline
+    row: dict[str, Any] | None
+    fault: str
+
+
+@dataclass
+class Faults:
+    """The faults of one file, raised together: the first `n_shown`, then a count."""
+
+    n_shown: int = 10
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, fault: str) -> None:
+        self.count += 1
+        if self.count <= self.n_shown:
+            self.first.append(fault)
+
+    def raise_any(self) -> None:
+        """Raises InputError if a fault was added."""
+        if self.count > self.n_shown:
+            raise InputError("\n".join([*self.first, f"… and {self.count - self.n_shown} more"]))
+        if self.count:
+            raise InputError("\n".join(self.first))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, in order; blank lines are ignored.
+
+    Raises InputError with path, line number and reason of broken lines (the first ten, then a count), and
+    where the file is missing, is over 2 GiB or has a line over 1 MiB.
+    """
+    rows = []
+    faults = Faults()
+    for line in scan_rows(path):
+        if line.row is None:
+            faults.add(f"{path}, line {line.number}: {line.fault}")
+        else:
+            rows.append(line.row)
+    faults.raise_any()
+    return rows
+
+
+def scan_rows(path: Path) -> Iterator[Line]:
+    """The lines of a file of JSON lines one by one, broken ones included and blank ones left out.
+
+    A line over 1 MiB is a fault and ends the reading. Raises InputError where the file cannot be read.
+    """
+    path = Path(path)
+    _check_file(path, MAX_FILE_BYTES)
+    try:
+        with open(path, "rb") as file:
+            number = offset = 0
+            while data := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                complete = data.endswith(b"\n")
+                if len(data) > MAX_LINE_BYTES:
+                    fault = f"is longer than {MAX_LINE_BYTES} bytes: shorten it"
+                    yield Line(number, offset, complete, None, fault)
+                    return
+                # Some editors put a byte order mark first.
+                text = data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data
+                if text.strip():
+                    row, fault = _parse_line(text)
+                    yield Line(number, offset, complete, row, fault)
+                offset += len(data)
+    except OSError as error:
+        _raise_unreadable(path, error)
+
+
+def recover_rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a file that `append_rows` was writing; a line torn by a kill is cut off.
+
+    A last line that has no newline or is not a JSON object is removed by truncating the file. A missing file
+    holds no rows. Raises InputError for a broken line before the last or a line over 1 MiB, and SgLocalError
+    where the file cannot be truncated.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = list(scan_rows(path))
+    torn = lines[-1] if lines and (lines[-1].row is None or not lines[-1].complete) else None
+    # A longer line was not written by append_rows, and more lines may follow it.
+    if torn is not None and path.stat().st_size - torn.offset <= MAX_LINE_BYTES:
+        lines.pop()
+        try:
+            with open(path, "r+b") as file:
+                file.truncate(torn.offset)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _write_error(path, error) from error
+    faults = Faults()
+    for line in lines:
+        if line.row is None:
+            faults.add(f"{path}, line {line.number}: {line.fault}")
+    faults.raise_any()
+    return [line.row for line in lines if line.row is not None]
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends whole lines in one write and waits until they are on the disk; makes the file if it is missing.
+
+    Call `recover_rows` once before the first append, so that no torn line is continued. Raises SgLocalError
+    where the lines do not fit (the file is then as before) or one is over 1 MiB, ValueError for NaN.
+    """
+    data = _lines_of(path, rows)
+    if not data:
+        return
+    path = Path(path)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size_bytes = os.fstat(descriptor).st_size
+            try:
+                n_written = os.write(descriptor, data)
+                if n_written < len(data):
+                    raise OSError(errno.ENOSPC, f"only {n_written} of {len(data)} bytes fitted")
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size_bytes)
+                raise
+        finally:
+            os.close(descriptor)
+        if size_bytes == 0:
+            _sync(path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a whole file of JSON lines, keys in the rows' own order. Raises as `append_rows`."""
+    write_bytes(path, _lines_of(path, rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole UTF-8 text file, newlines as they are. Raises as `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file. Raises SgLocalError where that fails; an older file then stays as it was."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` for the body to write; put on the disk and renamed to `path` at its end.
+
+    If the body raises, the temporary is removed and an older file at `path` stays. Raises SgLocalError in
+    place of the OSError of a full disk or missing permission; an OSError about another file passes.
+    """
+    path = Path(path)
+    # The suffix is kept for writers that look at it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) in {"None", str(temporary), str(path)}:
+            raise _write_error(path, error) from error
+        raise
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Removes the temporaries that killed processes left under `directory`, and returns their paths.
+
+    Only for a caller that holds the directory's lock: a living writer's temporaries look the same.
+    """
+    found = sorted(path for path in Path(directory).rglob(".*.tmp*") if _LEFTOVER.fullmatch(path.name))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """A UTF-8 text file. Raises InputError where it is missing, over `max_bytes`, unreadable or not UTF-8."""
+    path = Path(path)
+    _check_file(path, max_bytes)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        _raise_unreadable(path, error)
+    if len(data) > max_bytes:
+        raise InputError(f"{path} is over the limit of {max_bytes} bytes: make it smaller")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): save it as UTF-8"
+        ) from error
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """A file that is one JSON value. Raises InputError as `read_text`, and with the line of a fault."""
+    text = read_text(path, max_bytes)
+    try:
+        return _parse_json(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
+    """A TOML file as nested dicts. Raises InputError as `read_text`, and with the line where it is broken."""
+    text = read_text(path, max_bytes)
+    if _LONG_DOTTED_KEY.search(text):
+        raise InputError(f"{path}: invalid TOML: a dotted key has 64 parts or more")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path}: invalid TOML: nested too deeply") from error
+    except ValueError as error:  # TOMLDecodeError is one; an integer of thousands of digits is another
+        raise InputError(f"{path}: invalid TOML: {error}") from error
+
+
+def canonical_json(obj: Any) -> str:
+    """One text for equal values, for hashing: sorted keys, no spaces, text unescaped. ValueError for NaN."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_file(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal. Raises InputError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        _raise_unreadable(Path(path), error)
+
+
+def row_seed(run_seed: int, stage: str, row_id: int | str) -> int:
+    """The seed of one row, 0 <= seed < 2**31, the same wherever and in whatever order rows are computed.
+
+    The first 31 bits of SHA-256 over the canonical JSON of `[run_seed, stage, row_id]`; 7 and "7" differ.
+    31 bits, because llama.cpp takes 32 and reads 0xFFFFFFFF as "choose one at random".
+    """
+    digest = hashlib.sha256(canonical_json([run_seed, stage, row_id]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _lines_of(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    lines = []
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if len(line) > MAX_LINE_BYTES:  # read_rows would refuse it
+            raise SgLocalError(
+                f"{path}: row {row.get('id')!r} takes {len(line)} bytes, the limit is {MAX_LINE_BYTES}: "
+                "shorten its texts"
+            )
+        lines.append(line)
+    return b"".join(lines)
+
+
+def _parse_line(data: bytes) -> tuple[dict[str, Any] | None, str]:
+    try:
+        row = _parse_json(data.decode())
+    except json.JSONDecodeError as error:
+        return None, f"not JSON: {error.msg} at column {error.colno}"
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 (byte {data[error.start]:#04x} at column {error.start + 1})"
+    except ValueError as error:
+        return None, f"not JSON: {error}"
+    if not isinstance(row, dict):
+        return None, "is not a JSON object: write it as {…}"
+    return row, ""
+
+
+def _parse_json(text: str) -> Any:
+    """Raises ValueError, also for what Python's parser lets through and no later writer could write again."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(
+                value, ensure_ascii=False
+            ).encode()  # fails where half of a surrogate pair stands alone
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("a text holds half of a surrogate pair") from error
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return value
+
+
+def _check_file(path: Path, max_bytes: int) -> None:
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise InputError(f"{path} is not a file: give the path of a file")
+            raise InputError(f"{path} is missing: check the path")
+        size_bytes = path.stat().st_size
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        _raise_unreadable(path, error)
+    if size_bytes > max_bytes:
+        raise InputError(f"{path} has {size_bytes} bytes, over the limit of {max_bytes}: make it smaller")
+
+
+def _raise_unreadable(path: Path, error: OSError | ValueError) -> NoReturn:
+    reason = getattr(error, "strerror", None) or str(error)
+    raise InputError(f"{str(path)!r} cannot be read: {reason}: check the path and its permissions") from error
+
+
+def _write_error(path: Path, error: OSError) -> SgLocalError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        remedy = "free some space on this disk"
+    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        remedy = "check the permissions, or choose another place"
+    elif error.errno == errno.ENOENT:
+        remedy = f"make the directory {path.parent} first"
+    else:
+        remedy = "check the path and the disk's free space and permissions"
+    return SgLocalError(f"{path} could not be written: {error.strerror or error}: {remedy}")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a directory's names, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no directories
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,214 @@
+"""Every setting of a run, declared once: name, type, default, unit, bounds and help.
+
+The command line (`--n-inputs 400`), a run's settings.toml (`n_inputs = 400`) and manifest.json use the same words.
+The paper's values are those of SELF-GUIDE, arXiv 2407.12874, and its reference code; the help says where a default
+departs from them. A user with three demonstrations has no validation data, so defaults are fixed beforehand.
+"""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sg_local.records import Faults
+
+# The stages in the order of the work: names of commands, of modules in stages/, and of entries in the manifest.
+STAGES = ("generate", "annotate", "curate", "train", "export", "evaluate")
+
+
+def _setting(
+    default: Any,
+    group: str,
+    help_text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field; `group` is the stage that reads it, or "engine" for all of them."""
+    metadata = {"group": group, "help": help_text, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved settings of one run. Raises InputError with every value that is out of bounds, one a line."""
+
+    seed: int = _setting(
+        0,
+        "engine",
+        "Seed of the run; a row's seed comes from it, the stage and the row.",
+        low=0,
+        high=2**32 - 1,  # the trainer's generators take no more
+    )
+    prompt_format: str = _setting(
+        "auto",
+        "engine",
+        "Chat format: the GGUF's own template, or Vicuna v1.1; auto takes the model list's word, "
+        "then the GGUF's template.",
+        choices=("auto", "gguf", "vicuna"),
+    )
+    n_ctx: int = _setting(4096, "engine", "Key-value memory in tokens, shared by all sequences.", low=256)
+    n_parallel: int = _setting(16, "engine", "Sequences that run side by side.", low=1, high=200)
+    n_threads: int = _setting(0, "engine", "CPU threads for llama.cpp and torch; 0 leaves it to them.", low=0)
+    n_gpu_layers: int = _setting(-1, "engine", "Layers that llama.cpp puts on a GPU; -1 is all.", low=-1)
+
+    n_inputs: int = _setting(
+        400, "generate", "Inputs to make, counted after this stage's filters (paper: 40 x 10 before).", low=1
+    )
+    input_temperature: float = _setting(
+        0.9, "generate", "Sampling temperature of made inputs (paper: 0.7).", low=0, high=5
+    )
+    input_top_k: int = _setting(40, "generate", "Sample from the k likeliest tokens; 0 from all.", low=0)
+    input_min_p: float = _setting(
+        0.05,
+        "generate",
+        "Leave out tokens under this share of the likeliest one's probability.",
+        low=0,
+        high=1,
+    )
+    max_input_tokens: int = _setting(
+        128, "generate", "Longest made input in tokens; one that is cut off there is dropped.", low=4
+    )
+    near_duplicate_rouge_l: float = _setting(
+        0.7,
+        "generate",
+        "Drop an input whose ROUGE-L with an earlier one reaches this; 1 keeps all but exact duplicates.",
+        low=0.1,
+        high=1,
+    )
+
+    n_samples: int = _setting(
+        10, "annotate", "Answers sampled for each input, where there are no labels to score.", low=1
+    )
+    output_temperature: float = _setting(0.2, "annotate", "Sampling temperature of answers.", low=0, high=5)
+    output_top_k: int = _setting(10, "annotate", "Sample from the k likeliest tokens; 0 from all.", low=0)
+    max_new_tokens: int = _setting(
+        128, "annotate", "Longest answer in tokens, here and in the evaluation.", low=1
+    )
+
+    min_share: float = _setting(
+        0.3,
+        "curate",
+        "Drop an input whose commonest answer has a smaller share of the samples.",
+        low=0,
+        high=1,
+    )
+    calibrate: bool = _setting(
+        True, "curate", "Take the student's label bias out of its label scores (batch calibration)."
+    )
+    keep_confident: float = _setting(
+        0.8,
+        "curate",
+        "Share of each label's rows to keep, the most confident first (paper: all).",
+        low=0.05,
+        high=1,
+    )
+    agreement: str = _setting(
+        "auto",
+        "curate",
+        "Drop a row whose label is not the one it was made for; auto: only where the student follows labels.",
+        choices=("auto", "always", "never"),
+    )
+    length_filter: bool = _setting(
+        True,
+        "curate",
+        "Drop inputs, and answers without labels, far longer or shorter than the demonstrations'.",
+    )
+    max_copies: int = _setting(
+        8, "curate", "How often a row may be repeated to give every label equal numbers.", low=1
+    )
+
+    rank: int = _setting(
+        16, "train", "LoRA rank r; higher learns more and needs more memory.", low=1, high=512
+    )
+    alpha: float = _setting(
+        16.0, "train", "LoRA alpha; the adapter is scaled by alpha / r.", low=0.001, high=65536
+    )
+    learning_rate: float = _setting(
+        5e-4, "train", "Peak learning rate (AdamW, linear decay).", low=1e-8, high=1
+    )
+    epochs: int = _setting(3, "train", "Passes over the training rows.", low=1)
+    batch_size: int = _setting(8, "train", "Rows of one optimizer step.", low=1)
+    load_in_4bit: bool = _setting(
+        False, "train", "QLoRA: hold the base weights in 4 bit while training (less GPU memory)."
+    )
+    train_demonstrations: bool = _setting(
+        False,
+        "train",
+        "Train, and serve the tuned model, with the demonstrations in the prompt (paper: yes).",
+    )
+
+    quant: str = _setting(
+        "base",
+        "export",
+        "Type of the merged model.gguf; base: every tensor keeps its own type.",
+        choices=("base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
+    )
+
+    max_test_rows: int = _setting(
+        300, "evaluate", "Test rows to score at most, from the file's start.", low=1
+    )
+
+    def __post_init__(self) -> None:
+        faults = Faults()
+        _check(asdict(self), faults)
+        faults.raise_any()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names to values, in the order of declaration."""
+        return asdict(self)
+
+
+# What a preset changes; `default` is the declarations above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"n_inputs": 160, "epochs": 2, "n_samples": 5, "max_new_tokens": 64, "max_test_rows": 100},
+    "default": {},
+}
+
+
+def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:
+    """A preset's settings with the given ones over them.
+
+    Raises InputError for an unknown preset, and else with every unknown name and bad value, one a line.
+    """
+    faults = Faults()
+    if preset not in PRESETS:
+        faults.add(f"there is no preset {preset!r}: choose {' or '.join(PRESETS)}")
+        faults.raise_any()
+    known = [item.name for item in fields(Settings)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name.replace("-", "_"), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
+            faults.add(f"there is no setting {name}: {hint}")
+    values = {**PRESETS[preset], **{name: value for name, value in given.items() if name in known}}
+    _check({**{item.name: item.default for item in fields(Settings)}, **values}, faults)
+    faults.raise_any()
+    return Settings(**values)
+
+
+def _check(values: dict[str, Any], faults: Faults) -> None:
+    """Notes what is wrong with the values of all settings."""
+    before = faults.count
+    for item in fields(Settings):
+        value, rule = values[item.name], item.metadata
+        shown = f"{item.name} = {value!r}"
+        if type(value) is not item.type and not (item.type is float and type(value) is int):
+            expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+            faults.add(f"{shown} should be {expected[item.type]}")  # type: ignore[index]
+        elif rule["choices"] and value not in rule["choices"]:
+            faults.add(f"{shown} should be one of {', '.join(rule['choices'])}")
+        elif type(value) is float and not math.isfinite(value):
+            faults.add(f"{shown} should be a finite number")
+        elif rule["low"] is not None and value < rule["low"]:
+            faults.add(f"{shown} should be at least {rule['low']}")
+        elif rule["high"] is not None and value > rule["high"]:
+            faults.add(f"{shown} should be at most {rule['high']}")
+    if faults.count > before:
+        return
+    for name in ("max_input_tokens", "max_new_tokens"):
+        if values[name] >= values["n_ctx"]:
+            faults.add(
+                f"{name} = {values[name]} leaves no room for a prompt: n_ctx is {values['n_ctx']} tokens"
+            )

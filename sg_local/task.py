@@ -1,0 +1,400 @@
+"""A task: what to do, up to three demonstrations and, for classification, the labels to choose from.
+
+    name = "support-or-undermine"
+    instruction = "You will be given a claim and a perspective. Does it support or undermine the claim?"
+    labels = ["support", "undermine"]            # absent for generation tasks
+    test = "support-or-undermine.test.jsonl"     # optional, for scoring only: JSON lines of the same two keys
+    licence = "CC BY-SA 4.0"                     # optional, of the texts
+
+    [[examples]]
+    input = "claim: Uniforms cost too much. perspective: They can be bought second-hand."
+    output = "undermine"
+
+Format: TOML 1.0 (https://toml.io). Also read here: the JSON of Super-NaturalInstructions v2
+(https://github.com/allenai/natural-instructions), which `import_task` turns into the above.
+"""
+
+import difflib
+import os
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sg_local.errors import InputError
+from sg_local.records import Faults, read_json, read_toml, scan_rows
+
+EXAMPLES_DIR = Path(__file__).parent / "tasks"
+TASK_KEYS = ("name", "instruction", "labels", "test", "licence", "examples")
+EXAMPLE_KEYS = ("input", "output")
+MAX_EXAMPLES = 3
+MAX_IMPORT_BYTES = 256 << 20
+# An imported task is classification if its outputs look like a small closed set.
+MAX_IMPORTED_LABELS = 20
+MAX_IMPORTED_LABEL_CHARS = 40
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")  # C0 without tab and newline
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input with its right output."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked task: texts are stripped; if there are labels, every example's output is one of them."""
+
+    name: str
+    instruction: str
+    examples: tuple[Example, ...]
+    labels: tuple[str, ...] = ()
+    test: Path | None = None  # absolute when it comes from load_task
+    licence: str | None = None
+
+    @property
+    def is_classification(self) -> bool:
+        return bool(self.labels)
+
+    @property
+    def metric(self) -> str:
+        """How answers are scored: "exact_match" for classification, "rouge_l" for generation."""
+        return "exact_match" if self.labels else "rouge_l"
+
+
+def example_names() -> list[str]:
+    """The names of the tasks that ship with the package, sorted."""
+    return sorted(path.stem for path in EXAMPLES_DIR.glob("*.toml"))
+
+
+def load_task(source: str | Path) -> Task:
+    """The task in a .toml file, or the shipped example of that name.
+
+    Raises InputError with all faults of the file at once, one a line.
+    """
+    names = example_names()
+    if isinstance(source, str) and source in names:
+        path = EXAMPLES_DIR / f"{source}.toml"
+    elif Path(source).suffix in {".toml", ".json"} or os.sep in str(source) or os.path.isfile(source):
+        path = Path(source)
+    else:
+        raise InputError(
+            f"no example task is named {_show(str(source))}{_suggestion(str(source), names)}: "
+            f"give the path of a .toml file, or one of {', '.join(names) or '(none are installed)'}"
+        )
+    if path.suffix == ".json":
+        raise InputError(f"{path} is not a TOML file: turn it into one with `sg-local task import`")
+    return _parse_task(read_toml(path), path)
+
+
+def load_test_rows(source: Task | Path, labels: Sequence[str] = ()) -> list[Example]:
+    """The rows of a task's test file, or of the given file, texts stripped; further keys are ignored.
+
+    With `labels` (a task brings its own) an output must be one of them but for case and surrounding white
+    space, and is returned in the labels' spelling. Raises InputError with the lines of the first ten faults
+    and a count of the others, where there is no test file, and where it holds no rows.
+    """
+    if isinstance(source, Task):
+        if source.test is None:
+            raise InputError(f'task {source.name} has no test file: add `test = "FILE.jsonl"` to its file')
+        labels = source.labels
+        source = source.test
+    spellings = {_normal(label): label for label in labels}
+    rows = []
+    faults = Faults()
+    for line in scan_rows(source):
+        texts = _Texts(faults, f"{source}, line {line.number}: ")
+        if line.row is None:
+            texts.add(line.fault)
+            continue
+        n_faults = faults.count
+        text_in = texts.required(line.row, "input", check_controls=False)
+        output = texts.required(line.row, "output", check_controls=False)
+        if labels and output and _normal(output) not in spellings:
+            texts.add(f"output {_show(output)} is not one of the labels ({_listing(labels)})")
+        if faults.count == n_faults:
+            rows.append(Example(text_in, spellings.get(_normal(output), output)))
+    faults.raise_any()
+    if not rows:
+        raise InputError(f'{source} holds no rows: write one {{"input": …, "output": …}} a line')
+    return rows
+
+
+def task_to_toml(task: Task) -> str:
+    """The text of a task file from which `load_task` reads an equal task (`test` is written as it stands)."""
+    lines = [f"name = {_toml_string(task.name)}", f"instruction = {_toml_string(task.instruction)}"]
+    if task.labels:
+        lines.append(f"labels = [{', '.join(_toml_string(label) for label in task.labels)}]")
+    if task.test is not None:
+        lines.append(f"test = {_toml_string(str(task.test))}")
+    if task.licence is not None:
+        lines.append(f"licence = {_toml_string(task.licence)}")
+    for example in task.examples:
+        lines += ["", "[[examples]]"]
+        lines += [f"input = {_toml_string(example.input)}", f"output = {_toml_string(example.output)}"]
+    return "\n".join(lines) + "\n"
+
+
+def import_task(path: Path, n_test_rows: int = 300, seed: int = 0) -> tuple[Task, list[Example]]:
+    """A task and its test rows from a JSON file: at most `n_test_rows`, drawn with `seed`, no demonstrations.
+
+    Two forms are read:
+      Super-NaturalInstructions v2: "Definition", "Positive Examples", "Instances", "Instance License"; the
+        name is the file's. It is classification if the instances have 2 to 20 different outputs, each of at
+        most 40 characters and seen at least twice. Of several right outputs the first counts. Instances with
+        an empty text are left out, and so are positive examples whose output is no label.
+      a task as one object: "name", "instruction", "labels", "examples", "licence"; its test rows are those of
+        ../test/NAME.jsonl, seen from the file, if that is there.
+
+    The task's `test` is None: where the rows are written to is the caller's choice. Raises InputError with
+    the faults of the file, and where it is over 256 MiB.
+    """
+    path = Path(path)
+    data = read_json(path, MAX_IMPORT_BYTES)
+    if isinstance(data, dict) and "Definition" in data:
+        task, rows = _from_super_natural_instructions(data, path)
+    elif isinstance(data, dict) and "instruction" in data:
+        task, rows = _from_task_object(data, path)
+    else:
+        raise InputError(
+            f'{path} is no task: expected a JSON object with the key "instruction", or "Definition" '
+            "as in Super-NaturalInstructions"
+        )
+    shown = {example.input for example in task.examples}
+    eligible = [row for row in rows if row.input not in shown]
+    drawn = random.Random(seed).sample(range(len(eligible)), min(n_test_rows, len(eligible)))
+    return task, [eligible[i] for i in sorted(drawn)]
+
+
+def _parse_task(table: dict[str, Any], path: Path) -> Task:
+    """The task in `table`, which was read from `path`. Raises InputError with all faults."""
+    faults = Faults(n_shown=50)
+    texts = _Texts(faults, f"{path}: ")
+    texts.check_keys(table, TASK_KEYS)
+    name = texts.required(table, "name")
+    if name and not _NAME.fullmatch(name):
+        texts.add(f"name {_show(name)} must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit")
+    instruction = texts.required(table, "instruction")
+    labels = _parse_labels(table.get("labels", []), texts)
+    test = texts.optional(table, "test")
+    test_path = path.absolute().parent / test if test else None
+    if test_path is not None and not test_path.is_file():
+        texts.add(f"test file {test_path} is missing: correct `test`, or remove it")
+    licence = texts.optional(table, "licence")
+    examples = _parse_examples(table.get("examples", []), labels, texts)
+    faults.raise_any()
+    return Task(name, instruction, examples, labels, test_path, licence)
+
+
+def _parse_labels(value: Any, texts: "_Texts") -> tuple[str, ...]:
+    if not isinstance(value, list):
+        texts.add(f"labels must be a list of texts, not {_kind(value)}")
+        return ()
+    labels: dict[str, str] = {}  # as scoring compares them -> as they are written
+    for i, item in enumerate(value):
+        label = texts.check(item, f"labels[{i}]")
+        if _normal(label) in labels:
+            texts.add(
+                f"label {_show(label)} is a duplicate: scoring ignores case and surrounding white space"
+            )
+        elif label:
+            labels[_normal(label)] = label
+    if len(value) == 1:
+        texts.add("labels has one label, a classification task needs two: add the others, or remove `labels`")
+    return tuple(labels.values())
+
+
+def _parse_examples(value: Any, labels: Sequence[str], texts: "_Texts") -> tuple[Example, ...]:
+    if not isinstance(value, list):
+        texts.add(f"examples must be tables headed [[examples]], not {_kind(value)}")
+        return ()
+    if not value:
+        texts.add("there are no examples: add one to three tables headed [[examples]] with input and output")
+    if len(value) > MAX_EXAMPLES:
+        texts.add(
+            f"there are {len(value)} examples, the limit is {MAX_EXAMPLES}: keep the most different ones"
+        )
+    examples = []
+    for i, item in enumerate(value[:MAX_EXAMPLES]):
+        if not isinstance(item, dict):
+            texts.add(f"examples[{i}] must be a table with input and output, not {_kind(item)}")
+            continue
+        part = _Texts(texts.faults, f"{texts.prefix}examples[{i}]: ")
+        part.check_keys(item, EXAMPLE_KEYS)
+        example = Example(part.required(item, "input"), part.required(item, "output"))
+        if labels and example.output and example.output not in labels:
+            hint = _suggestion(example.output, labels)
+            part.add(f"output {_show(example.output)} is not one of the labels ({_listing(labels)}){hint}")
+        examples.append(example)
+    return tuple(examples)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Reads texts out of a table and notes what is wrong with them; a faulty text is read as an empty one."""
+
+    faults: Faults
+    prefix: str  # which file, line or table
+
+    def add(self, fault: str) -> None:
+        self.faults.add(self.prefix + fault)
+
+    def check_keys(self, table: dict[str, Any], known: Sequence[str]) -> None:
+        for key in [key for key in table if key not in known][: self.faults.n_shown]:
+            self.add(f"unknown key {_show(key)}{_suggestion(key, known)}: the keys are {', '.join(known)}")
+
+    def required(self, table: dict[str, Any], key: str, check_controls: bool = True) -> str:
+        if key not in table:
+            self.add(f"{key} is missing")
+            return ""
+        return self.check(table[key], key, check_controls)
+
+    def optional(self, table: dict[str, Any], key: str) -> str | None:
+        return self.check(table[key], key) or None if key in table else None
+
+    def check(self, value: Any, key: str, check_controls: bool = True) -> str:
+        if not isinstance(value, str):
+            self.add(f"{key} must be a text in quotes, not {_kind(value)}")
+            return ""
+        if check_controls and (found := _CONTROL.search(value)):
+            self.add(f"{key} holds the control character U+{ord(found[0]):04X}: remove it")
+            return ""
+        if _SURROGATE.search(value):
+            self.add(f"{key} holds half of a surrogate pair: remove it")
+            return ""
+        if not value.strip():
+            self.add(f"{key} is empty")
+        return value.strip()
+
+
+def _from_super_natural_instructions(data: dict[str, Any], path: Path) -> tuple[Task, list[Example]]:
+    definition = data["Definition"]
+    if isinstance(definition, list) and definition:  # a list of one, throughout the collection
+        definition = definition[0]
+    faults = Faults()
+    instances = _pairs(data, "Instances", path, faults)
+    demonstrations = _pairs(data, "Positive Examples", path, faults)
+    faults.raise_any()
+
+    spellings = _closed_set(row.output for row in instances)
+    if spellings:
+        instances = [Example(row.input, spellings[_normal(row.output)]) for row in instances]
+        demonstrations = [
+            Example(row.input, spellings[_normal(row.output)])
+            for row in demonstrations
+            if _normal(row.output) in spellings
+        ]
+    table: dict[str, Any] = {
+        "name": _slug(path.stem),
+        "instruction": _newlines(definition),
+        "labels": sorted(spellings.values()),
+        "examples": [{"input": row.input, "output": row.output} for row in demonstrations[:MAX_EXAMPLES]],
+    }
+    if licence := _joined(data.get("Instance License")):
+        table["licence"] = licence
+    return _parse_task(table, path), instances
+
+
+def _from_task_object(data: dict[str, Any], path: Path) -> tuple[Task, list[Example]]:
+    table = {key: data[key] for key in TASK_KEYS if key in data and key != "test"}
+    if licence := _joined(table.pop("licence", None)):
+        table["licence"] = licence
+    task = _parse_task(table, path)
+    test = path.absolute().parent.parent / "test" / f"{task.name}.jsonl"
+    return task, load_test_rows(test, task.labels) if test.is_file() else []
+
+
+def _pairs(data: dict[str, Any], key: str, path: Path, faults: Faults) -> list[Example]:
+    """The inputs and first outputs under `key`, those with an empty text left out."""
+    items = data.get(key)
+    if not isinstance(items, list):
+        faults.add(f"{path}: {key} must be a list, not {_kind(items)}")
+        return []
+    pairs = []
+    for i, item in enumerate(items):
+        match item:
+            case {"input": str(text_in), "output": str(output) | [str(output), *_]}:
+                pair = Example(_newlines(text_in).strip(), _newlines(output).strip())
+                if pair.input and pair.output:
+                    pairs.append(pair)
+            case _:
+                faults.add(f"{path}: {key}[{i}] needs a text as its input and a text or texts as its output")
+    return pairs
+
+
+def _closed_set(outputs: Iterable[str]) -> dict[str, str]:
+    """Each label's commonest spelling by its normal form; empty if the outputs are no small closed set."""
+    spellings: dict[str, Counter[str]] = {}
+    for output in outputs:
+        spellings.setdefault(_normal(output), Counter())[output] += 1
+        if len(spellings) > MAX_IMPORTED_LABELS or len(output) > MAX_IMPORTED_LABEL_CHARS:
+            return {}
+    if len(spellings) < 2 or any(counts.total() < 2 for counts in spellings.values()):
+        return {}
+    return {normal: counts.most_common(1)[0][0] for normal, counts in spellings.items()}
+
+
+def _normal(label: str) -> str:
+    return label.strip().lower()
+
+
+def _newlines(value: Any) -> Any:
+    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
+
+
+def _joined(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value
+
+
+def _slug(stem: str) -> str:
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", plain).strip("._-")[:64] or "task"
+
+
+def _toml_string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\")
+    if "\n" not in text:
+        return '"' + _escape_controls(escaped.replace('"', '\\"'), keep="\t") + '"'
+    # One or two quotes may stand as they are, before the closing ones too (TOML 1.0).
+    escaped = re.sub(r'"{3,}', lambda quotes: '\\"' * len(quotes[0]), escaped)
+    return '"""\n' + _escape_controls(escaped, keep="\t\n") + '"""'
+
+
+def _escape_controls(text: str, keep: str) -> str:
+    return re.sub(
+        r"[\x00-\x1f\x7f]", lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04X}", text
+    )
+
+
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    """Looks past case."""
+    by_lower = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(word.strip().lower(), by_lower, n=1)
+    return f", did you mean {_show(by_lower[close[0]])}?" if close else ""
+
+
+def _listing(labels: Sequence[str]) -> str:
+    more = f", … {len(labels) - 10} more" if len(labels) > 10 else ""
+    return ", ".join(_show(label) for label in labels[:10]) + more
+
+
+def _show(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:59] + "…")
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+    return names.get(
+        type(value), "nothing" if value is None else "a table" if isinstance(value, dict) else "a date"
+    )
