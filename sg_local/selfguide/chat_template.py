@@ -1,0 +1,125 @@
+"""Messages to prompt text, through the chat template that the GGUF carries.
+
+    [{"role": "user", "content": "Sort this: my parcel is lost"}]
+    -> [Piece("<|im_start|>user\\n", is_data=False), Piece("Sort this: my parcel is lost", is_data=True),
+        Piece("<|im_end|>\\n<|im_start|>assistant\\n", is_data=False)]
+
+A template is code from a file that somebody else wrote. It never sees the contents of the messages, only a
+placeholder for each, so what a task or a model wrote can neither change the prompt's structure nor become a control
+token. What it writes therefore depends on the roles alone: it runs once for each sequence of roles, sandboxed and in
+a bounded process of its own (template_process.py).
+
+Sources: Hugging Face chat templates; Vicuna v1.1 as in FastChat's conversation.py, "vicuna_v1.1".
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from sg_local.errors import InputError, SgLocalError
+
+MAX_TEMPLATE_CHARACTERS = 256 * 1024
+# Wall clock, for systems without a limit on CPU time; long, since a busy machine starts a process slowly.
+MAX_SECONDS = 20
+
+VICUNA_TEMPLATE = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
+
+# Private-use characters enclose a message's number: no template writes them itself, and one that trims, compares or
+# concatenates leaves the three together.
+_PLACEHOLDER = re.compile("\ue0f0([0-9]+)\ue0f1")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt: the template's own text, in which special tokens count, or plain data."""
+
+    text: str
+    is_data: bool
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja chat template with the token texts that it may name."""
+
+    source: str
+    bos_token: str
+    eos_token: str
+
+    def render(self, messages: list[Message], *, add_generation_prompt: bool) -> list[Piece]:
+        """Renders messages into pieces whose texts, joined, are the prompt; contents are stripped.
+
+        Raises InputError when the template is broken, refuses these roles, passes a bound, or does not show each
+        message once and in order.
+        """
+        if len(self.source) > MAX_TEMPLATE_CHARACTERS:
+            raise InputError(
+                f"the chat template has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}: "
+                "use --prompt-format vicuna, or a GGUF with a smaller template"
+            )
+        roles = tuple(message["role"] for message in messages)
+        parts = _PLACEHOLDER.split(_run(self, roles, add_generation_prompt))
+        own_texts, shown = parts[::2], parts[1::2]
+        if shown != [str(number) for number in range(len(messages))] or re.search(
+            "[\ue0f0\ue0f1]", "".join(own_texts)
+        ):
+            raise InputError(
+                f"the chat template does not show each of {len(messages)} messages once, whole and in order: "
+                "use --prompt-format vicuna, or a GGUF with another template"
+            )
+        pieces = [Piece(own_texts[0], is_data=False)]
+        for message, text in zip(messages, own_texts[1:], strict=True):
+            pieces.append(Piece(message["content"].strip(), is_data=True))
+            pieces.append(Piece(text, is_data=False))
+        return [piece for piece in pieces if piece.text]
+
+
+@lru_cache(maxsize=64)
+def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: bool) -> str:
+    """What the template writes around placeholders."""
+    request = {
+        "source": template.source,
+        "bos_token": template.bos_token,
+        "eos_token": template.eos_token,
+        "messages": [{"role": role, "content": f"\ue0f0{number}\ue0f1"} for number, role in enumerate(roles)],
+        "add_generation_prompt": add_generation_prompt,
+        "sys_path": sys.path,
+    }
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_process.py"))]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request).encode(), capture_output=True, timeout=MAX_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _failure(f"it ran over {MAX_SECONDS} seconds") from error
+    except OSError as error:
+        raise SgLocalError(
+            f"the chat template's process could not be started ({error.strerror}): close other programs, try again"
+        ) from error
+    if done.returncode > 0:
+        raise RuntimeError(done.stderr.decode(errors="replace"))  # not the template's fault, but a bug here
+    if done.returncode < 0:
+        over_time = done.returncode == -getattr(signal, "SIGXCPU", 0)
+        raise _failure("it ran too long" if over_time else f"it crashed, signal {-done.returncode}")
+    answer: dict[str, str] = json.loads(done.stdout)
+    if "error" in answer:
+        raise _failure(answer["error"])
+    return answer["text"]
+
+
+def _failure(reason: str) -> InputError:
+    return InputError(f"the GGUF's chat template failed ({reason}): try --prompt-format vicuna")

@@ -1,0 +1,143 @@
+"""How good are answers: Exact Match and ROUGE-L, with intervals.
+
+    exact_match("Support.", "support") -> 1.0
+    rouge_l("how many chapters", "how many chapters are there") -> 0.75
+
+Exact Match compares after lower-casing, removing punctuation and collapsing white space (SELF-GUIDE, section 4).
+ROUGE-L is the word-level F-measure of the `rouge-score` package; the paper's code computes it over characters, so
+its numbers do not compare.
+"""
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+from sg_local.errors import InputError
+
+_N_RESAMPLES = 10_000
+# Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han: no spaces stand between words.
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
+
+
+def normalize(text: str) -> str:
+    """Text as Exact Match sees it; text that is punctuation alone, such as the label "+", keeps it."""
+    lowered = unicodedata.normalize("NFC", text).lower()
+    plain = "".join(character for character in lowered if not _is_punctuation(character))
+    return " ".join(plain.split()) or " ".join(lowered.split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1.0 where the normalized texts are equal, else 0.0."""
+    return float(normalize(prediction) == normalize(reference))
+
+
+def is_label(answer: str, labels: Sequence[str]) -> bool:
+    """Whether an answer is one of the labels, as Exact Match sees it."""
+    return normalize(answer) in {normalize(label) for label in labels}
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raises InputError with all pairs of labels that Exact Match cannot tell apart, such as "C" and "C++"."""
+    faults = [
+        f"labels {first!r} and {second!r} are the same for scoring, which ignores case and punctuation: "
+        "rename one, in words"
+        for first, second in combinations(labels, 2)
+        if normalize(first) == normalize(second)
+    ]
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def words(text: str) -> list[str]:
+    """The units of ROUGE-L: lower-case words of letters and digits.
+
+    English text gives the tokens of rouge-score's own tokenizer, which drops all but a-z and 0-9. In scripts without
+    spaces each character is a word, as is usual for Chinese, and so is each emoji.
+    """
+    if text.isascii():
+        return re.findall("[a-z0-9]+", text.lower())
+    found: list[str] = []
+    before = ""  # what the character before was part of: a "word", a "unit" of its own, or neither
+    for character in unicodedata.normalize("NFC", text).lower():
+        category = unicodedata.category(character)
+        is_unit = category == "So" or _SPACELESS.match(character)
+        if category[0] == "M" and before:  # accents and vowel signs belong to the letter before
+            found[-1] += character
+        elif is_unit and category[0] in "LNS":
+            found.append(character)
+            before = "unit"
+        elif category[0] not in "LN":
+            before = ""
+        elif before == "word":
+            found[-1] += character
+        else:
+            found.append(character)
+            before = "word"
+    return found
+
+
+class _Tokenizer:
+    """What rouge-score asks for in place of its own."""
+
+    tokenize = staticmethod(words)
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """Word-level ROUGE-L F-measure, 0..1; Exact Match where neither text has a word."""
+    if not words(prediction) and not words(reference):
+        return exact_match(prediction, reference)
+    return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of at least one score.
+
+    Wilson's where all scores are 0 or 1, else a percentile bootstrap (10,000 resamples, fixed seed), which is too
+    narrow for fewer than about 20 scores.
+    """
+    from scipy.stats import binomtest
+
+    if all(score in (0.0, 1.0) for score in scores):
+        found = binomtest(round(sum(scores)), len(scores)).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+    return _bootstrap(scores)
+
+
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of after - before over the same rows, at least one, and its 95 % interval by bootstrap, as above."""
+    differences = [a - b for a, b in zip(after, before, strict=True)]
+    return (sum(differences) / len(differences), *_bootstrap(differences))
+
+
+def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    array = np.asarray(values)
+    per_draw = max(1, 1_000_000 // len(array))  # resamples at once: 8 MB of indices, however many values
+    means = np.concatenate(
+        [
+            array[rng.integers(0, len(array), (min(per_draw, _N_RESAMPLES - done), len(array)))].mean(axis=1)
+            for done in range(0, _N_RESAMPLES, per_draw)
+        ]
+    )
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,97 @@
+"""An Ollama Modelfile whose TEMPLATE is the prompt that the model was tuned on.
+
+    FROM ./model.gguf
+    TEMPLATE \"\"\"<|im_start|>user
+    Sort this message: {{ .Prompt }}<|im_end|>
+    <|im_start|>assistant
+    \"\"\"
+
+The instruction is part of the template, so `ollama run NAME "my parcel is lost"` is all that a user types.
+Sources: ollama's docs/modelfile.md and parser/parser.go, which knows no escapes: a text between three quotation marks
+ends where a line ends with three, and what Go's strconv.IsPrint refuses is dropped. Templates are Go's text/template.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.selfguide.prompts import answer_messages
+from sg_local.task import Example
+
+# Stands at the end of the last message for the user's text.
+_PLACE = "\ue0f2"
+
+
+def modelfile(
+    template: ChatTemplate,
+    instruction: str,
+    demonstrations: Sequence[Example],
+    *,
+    stops: Sequence[str],
+    licence: str,
+    model_file: str = "./model.gguf",
+    adds_bos: bool = False,
+) -> str:
+    """The text of a Modelfile. Raises InputError as `ChatTemplate.render`.
+
+    A stop text that Ollama cannot read back is left out: the model's end token ends an answer all the same.
+    adds_bos is whether the model's tokenizer adds a BOS by itself, as it does in Ollama: then the template's is left
+    out. (SmolLM2's does not, and its BOS is the text that begins every turn.)
+    """
+    pieces = template.render(answer_messages(instruction, _PLACE, demonstrations), add_generation_prompt=True)
+    texts = [piece.text for piece in pieces]
+    if adds_bos and template.bos_token and not pieces[0].is_data:
+        texts[0] = texts[0].removeprefix(template.bos_token)
+    last = max(index for index, piece in enumerate(pieces) if piece.is_data)
+    before = "".join(texts[: last + 1]).removesuffix(_PLACE)
+    after = "".join(texts[last + 1 :])
+    lines = [
+        f"FROM {model_file}",
+        f'TEMPLATE """{_go_text(before)}{{{{ .Prompt }}}}{_go_text(after)}"""',
+        "PARAMETER temperature 0",  # as it was scored: greedy,
+        "PARAMETER repeat_penalty 1",  # and free to repeat the prompt's words, which Ollama's 1.1 is not
+        *(f"PARAMETER stop {_quoted(stop)}" for stop in stops if _is_quotable(stop)),
+        f"LICENSE {_quoted(_as_quotable(licence))}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _go_text(text: str) -> str:
+    """Text as Go's template shows it.
+
+    As string constants go in: what Ollama drops, and braces and quotation marks that stand together or at an end,
+    where they would open an action or close the Modelfile's quotes.
+    """
+    shown = []
+    position = 0
+    for is_plain, run in groupby(text, lambda character: _is_kept(character) and character not in '{"'):
+        part = "".join(run)
+        stands_alone = part in ("{", '"') and 0 < position < len(text) - 1
+        position += len(part)
+        shown.append(part if is_plain or stands_alone else f'{{{{ "{_escaped(part)}" }}}}')
+    return "".join(shown)
+
+
+def _escaped(text: str) -> str:
+    codes = [ord(character) for character in text]
+    return "".join(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}" for code in codes)
+
+
+def _is_kept(character: str) -> bool:
+    """Whether Ollama keeps a character of a quoted text; Python's and Go's "printable" mean the same."""
+    return character.isprintable() or character in "\t\n\r"
+
+
+def _is_quotable(text: str) -> bool:
+    """Whether a text that is no template comes out of Ollama's quotes as it went in."""
+    return text != "" and all(map(_is_kept, text)) and not re.search(r'"""\s*[\r\n]', text)
+
+
+def _as_quotable(text: str) -> str:
+    return "".join(character if _is_kept(character) else " " for character in text).replace('"""', "'''")
+
+
+def _quoted(text: str) -> str:
+    mark = '"""' if re.search('["\r\n]', text) else '"'
+    return mark + text + mark

@@ -1,0 +1,56 @@
+"""What is said to the model: the two prompts of SELF-GUIDE, as chat messages.
+
+answering (annotate, train, evaluate, predict)   [{"role": "user", "content": "<instruction>\\n\\n<input>"}]
+    with demonstrations                          user/assistant turns before it, the instruction in the first
+inventing inputs (generate)                      a request for a list of examples, and the list's beginning as
+                                                 the assistant's own words; the model writes the next input
+
+The paper asks for one new input in words ("as an InputGenerator"). A small student copies its demonstrations when
+asked so, but continues a list well: for labels, the label first and then the input (Self-Instruct, arXiv
+2212.10560, section 2.2, "output-first").
+"""
+
+import random
+from collections.abc import Sequence
+
+from sg_local.selfguide.chat_template import Message
+from sg_local.task import Example, Task
+
+
+def answer_messages(instruction: str, text: str, demonstrations: Sequence[Example] = ()) -> list[Message]:
+    """The conversation whose next turn is the answer to `text`."""
+    messages: list[Message] = []
+    for example in demonstrations:
+        messages.append({"role": "user", "content": example.input})
+        messages.append({"role": "assistant", "content": example.output})
+    messages.append({"role": "user", "content": text})
+    messages[0]["content"] = f"{instruction}\n\n{messages[0]['content']}"
+    return messages
+
+
+def input_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
+    """Messages, and the beginning of the assistant's turn, after which the model writes one new input.
+
+    The demonstrations are shuffled by `rng`. For classification `label` is what the input is made for.
+    """
+    examples = []
+    for number, example in enumerate(rng.sample(task.examples, len(task.examples)), 1):
+        lines = [f"Input: {example.input}", f"Output: {example.output}"]
+        if label is not None:
+            lines.reverse()
+        examples.append("\n".join([f"Example {number}", *lines, "", ""]))
+    begun = "Input:" if label is None else f"Output: {label}\nInput:"
+    request = f"{task.instruction}\n\nWrite a list of varied examples of this task."
+    return [{"role": "user", "content": request}], f"{''.join(examples)}Example {len(examples) + 1}\n{begun}"
+
+
+def input_stops(task: Task) -> tuple[str, ...]:
+    """Where a made input ends: at the end of its line, or, where inputs have several, at the list's next heading.
+
+    A heading that stands in a demonstration's input is part of the task and does not end one.
+    """
+    inputs = [example.input for example in task.examples]
+    if not any("\n" in text for text in inputs):
+        return ("\n",)
+    headings = ("\nExample", "\nOutput:", "\nInput:")
+    return tuple(heading for heading in headings if not any(heading in text for text in inputs))

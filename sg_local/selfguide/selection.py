@@ -1,0 +1,95 @@
+"""Which answers to believe: votes, calibrated label scores, and equal numbers for every label.
+
+    vote(["at noon", "at noon", "12"])       -> ("at noon", 0.67)
+    calibrate([[-0.1, -2.4], [-0.2, -1.7]])  -> [[0.60, 0.40], [0.40, 0.60]]     the bias to label 0 is gone
+
+Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equals); Batch Calibration (arXiv
+2309.17249), here on mean log-probabilities; balancing as in SELF-GUIDE, by repeating rows instead of dropping them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+# exp(-69): a label's score below it says no more, and must not decide the mean that calibration subtracts.
+_LEAST_PROBABILITY = 1e-30
+
+
+def vote(samples: Sequence[str]) -> tuple[str, float]:
+    """The commonest answer and its share of all samples, of which there is at least one.
+
+    Among equals the shortest answer wins, then the first.
+    """
+    counts = Counter(sample.strip() for sample in samples)
+    best = min(counts, key=lambda answer: (-counts[answer], len(answer)))
+    return best, counts[best] / len(samples)
+
+
+def label_probabilities(logprobs: Sequence[float]) -> list[float]:
+    """Probabilities of the labels given that one of them is the answer; logprobs in nats, shape (n_labels,)."""
+    highest = max(logprobs)
+    weights = [math.exp(value - highest) for value in logprobs]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def calibrate(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Label probabilities (n_rows, n_labels) without the bias that all rows share, from log-probabilities in nats.
+
+    Subtracts each label's mean log-probability over the batch. It assumes that the batch holds the labels in about
+    equal numbers, which label quotas give.
+    """
+    logs = [[math.log(max(p, _LEAST_PROBABILITY)) for p in label_probabilities(row)] for row in rows]
+    means = [sum(column) / len(logs) for column in zip(*logs, strict=True)]
+    return [
+        label_probabilities([value - mean for value, mean in zip(row, means, strict=True)]) for row in logs
+    ]
+
+
+def margin(probabilities: Sequence[float]) -> float:
+    """How far the likeliest of at least two labels is ahead of the second, 0..1."""
+    first, second = sorted(probabilities, reverse=True)[:2]
+    return first - second
+
+
+def most_confident(labels: Sequence[str], margins: Sequence[float], share: float) -> list[bool]:
+    """Whether each row is among the most confident share of its own label; at least one row of each stays."""
+    keep = [False] * len(labels)
+    for label in set(labels):
+        own = sorted((i for i, other in enumerate(labels) if other == label), key=lambda i: (-margins[i], i))
+        for index in own[: max(1, round(share * len(own)))]:
+            keep[index] = True
+    return keep
+
+
+def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
+    """Whether the student writes inputs for the label it is asked for: agreement clearly over chance.
+
+    The lower end of the agreement's 95 % Wilson interval must reach half of the way from chance to 1: then a
+    disagreement speaks against the row more often than not.
+    """
+    from scipy.stats import binomtest
+
+    if n_rows == 0:
+        return False
+    low = binomtest(agreed, n_rows).proportion_ci(method="wilson").low
+    return bool(low >= (1 + 1 / n_labels) / 2)
+
+
+def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:
+    """How often each row is shown so that all labels that occur are shown equally often; 0 drops a row.
+
+    Rows come most confident first. The commonest label sets the number, unless the rarest would be repeated more
+    than max_copies times: then the others give up their last rows.
+    """
+    if not labels:
+        return []
+    counts = Counter(labels)
+    target = min(max(counts.values()), max_copies * min(counts.values()))
+    seen: Counter[str] = Counter()
+    copies = []
+    for label in labels:
+        whole, rest = divmod(target, counts[label])
+        copies.append(whole + (seen[label] < rest))
+        seen[label] += 1
+    return copies

@@ -1,0 +1,110 @@
+"""Renders one chat template in a process of its own, where it can neither hang nor use up nor touch the machine.
+
+reads  standard input    {"source": "{% for message in messages %}…", "bos_token": "<s>", "eos_token": "</s>",
+                          "messages": [{"role": "user", "content": "…"}], "add_generation_prompt": true,
+                          "sys_path": ["…"]}
+writes standard output   {"text": "USER: … ASSISTANT:"}   or   {"error": "UndefinedError: 'tool' is undefined"}
+
+chat_template.py starts this file as a script. Jinja's sandbox keeps a template from Python's insides; the limits,
+where the system has them, hold even for one that gets out: CPU time, memory, and no file or socket can be opened.
+
+Source: the environment and variables of transformers' utils/chat_template_utils.py. Two differ: the date that a
+template may ask for stands still, and thinking is off, since a run's answers are short and its prompts always equal.
+"""
+
+import contextlib
+import datetime
+import json
+import sys
+from typing import Any
+
+MAX_PROMPT_CHARACTERS = 1024 * 1024
+MAX_CPU_SECONDS = 2
+MAX_MEMORY_BYTES = 512 * 1024 * 1024
+# Llama 3's own default for templates that are told no date.
+DATE = datetime.date(2024, 7, 26)
+
+
+def main() -> None:
+    """Answers the one request on standard input."""
+    request = json.load(sys.stdin)
+    sys.path[:] = request.pop("sys_path")
+    try:
+        answer = {"text": _render(**request)}
+    except MemoryError:
+        answer = {"error": f"it needs over {MAX_MEMORY_BYTES >> 20} MiB of memory"}
+    except Exception as error:  # whatever a template raises is its fault, to be told
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    json.dump(answer, sys.stdout)
+
+
+def _render(
+    source: str,
+    bos_token: str,
+    eos_token: str,
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool,
+) -> str:
+    import jinja2
+    import jinja2.debug  # Jinja imports it at the first error, and then no file can be opened any more
+    from jinja2.ext import Extension, LoopControlExtension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks the assistant's words for training; here its body is shown as it stands."""
+
+        tags = {"generation"}  # noqa: RUF012 (Jinja reads it from the class)
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = DATE.strftime
+    environment.from_string(
+        "{{ 'loads' }}"
+    ).render()  # what Jinja and its codecs import when they are first used
+    _limit_process()
+    parts: list[str] = []
+    length = 0
+    for part in environment.from_string(source).generate(
+        messages=messages,
+        tools=None,
+        documents=None,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=False,
+    ):
+        parts.append(part)
+        length += len(part)
+        if length > MAX_PROMPT_CHARACTERS:
+            raise ValueError(f"it wrote over {MAX_PROMPT_CHARACTERS} characters")
+    text = "".join(parts)
+    text.encode()  # half of a surrogate pair is no text
+    return text
+
+
+def _limit_process() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: there the caller's time-out is the only bound
+        return
+    for limit, soft, hard in (
+        (resource.RLIMIT_CPU, MAX_CPU_SECONDS, MAX_CPU_SECONDS + 1),  # the soft one ends it with SIGXCPU
+        (resource.RLIMIT_AS, MAX_MEMORY_BYTES, MAX_MEMORY_BYTES),
+        (resource.RLIMIT_NOFILE, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
+            resource.setrlimit(limit, (soft, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Exact Match and ROUGE-L, by hand; intervals, by their formulas and their odds."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sg_local.errors import InputError
+from sg_local.selfguide.metrics import (
+    check_labels,
+    exact_match,
+    interval,
+    is_label,
+    normalize,
+    paired_difference,
+    rouge_l,
+    words,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  Support. ", "support"),
+        ("It's a \n\t test!", "its a test"),
+        ("well-known", "wellknown"),
+        ("支持。", "支持"),
+        ("«Да», конечно…", "да конечно"),
+        ("نعم؟", "نعم"),
+        ("हाँ।", "हाँ"),
+        ("¿Sí?", "sí"),
+        ("5 €", "5 €"),  # a currency is no punctuation
+        ("+", "+"),
+        (" :-) ", ":-)"),
+        ("", ""),
+    ],
+)
+def test_normalize(text: str, expected: str):
+    assert normalize(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("Support.", "support", 1.0),
+        ("support", "undermine", 0.0),
+        ("", "support", 0.0),
+        ("support because", "support", 0.0),
+        ("ПОДДЕРЖИВАЕТ!", "поддерживает", 1.0),
+        ("cafe\u0301", "caf\u00e9", 1.0),  # the same letter, written in two ways
+        ("+", "-", 0.0),
+        ("", "-", 0.0),
+    ],
+)
+def test_exact_match(prediction: str, reference: str, expected: float):
+    assert exact_match(prediction, reference) == expected
+
+
+def test_a_label_inside_a_word_is_no_match():
+    # The reference takes the last label that is a substring: "neutrally entailing" scores as neutral.
+    assert exact_match("neutrally entailing", "neutral") == 0.0
+    assert not is_label("neutrally entailing", ["neutral", "entails"])
+
+
+def test_a_sentence_about_a_label_is_not_the_label():
+    # The reference means to map "It entails." to "entails", and its mapping is lost. Here nothing is mapped: labels
+    # are scored, not sampled, and an answer that goes on is counted as no label.
+    labels = ["entails", "neutral"]
+    assert is_label("Entails.", labels)
+    assert not is_label("It entails.", labels)
+
+
+def test_labels_are_the_tasks_and_not_those_of_the_test_answers():
+    assert not is_label("contradicts", ["entails", "neutral"])
+    assert is_label("contradicts", ["entails", "neutral", "contradicts"])
+
+
+def test_no_answer_is_never_a_label():
+    assert not is_label("", ["+", "-"])
+    assert not is_label(" . ", ["+", "-"])
+    assert is_label(" + ", ["+", "-"])
+
+
+def test_labels_that_scoring_cannot_tell_apart_are_refused_all_at_once():
+    check_labels(["yes", "no", "+", "-", "++"])
+    check_labels([])
+    with pytest.raises(InputError) as caught:
+        check_labels(["C", "Java", "C++", "C#", "java."])
+    lines = str(caught.value).splitlines()
+    assert [line.split(" are ")[0] for line in lines] == [
+        "labels 'C' and 'C++'",
+        "labels 'C' and 'C#'",
+        "labels 'Java' and 'java.'",
+        "labels 'C++' and 'C#'",
+    ]
+    assert all("rename one" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("how many chapters", "how many chapters are there", 2 * 3 / (3 + 5)),
+        ("how many chapters are there", "how many chapters", 2 * 3 / (3 + 5)),
+        ("the cat sat on the mat", "the cat lay on the mat", 2 * 5 / 12),
+        ("mat the on sat cat the", "the cat sat on the mat", 2 * 3 / 12),  # in order: the, on, the
+        ("The CAT.", "the cat", 1.0),
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+        ("cat", "", 0.0),
+    ],
+)
+def test_rouge_l(prediction: str, reference: str, expected: float):
+    assert rouge_l(prediction, reference) == pytest.approx(expected)
+
+
+def test_rouge_l_compares_words_and_not_characters():
+    # The reference's LCS runs over characters: 2/3 for these two words.
+    assert rouge_l("acb", "abc") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("Моя посылка пришла", "моя посылка не пришла", 2 * 3 / 7),
+        ("我喜欢猫", "我喜欢狗。", 3 / 4),  # four characters each
+        ("猫が好き", "犬が好き", 3 / 4),
+        ("मैं घर जाता हूँ", "मैं घर जाती हूँ", 3 / 4),  # जाता and जाती differ in a vowel sign
+        ("나는 집에 간다", "나는 집에 왔다", 2 / 3),
+        ("café crème", "cafe crème", 1 / 2),
+        ("GPT-4 很好", "GPT-4 不好", 2 * 3 / 8),  # gpt, 4, and two characters
+        ("😀👍", "😀👎", 1 / 2),
+        ("😀", "😀", 1.0),
+        ("+", "+", 1.0),  # no words at all: Exact Match
+        ("+", "-", 0.0),
+    ],
+)
+def test_rouge_l_in_other_scripts(prediction: str, reference: str, expected: float):
+    assert rouge_l(prediction, reference) == pytest.approx(expected)
+
+
+def test_words_keep_marks_with_their_letters():
+    assert words("Ist's FERTIG? naïve e\u0301te\u0301_1") == ["ist", "s", "fertig", "naïve", "été", "1"]
+    assert words("ที่บ้าน") == ["ที่", "บ้", "า", "น"]
+    assert words("東京タワー2号") == ["東", "京", "タ", "ワ", "ー", "2", "号"]
+
+
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127)))
+def test_english_scores_are_those_of_rouge_score(prediction: str, reference: str):
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    assert words(reference) == DefaultTokenizer(use_stemmer=False).tokenize(reference)
+    if words(prediction) or words(reference):
+        theirs = RougeScorer(["rougeL"]).score(reference, prediction)["rougeL"].fmeasure
+        assert rouge_l(prediction, reference) == theirs
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    z, p = 1.959964, successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize(("successes", "n"), [(8, 10), (0, 10), (10, 10), (150, 300), (1, 1)])
+def test_interval_of_right_and_wrong_is_wilsons(successes: int, n: int):
+    scores = [1.0] * successes + [0.0] * (n - successes)
+    assert interval(scores) == pytest.approx(wilson(successes, n), abs=1e-6)
+
+
+def test_interval_of_other_scores_is_about_two_standard_errors():
+    rng = random.Random(0)
+    scores = [rng.random() for _ in range(300)]
+    mean = sum(scores) / 300
+    error = math.sqrt(sum((score - mean) ** 2 for score in scores) / 300 / 300)
+    low, high = interval(scores)
+    # 10,000 resamples place a 2.5 % quantile within 0.03 standard errors; 0.15 is five times that.
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
+    assert interval(scores) == (low, high)
+
+
+def test_interval_of_equal_scores_is_a_point():
+    assert interval([0.25] * 50) == (0.25, 0.25)
+
+
+def test_paired_difference():
+    before = [0.0, 1.0] * 100
+    mean, low, high = paired_difference([1.0] * 150 + [0.0] * 50, before)
+    assert mean == pytest.approx(0.25)
+    assert 0.1 < low < 0.25 < high < 0.4
+    assert paired_difference(before, before) == (0, 0, 0)
+    swapped = paired_difference(before, [1.0] * 150 + [0.0] * 50)
+    assert swapped[0] == pytest.approx(-0.25)
+    assert swapped[2] < 0
+
+
+def test_pairs_make_the_interval_narrower():
+    # Rows that differ much, and a gain of 0.1 on nearly every one: the means' own intervals overlap.
+    rng = random.Random(1)
+    before = [rng.random() * 0.8 for _ in range(60)]
+    after = [value + 0.1 + rng.gauss(0, 0.02) for value in before]
+    assert interval(after)[0] < interval(before)[1]
+    assert paired_difference(after, before)[1] > 0.08
+
+
+def test_paired_difference_needs_the_same_rows():
+    with pytest.raises(ValueError, match="longer"):
+        paired_difference([1.0], [1.0, 0.0])

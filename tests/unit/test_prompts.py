@@ -1,0 +1,110 @@
+"""The prompts: what is said to the model, to the letter."""
+
+import random
+
+import pytest
+
+from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
+from sg_local.selfguide.prompts import answer_messages, input_request, input_stops
+from sg_local.task import Example, Task, example_names, load_task
+
+TASK = Task(
+    "support-or-undermine",
+    "Does the perspective support or undermine the claim?",
+    (Example("claim: A. perspective: B.", "support"), Example("claim: C. perspective: D.", "undermine")),
+    ("support", "undermine"),
+)
+GENERATION = Task("shorten", "Shorten the sentence.", (Example("It is a very long day.", "A long day."),))
+
+
+def test_an_answer_is_asked_for_with_instruction_and_input_alone():
+    assert answer_messages("Sort this.", "My parcel is lost.") == [
+        {"role": "user", "content": "Sort this.\n\nMy parcel is lost."}
+    ]
+
+
+def test_demonstrations_are_earlier_turns_and_the_instruction_stands_once():
+    assert answer_messages(TASK.instruction, "claim: E. perspective: F.", TASK.examples) == [
+        {"role": "user", "content": f"{TASK.instruction}\n\nclaim: A. perspective: B."},
+        {"role": "assistant", "content": "support"},
+        {"role": "user", "content": "claim: C. perspective: D."},
+        {"role": "assistant", "content": "undermine"},
+        {"role": "user", "content": "claim: E. perspective: F."},
+    ]
+
+
+def test_a_label_comes_before_its_input():
+    messages, begun = input_request(TASK, "undermine", random.Random(0))
+    assert messages == [
+        {"role": "user", "content": f"{TASK.instruction}\n\nWrite a list of varied examples of this task."}
+    ]
+    blocks = begun.split("\n\n")
+    assert sorted(block.split("\n", 1)[1] for block in blocks[:2]) == [
+        "Output: support\nInput: claim: A. perspective: B.",
+        "Output: undermine\nInput: claim: C. perspective: D.",
+    ]
+    assert [block.split("\n", 1)[0] for block in blocks] == ["Example 1", "Example 2", "Example 3"]
+    assert blocks[2] == "Example 3\nOutput: undermine\nInput:"
+
+
+def test_without_labels_the_input_comes_first():
+    _, begun = input_request(GENERATION, None, random.Random(0))
+    assert begun == "Example 1\nInput: It is a very long day.\nOutput: A long day.\n\nExample 2\nInput:"
+
+
+def test_chance_is_an_argument_and_shuffles_the_demonstrations():
+    def order(seed: int) -> str:
+        return input_request(TASK, "support", random.Random(seed))[1]
+
+    assert order(7) == order(7)
+    # Two orders, 40 seeds: all alike by chance once in 2**39.
+    assert len({order(seed) for seed in range(40)}) == 2
+    assert [example.output for example in TASK.examples] == ["support", "undermine"]
+
+
+@pytest.mark.parametrize("demonstrations", [(), TASK.examples])
+@pytest.mark.parametrize("label", ["support", None])
+def test_no_prompt_ends_with_the_word_none(demonstrations: tuple[Example, ...], label: str | None):
+    # The reference formats a missing few-shot prompt: every annotate, train and eval prompt ends "…yNone".
+    template = ChatTemplate(VICUNA_TEMPLATE, "<s>", "</s>")
+    messages = answer_messages(TASK.instruction, "claim: E. perspective: F.", demonstrations)
+    prompt = "".join(piece.text for piece in template.render(messages, add_generation_prompt=True))
+    assert prompt.endswith("claim: E. perspective: F. ASSISTANT:")
+    requests, begun = input_request(TASK, label, random.Random(1))
+    assert "None" not in prompt + requests[0]["content"] + begun
+
+
+def test_generation_tasks_are_not_asked_for_labels():
+    # The reference ignores is_generation: every task gets the "help annotate label" prompt.
+    messages = answer_messages(GENERATION.instruction, "It is late.", GENERATION.examples)
+    requests, begun = input_request(GENERATION, None, random.Random(0))
+    said = " ".join([*(message["content"] for message in messages), requests[0]["content"], begun])
+    assert "label" not in said.lower()
+    assert "annotate" not in said.lower()
+
+
+def test_an_input_of_one_line_ends_with_it():
+    assert input_stops(TASK) == ("\n",)
+    assert input_stops(GENERATION) == ("\n",)
+
+
+def test_an_input_of_several_lines_ends_at_the_lists_next_heading():
+    task = Task("t", "i", (Example("one\ntwo", "x"), Example("one", "y")))
+    assert set(input_stops(task)) == {"\nOutput:", "\nExample", "\nInput:"}
+
+
+def test_a_heading_that_belongs_to_the_task_does_not_end_an_input():
+    task = Task("t", "Correct the program.", (Example("print(2)\nOutput: 3", "print(3)"),))
+    assert input_stops(task) == ("\nExample", "\nInput:")
+
+
+@pytest.mark.parametrize("name", example_names())
+def test_the_begun_list_holds_a_shipped_tasks_demonstrations_whole(name: str):
+    task = load_task(name)
+    label = task.labels[0] if task.labels else None
+    _, begun = input_request(task, label, random.Random(0))
+    for example in task.examples:
+        assert f"Input: {example.input}\n" in begun
+        assert f"Output: {example.output}\n" in begun
+    # A stop in the middle of a demonstration would cut off what the model writes in its likeness.
+    assert not any(stop in example.input for stop in input_stops(task) for example in task.examples)
