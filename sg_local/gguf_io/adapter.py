@@ -1,0 +1,298 @@
+"""LoRA adapters: a trained PEFT directory → the GGUF adapter that llama.cpp applies, and that one read back.
+
+    base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight, (576, 16)
+    → blk.0.attn_q.weight.lora_b, (576, 16) float32, rows permuted as llama.cpp permutes those of q
+
+Format: llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. Both sides add alpha/rank · B · A to
+the weight. What llama.cpp would apply otherwise than PEFT, or not at all, is refused here.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sg_local.errors import InputError
+from sg_local.gguf_header import (
+    DEFAULT_ALIGNMENT_BYTES,
+    GgufHeader,
+    MetadataValue,
+    read_header,
+    read_model_header,
+    require_supported,
+)
+from sg_local.gguf_io.layout import OutputTensor, float32_value, pad, string_value, write_header
+from sg_local.gguf_io.tensors import (
+    Floats,
+    ModelTensor,
+    model_tensors,
+    read_dimensions,
+    rope_row_order,
+    row_blocks,
+)
+from sg_local.records import Faults, atomic_path, read_json
+
+MAX_CONFIG_BYTES = 1024**2
+MAX_WEIGHTS_BYTES = 8 * 1024**3
+
+# Fields of peft.LoraConfig that make the adapter more than W + alpha/rank · B · A, unless they are empty.
+_MUST_BE_EMPTY = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+)
+# The other initializations (pissa, olora, corda, loftq, ...) also change the base that the adapter is for.
+_INITIALIZATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+_PEFT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+_VOCABULARY = re.compile("embed_tokens|lm_head|lora_embedding")
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A GGUF LoRA adapter: W + alpha/rank · b @ a for each base tensor W of shape (rows, columns).
+
+    `tensors` maps the base tensor's name to (a, b), a of shape (rank, columns), b of shape (rows, rank), with
+    rows in llama.cpp's order. `metadata` is all of the file's.
+    """
+
+    alpha: float
+    rank: int
+    metadata: dict[str, MetadataValue]
+    tensors: dict[str, tuple[Floats, Floats]]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def write_adapter_gguf(
+    adapter_dir: Path, base_path: Path, out_path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Writes a PEFT LoRA adapter as a GGUF adapter for the base model `base_path`.
+
+    adapter_dir: adapter_config.json and adapter_model.safetensors. metadata: string keys to add.
+    The file holds float32 tensors and the keys general.type, adapter.type, adapter.lora.alpha.
+
+    Raises:
+        InputError: a file cannot be read, the adapter is more than plain LoRA on the layers' matrices, does
+            not fit the base, or holds NaN or infinite values. All faults of the adapter are named, a line
+            each.
+        SgLocalError: `out_path` could not be written.
+    """
+    base = read_model_header(base_path)
+    require_supported(base)
+    faults = Faults()
+    config_path = adapter_dir / "adapter_config.json"
+    config = read_json(config_path, MAX_CONFIG_BYTES)
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path} is not a JSON object; give a directory that PEFT saved")
+    alpha, rank = _check_config(config_path, config, faults)
+    weights_path = adapter_dir / "adapter_model.safetensors"
+    pairs = _pairs(weights_path, base, rank, _read_safetensors(weights_path), faults)
+    faults.raise_any()
+
+    values = {key: string_value(text) for key, text in metadata.items()}
+    values["general.architecture"] = string_value(base.architecture)
+    values["general.type"] = string_value("adapter")
+    values["adapter.type"] = string_value("lora")
+    values["adapter.lora.alpha"] = float32_value(alpha)
+    arrays = {f"{name}.lora_{half}": array for name, pair in pairs.items() for half, array in pair.items()}
+    outputs = [OutputTensor(name, array.shape[::-1], "F32", array.nbytes) for name, array in arrays.items()]
+    with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
+        write_header(file, values, outputs, DEFAULT_ALIGNMENT_BYTES)
+        for array in arrays.values():
+            file.write(array.tobytes())
+            pad(file, DEFAULT_ALIGNMENT_BYTES)
+
+
+def read_adapter_gguf(path: Path) -> Adapter:
+    """Reads a GGUF LoRA adapter whole.
+
+    Raises InputError, with all faults, where the file is no LoRA adapter, has no alpha, has tensors of
+    several ranks, half pairs or other tensors, or holds NaN or infinite values.
+    """
+    header = read_header(path)
+    if header.kind != "adapter" or header.metadata.get("adapter.type") != "lora":
+        raise InputError(f"{path} is not a LoRA adapter; give a file that `sg-local export` wrote")
+    faults = Faults()
+    alpha = header.metadata.get("adapter.lora.alpha")
+    # llama.cpp takes alpha 0 for scale 1, PEFT for scale 0.
+    if not isinstance(alpha, float) or not (math.isfinite(alpha) and alpha > 0):
+        faults.add(f"{path}: adapter.lora.alpha is {alpha!r:.40}, not a number over 0")
+    halves: dict[str, dict[str, Floats]] = {}
+    for tensor in header.tensors:
+        base_name, dot, half = tensor.name.rpartition(".lora_")
+        if not dot or half not in ("a", "b") or len(tensor.shape) != 2:
+            faults.add(f"{path}: tensor {tensor.name!r} is not half of a LoRA pair")
+            continue
+        blocks = [np.empty((0, tensor.shape[0]), np.float32)]
+        blocks += [block for _, block in row_blocks(header, tensor)]
+        halves.setdefault(base_name, {})[half] = np.concatenate(blocks)
+    ranks = set()
+    for base_name, pair in halves.items():
+        if len(pair) < 2:
+            faults.add(f"{path}: tensor {base_name!r} has only one half of its LoRA pair")
+        else:
+            ranks |= {pair["a"].shape[0], pair["b"].shape[1]}
+    if not halves:
+        faults.add(f"{path}: the adapter has no tensors")
+    elif len(ranks) > 1 or 0 in ranks:
+        faults.add(f"{path}: its tensors have the ranks {sorted(ranks)}; one rank is supported")
+    faults.raise_any()
+    return Adapter(
+        alpha=float(alpha) if isinstance(alpha, float) else 0.0,
+        rank=ranks.pop(),
+        metadata=header.metadata,
+        tensors={name: (pair["a"], pair["b"]) for name, pair in halves.items()},
+    )
+
+
+def base_matrices(header: GgufHeader) -> dict[str, ModelTensor]:
+    """The matrices of a base model that an adapter may change: GGUF name → shape and Hugging Face name.
+
+    Raises InputError where the metadata is faulty, or gives a matrix another shape than it has.
+    """
+    faults = Faults()
+    expected = model_tensors(header, read_dimensions(header))
+    matrices = {}
+    for tensor in header.tensors:
+        wanted = expected.get(tensor.name)
+        if wanted is None or not wanted.takes_lora:
+            continue
+        matrices[tensor.name] = wanted
+        if tensor.shape[::-1] != wanted.shape:
+            faults.add(
+                f"{header.path}: tensor {tensor.name} has the shape {tensor.shape[::-1]}, and the metadata "
+                f"says {wanted.shape}; get another copy of the model"
+            )
+    faults.raise_any()
+    return matrices
+
+
+def _check_config(path: Path, config: dict[str, Any], faults: Faults) -> tuple[float, int]:
+    """lora_alpha and r, 1 where they are faulty."""
+    if config.get("peft_type") != "LORA":
+        faults.add(f"{path}: peft_type is {config.get('peft_type')!r:.40}; only LORA can be exported")
+    for key in _MUST_BE_EMPTY:
+        if config.get(key):
+            faults.add(
+                f"{path}: {key} is {config[key]!r:.80}, which llama.cpp's adapters cannot express; "
+                "train without it"
+            )
+    if config.get("bias", "none") != "none":
+        faults.add(f"{path}: bias is {config['bias']!r:.40}; train with bias 'none'")
+    initialization = config.get("init_lora_weights")
+    if not any(initialization is known or initialization == known for known in _INITIALIZATIONS):
+        faults.add(
+            f"{path}: init_lora_weights is {initialization!r:.40}, which changes the base weights too; "
+            "train with true"
+        )
+    alpha, rank = config.get("lora_alpha"), config.get("r")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
+        faults.add(f"{path}: lora_alpha is {alpha!r:.40}, not a number over 0")
+        alpha = 1
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        faults.add(f"{path}: r is {rank!r:.40}, not a positive integer")
+        rank = 1
+    return float(alpha), rank
+
+
+def _read_safetensors(path: Path) -> dict[str, Floats]:
+    # Only finetuning has safetensors installed.
+    from safetensors import SafetensorError, deserialize
+
+    pickled = path.with_name("adapter_model.bin")
+    if not path.exists() and pickled.exists():
+        raise InputError(
+            f"{pickled} is a pickle, which can run code when it is read; "
+            "save the adapter with safe_serialization=True"
+        )
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_WEIGHTS_BYTES:
+            raise InputError(f"{path} has {size_bytes} bytes, over the limit of {MAX_WEIGHTS_BYTES}")
+        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; give a directory that PEFT saved") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file: {error}; train again") from error
+
+    arrays: dict[str, Floats] = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise InputError(f"{path}: tensor {name!r:.120} is of type {entry['dtype']}; save it as float32")
+        array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":
+            # bfloat16 is the upper half of a float32; numpy has no type for it.
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is refused
+            arrays[name] = array.astype(np.float32)
+    return arrays
+
+
+def _pairs(
+    path: Path, base: GgufHeader, rank: int, arrays: dict[str, Floats], faults: Faults
+) -> dict[str, dict[str, Floats]]:
+    """Base tensor name → {"a": A, "b": B with rows in llama.cpp's order}."""
+    matrices = base_matrices(base)
+    gguf_names = {tensor.hf.removesuffix(".weight"): name for name, tensor in matrices.items()}
+    halves: dict[str, dict[str, Floats]] = {}
+    for name, array in sorted(arrays.items()):
+        match = _PEFT_NAME.fullmatch(name)
+        gguf_name = gguf_names.get(match["module"]) if match else None
+        if not match or not gguf_name:
+            if _VOCABULARY.search(name):
+                reason = (
+                    "changes the vocabulary's weights; take embed_tokens and lm_head out of target_modules"
+                )
+            else:
+                reason = f"has no place in {base.path.name}; train on this base, on its layers' matrices"
+            faults.add(f"{path}: tensor {name!r:.120} {reason}")
+            continue
+        rows, columns = matrices[gguf_name].shape
+        wanted = (rank, columns) if match["part"] == "A" else (rows, rank)
+        if array.shape != wanted:
+            faults.add(
+                f"{path}: tensor {name} has the shape {array.shape}, and {gguf_name} of {base.path.name}, "
+                f"{(rows, columns)}, needs {wanted} at rank {rank}"
+            )
+        elif not np.isfinite(array).all():
+            faults.add(f"{path}: tensor {name} has NaN or infinite values; train with a lower learning rate")
+        else:
+            halves.setdefault(gguf_name, {})[match["part"]] = array
+    if not arrays:
+        faults.add(f"{path}: the adapter has no tensors; train again")
+    for gguf_name, pair in halves.items():
+        if len(pair) < 2 and not faults.count:
+            faults.add(f"{path}: {matrices[gguf_name].hf} has only one half of its LoRA pair")
+    if faults.count:
+        return {}
+    return {
+        name: {
+            "a": halves[name]["A"],
+            "b": halves[name]["B"][rope_row_order(tensor.shape[0], tensor.n_heads)],
+        }
+        for name, tensor in matrices.items()
+        if name in halves
+    }

@@ -1,0 +1,102 @@
+"""A GGUF file as bytes: metadata as raw values, the table of tensors, padding.
+
+    "general.file_type" → 04 00 00 00 01 00 00 00: type uint32, value 1
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. The gguf package is not used for
+this: its reader takes seconds and hundreds of MB for a large vocabulary; its writer cannot write empty arrays
+or arrays of arrays, and through numpy's `tofile` does not notice every time that the disk is full.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO, NamedTuple
+
+from sg_local.gguf_header import GgufHeader
+from sg_local.gguf_io.tensors import quantization, read_bytes
+
+_UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
+# value type → bytes of one value
+_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+
+class OutputTensor(NamedTuple):
+    """A tensor to be written. `shape` is in GGUF order: the contiguous dimension comes first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    size_bytes: int
+
+
+def uint32_value(number: int) -> bytes:
+    """The raw metadata value of a uint32."""
+    return struct.pack("<II", _UINT32, number)
+
+
+def float32_value(number: float) -> bytes:
+    """The raw metadata value of a float32."""
+    return struct.pack("<If", _FLOAT32, number)
+
+
+def string_value(text: str) -> bytes:
+    """The raw metadata value of a string."""
+    data = text.encode()
+    return struct.pack("<IQ", _STRING, len(data)) + data
+
+
+def raw_metadata(header: GgufHeader) -> dict[str, bytes]:
+    """Each metadata key → its value type and value as the bytes in the file, in the file's order.
+
+    The walk is unchecked: read_header has been through the same bytes.
+    """
+    data = read_bytes(header, 0, header.data_offset_bytes).tobytes()
+    values: dict[str, bytes] = {}
+    position = 24  # after magic, version, number of tensors, number of keys
+    for _ in header.metadata:
+        (key_bytes,) = struct.unpack_from("<Q", data, position)
+        start = position + 8 + key_bytes
+        (value_type,) = struct.unpack_from("<I", data, start)
+        key = data[position + 8 : start].decode()
+        position = _value_end(data, start + 4, value_type)
+        values[key] = data[start:position]
+    return values
+
+
+def _value_end(data: bytes, position: int, value_type: int) -> int:
+    if value_type == _STRING:
+        return position + 8 + int.from_bytes(data[position : position + 8], "little")
+    if value_type == _ARRAY:
+        element_type, count = struct.unpack_from("<IQ", data, position)
+        position += 12
+        if element_type in _VALUE_BYTES:
+            return position + int(count) * _VALUE_BYTES[element_type]
+        for _ in range(count):
+            position = _value_end(data, position, element_type)
+        return position
+    return position + _VALUE_BYTES[value_type]
+
+
+def write_header(
+    file: BinaryIO, values: Mapping[str, bytes], tensors: Sequence[OutputTensor], alignment_bytes: int
+) -> None:
+    """Writes everything before the tensor data: metadata as raw values, then the table of tensors.
+
+    The caller writes the tensors' bytes in the same order, each followed by `pad`.
+    """
+    file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values)))
+    for key, value in values.items():
+        name = key.encode()
+        file.write(struct.pack("<Q", len(name)) + name + value)
+    offset_bytes = 0
+    for name_text, shape, type_name, size_bytes in tensors:
+        name = name_text.encode()
+        file.write(struct.pack("<Q", len(name)) + name)
+        file.write(struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
+        file.write(struct.pack("<IQ", int(quantization(type_name)), offset_bytes))
+        offset_bytes += -(-size_bytes // alignment_bytes) * alignment_bytes
+    pad(file, alignment_bytes)
+
+
+def pad(file: BinaryIO, alignment_bytes: int) -> None:
+    """Writes zeros up to the alignment."""
+    file.write(bytes(-file.tell() % alignment_bytes))
