@@ -1,0 +1,99 @@
+"""llama.cpp's models, loaded and closed: the one place that opens a GGUF for computing.
+
+    with load_model(Path("smollm2.gguf")) as model:
+        model.pointer, model.vocab      # handles for llama_cpp's low-level functions
+
+Source: llama.h of the llama.cpp that llama-cpp-python carries. Its high-level class `Llama` is not used: it
+holds one sequence and ignores unknown arguments in silence.
+"""
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from sg_local.errors import InputError
+from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
+
+_last_messages: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_message(level: int, text: bytes, _user_data: Any) -> None:
+    if level >= 3:  # GGML_LOG_LEVEL_WARN
+        _last_messages.append(text.decode("utf-8", "replace").strip())
+
+
+@cache
+def start_library() -> None:
+    """Initialises llama.cpp once for this process and keeps its chatter off the user's terminal."""
+    llama_cpp.llama_log_set(_keep_message, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def last_messages() -> str:
+    """The latest warnings and errors of llama.cpp in one line, for an error message."""
+    return "; ".join(m for m in _last_messages if m) or "llama.cpp gave no reason"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Handles of one loaded model; valid inside `load_model` only."""
+
+    path: Path
+    pointer: Any
+    vocab: Any
+    n_vocab: int
+    n_ctx_train: int
+
+
+def _context_length(header: GgufHeader) -> int:
+    key = f"{header.architecture}.context_length"
+    value = header.metadata.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise InputError(
+            f"{header.path} does not say its context length ({key}): get another copy of the model"
+        )
+    return value
+
+
+@contextmanager
+def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) -> Iterator[LoadedModel]:
+    """Loads a GGUF model after the bounded header check, and frees it at the end.
+
+    n_gpu_layers: layers to offload where llama.cpp was built with a GPU backend; -1 means all.
+    Raises InputError when the file is no model that can be run here.
+    """
+    header = read_model_header(path)
+    require_supported(header)
+    start_library()
+    _last_messages.clear()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
+    params.vocab_only = vocab_only
+    pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not pointer:
+        raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
+    vocab = llama_cpp.llama_model_get_vocab(pointer)
+    try:
+        yield LoadedModel(
+            path=path,
+            pointer=pointer,
+            vocab=vocab,
+            n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
+            # from the header: llama.cpp does not tell it for vocab_only
+            n_ctx_train=_context_length(header),
+        )
+    finally:
+        llama_cpp.llama_model_free(pointer)
+
+
+def supports_gpu() -> bool:
+    """Whether this llama.cpp was built with a GPU backend."""
+    return bool(llama_cpp.llama_supports_gpu_offload())

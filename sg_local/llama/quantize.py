@@ -1,0 +1,29 @@
+"""A model file in another of llama.cpp's number formats.
+
+    requantize(Path("smollm2.Q4_1.gguf"), Path("smollm2.F16.gguf"), "F16")
+
+Source: llama.h `llama_model_quantize`, of the llama.cpp that llama-cpp-python carries.
+"""
+
+from pathlib import Path
+
+import llama_cpp
+
+from sg_local.errors import SgLocalError
+from sg_local.llama.library import last_messages, start_library
+from sg_local.records import atomic_path
+
+# llama.h, enum llama_ftype
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+
+
+def requantize(source: Path, target: Path, file_type: str, n_threads: int = 0) -> None:
+    """Writes a copy of a model in another file type, one of FILE_TYPES. Complete or absent."""
+    start_library()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[file_type]
+    params.allow_requantize = True
+    params.nthread = n_threads
+    with atomic_path(target) as path:
+        if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), params) != 0:
+            raise SgLocalError(f"{source} could not be written as {file_type}: {last_messages()}")
