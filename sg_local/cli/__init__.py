@@ -1,0 +1,111 @@
+"""The command line: `sg-local COMMAND`. Commands read flags, call one function, print, and exit.
+
+Exit codes: 0 done; 1 it failed while working; 2 the call or a file is wrong; 3 worse than the base (`--gate`).
+A command's module is imported when the command is called, so the list of commands comes at once.
+"""
+
+import errno
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from sg_local.cli.group import Group
+from sg_local.errors import SgLocalError
+from sg_local.progress import say
+
+# Command -> its module and one line of help, in the order of the work.
+COMMANDS = {
+    "run": ("run", "The whole loop: data, training, export, scores."),
+    "generate": ("stages", "Stage 1: the model invents inputs."),
+    "annotate": ("stages", "Stage 2: the model answers its inputs."),
+    "curate": ("stages", "Stage 3: choose the pairs to train on."),
+    "train": ("stages", "Stage 4: finetune the model on them."),
+    "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
+    "evaluate": ("stages", "Stage 6: score the served files beside the untuned model."),
+    "predict": ("predict", "Answers for a file of inputs, JSON lines out."),
+    "verify": ("verify", "Hashes, fingerprint and parity of a run, again."),
+    "models": ("models", "Models by name: list, pull, show."),
+    "task": ("task", "Task files: check, import."),
+    "doctor": ("doctor", "What this machine can do and what is missing, with the fix."),
+}
+# The modules whose commands go on where they stopped when they are called again.
+_RESUMING = {"run", "stages"}
+
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class _Commands(Group):
+    """Lists COMMANDS without importing them, and is the one place where an error becomes an exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = getattr(import_module(f"sg_local.cli.{COMMANDS[name][0]}"), name)
+        return name, command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SgLocalError as error:
+            say(f"Error: {error}")
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _stopped(ctx, "interrupted")
+        except MemoryError:
+            _stopped(ctx, "memory ran out: take a smaller model, or lower --n-ctx or --batch-size")
+        except OSError as error:
+            # Libraries touch files too. Other errors of the system are our bugs, and keep their traceback.
+            if error.errno not in _DISK_IS_FULL | _NOT_ALLOWED:
+                raise
+            remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"
+            _stopped(ctx, f"{error.filename or 'writing the output'}: {error.strerror}: {remedy}")
+
+
+def _stopped(ctx: click.Context, reason: str) -> NoReturn:
+    """Ends a command that did nothing wrong itself."""
+    module, _ = COMMANDS[str(ctx.invoked_subcommand)]
+    goes_on = "; what is finished is kept, and the same command goes on from there"
+    say(f"Error: {reason}{goes_on if module in _RESUMING else ''}")
+    ctx.exit(1)
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, is_wanted: bool) -> None:
+    if not is_wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"sg-local {version('sg-local')}")
+    except PackageNotFoundError:
+        click.echo("sg-local, not installed: a source checkout")
+    ctx.exit()
+
+
+@click.group(
+    cls=_Commands,
+    commands={name: click.Command(name, short_help=line) for name, (_, line) in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """\b
+    sg-local run support-inbox --model smollm2-135m --preset quick
+
+    Makes a local GGUF model better at your task, from an instruction and up to three examples.
+    """
+
+
+def main() -> None:
+    """Runs the command line: the entry point of `sg-local` and of `python -m sg_local`."""
+    cli()

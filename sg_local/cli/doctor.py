@@ -1,0 +1,29 @@
+"""`sg-local doctor`: what this machine can do, and what is missing."""
+
+import click
+
+from sg_local.cli.options import JSON_OPTION
+
+
+@click.command()
+@JSON_OPTION
+def doctor(as_json: bool) -> None:
+    """\b
+    sg-local doctor
+
+    Looks at packages, processor, memory, disk, GPU and models, and says what to do where something is missing.
+    """
+    import json
+
+    from sg_local.doctor import examine
+    from sg_local.progress import printable
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps(findings, indent=1))
+        return
+    for finding in findings:
+        mark = "ok     " if finding["ok"] else "missing"
+        click.echo(printable(f"{mark} {finding['what']:18} {finding['found']}"))
+        if finding["fix"]:
+            click.echo(printable(f"{'':26} -> {finding['fix']}"))

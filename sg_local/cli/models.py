@@ -1,0 +1,106 @@
+"""`sg-local models list|pull|show`: models by name."""
+
+from typing import Any
+
+import click
+
+from sg_local.cli.group import Group
+from sg_local.cli.options import JSON_OPTION
+
+
+@click.group(cls=Group)
+def models() -> None:
+    """\b
+    sg-local models pull smollm2-135m
+
+    Models that can be given by name.
+    """
+
+
+@models.command("list", short_help="The models that have a name.")
+@JSON_OPTION
+def list_command(as_json: bool) -> None:
+    """\b
+    sg-local models list
+
+    Lists the models that have a name.
+    """
+    import json
+    from dataclasses import asdict
+
+    from sg_local.models import find_present, list_models
+
+    rows = [{**asdict(model), "is_present": find_present(model) is not None} for model in list_models()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        state = "here" if row["is_present"] else "not pulled"
+        click.echo(f"{row['name']:18} {row['size_bytes'] / 1e9:6.2f} GB  {state:10}  {row['licence']}")
+
+
+@models.command("pull", short_help="Fetch a model: the only command that uses the network.")
+@click.argument("name")
+def pull_command(name: str) -> None:
+    """\b
+    sg-local models pull smollm2-135m
+
+    Fetches a model into the store. This is the only command that uses the network.
+    """
+    from sg_local.models import pull_model
+    from sg_local.progress import printable, say
+
+    click.echo(printable(str(pull_model(name, say))))
+
+
+@models.command("show", short_help="What a model file says about itself.")
+@click.argument("model")
+@JSON_OPTION
+def show_command(model: str, as_json: bool) -> None:
+    """\b
+    sg-local models show smollm2-135m
+
+    Shows what a GGUF file says about itself: MODEL is its path, or a name.
+    """
+    import json
+    import math
+    from collections import Counter
+
+    from sg_local.gguf_header import read_header
+    from sg_local.models import find_by_path, resolve_model
+    from sg_local.progress import printable
+
+    path = resolve_model(model)
+    header = read_header(path)
+    listed = find_by_path(path)
+    types = Counter(tensor.type_name for tensor in header.tensors)
+    facts = {
+        "path": str(path),
+        "kind": header.kind,
+        "name": header.metadata.get("general.name"),
+        "architecture": header.architecture,
+        "size_bytes": header.size_bytes,
+        "n_parameters": sum(math.prod(tensor.shape) for tensor in header.tensors),
+        "tensor_types": dict(types.most_common()),
+        "context_tokens": header.metadata.get(f"{header.architecture}.context_length"),
+        "has_chat_template": header.chat_template is not None,
+        "licence": listed.licence if listed else header.metadata.get("general.license"),
+        "tuned_for": _task_name(header.metadata.get("sg_local.task")),
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for key, value in facts.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        click.echo(printable(f"{key:18} {shown[:400]}"))
+
+
+def _task_name(told: Any) -> str | None:
+    """The name in the JSON that a tuned GGUF carries; None where there is none."""
+    import json
+
+    try:
+        name = json.loads(told)["name"]
+    except (TypeError, ValueError, KeyError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None

@@ -1,0 +1,32 @@
+"""`sg-local generate|annotate|curate|train|export|evaluate RUN`: one stage of a run that `sg-local run` began."""
+
+from pathlib import Path
+
+import click
+
+from sg_local.cli import COMMANDS
+from sg_local.cli.options import RUN_ARGUMENT
+from sg_local.settings import STAGES
+
+
+def _stage_command(stage: str) -> click.Command:
+    @click.command(stage, help=f"\b\nsg-local {stage} runs/support-inbox\n\n{COMMANDS[stage][1]}")
+    @RUN_ARGUMENT
+    @click.option("--redo", is_flag=True, help="Run it again, and forget it and the stages after it.")
+    def command(run_dir: Path, redo: bool) -> None:
+        from sg_local.pipeline import is_tied, run_stage
+        from sg_local.progress import printable, say
+        from sg_local.run import open_run
+
+        run = open_run(run_dir)
+        if not run_stage(run, stage, redo=redo):
+            say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
+        if stage == "evaluate" and not is_tied():
+            from sg_local.stages.evaluate import score_table
+
+            click.echo(printable(score_table(run)))
+
+    return command
+
+
+generate, annotate, curate, train, export, evaluate = map(_stage_command, STAGES)

@@ -1,0 +1,94 @@
+"""`sg-local task check|import`: task files."""
+
+from pathlib import Path
+
+import click
+
+from sg_local.cli.group import Group
+from sg_local.cli.options import JSON_OPTION
+
+
+@click.group(cls=Group)
+def task() -> None:
+    """\b
+    sg-local task check my-task.toml
+
+    Task files.
+    """
+
+
+@task.command("check", short_help="Is a task file right, and what does it hold?")
+@click.argument("task_source", metavar="TASK")
+@JSON_OPTION
+def check_command(task_source: str, as_json: bool) -> None:
+    """\b
+    sg-local task check my-task.toml
+
+    Checks a task file and its test file, and says what they hold.
+    """
+    import json
+
+    from sg_local.pipeline import check_task
+    from sg_local.progress import printable
+
+    found, test_rows = check_task(task_source)
+    if as_json:
+        facts = {
+            "name": found.name,
+            "labels": list(found.labels),
+            "metric": found.metric,
+            "n_examples": len(found.examples),
+            "n_test_rows": len(test_rows),
+        }
+        click.echo(json.dumps(facts, indent=1))
+        return
+    kind = f"classification, labels {', '.join(found.labels)}" if found.labels else "generation"
+    lines = [f"{found.name}: {kind}; {len(found.examples)} examples; scored by {found.metric}"]
+    if found.test:
+        lines.append(f"{found.test}: {len(test_rows)} test rows")
+    else:
+        lines.append("no test file: a part of the made data will be held out, and agreement with it reported")
+    click.echo(printable("\n".join(lines)))
+
+
+@task.command("import", short_help="Make a task file from Super-NaturalInstructions JSON.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    show_default=True,
+    help="Directory to write to.",
+)
+@click.option(
+    "--n-test-rows", type=click.IntRange(1), default=300, show_default=True, help="Test rows to take at most."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of test rows.")
+def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
+    """\b
+    sg-local task import task1195_disflqa_disfluent_to_fluent_conversion.json
+
+    Makes a task file from Super-NaturalInstructions JSON, with a test file beside it.
+    """
+    from dataclasses import replace
+
+    from sg_local.errors import InputError, SgLocalError
+    from sg_local.progress import printable
+    from sg_local.records import write_rows, write_text
+    from sg_local.task import import_task, task_to_toml
+
+    found, rows = import_task(file, n_test_rows, seed)
+    target = out / f"{found.name}.toml"
+    test = out / f"{found.name}.test.jsonl"
+    for path in (target, test):
+        if path.exists():
+            raise InputError(f"{path} exists: move it away, or give another directory with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SgLocalError(f"{out} cannot be made ({error.strerror}): give another with --out") from error
+    if rows:
+        write_rows(test, [vars(row) for row in rows])
+    write_text(target, task_to_toml(replace(found, test=Path(test.name) if rows else None)))
+    tested = f"{len(rows)} test rows in {test}" if rows else "no test rows"
+    click.echo(printable(f"{target}: {len(found.examples)} examples, {tested}"))

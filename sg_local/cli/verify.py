@@ -1,0 +1,26 @@
+"""`sg-local verify`: is the run still what its manifest says?"""
+
+from pathlib import Path
+
+import click
+
+from sg_local.cli.options import RUN_ARGUMENT
+
+
+@click.command()
+@RUN_ARGUMENT
+@click.option(
+    "--parity/--no-parity", default=True, show_default=True, help="Compare llama.cpp with torch again."
+)
+def verify(run_dir: Path, parity: bool) -> None:
+    """\b
+    sg-local verify runs/support-inbox
+
+    Checks a run: every file against the manifest, the base model, the adapter's fingerprint, and the export.
+    """
+    from sg_local.progress import printable
+    from sg_local.run import open_run
+    from sg_local.stages.verify import verify_run
+
+    for line in verify_run(open_run(run_dir), with_parity=parity):
+        click.echo(printable(line))

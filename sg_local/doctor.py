@@ -1,0 +1,147 @@
+"""What this machine can do: packages, processor, memory, disk, GPU, models; each with the fix where one is missing.
+
+    {"what": "llama.cpp", "ok": False, "found": "0.3.36, built for the CPU", "fix": "CMAKE_ARGS='-DGGML_CUDA=on ..."}
+
+Nothing heavy is imported but llama.cpp, which alone can say what it was built for.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sg_local.finetune.process import NEEDED
+from sg_local.models import find_present, list_models, model_store
+
+Finding = dict[str, Any]
+
+LLAMA_REQUIREMENT = "llama-cpp-python==0.3.36"  # as in pyproject.toml
+NEEDED_BYTES = 25_000_000_000  # a run of a 7B model: 16-bit weights, a copy to compare with, the merged file
+INSTALL = "pip install sg-local, or `make install` in a source checkout"
+INSTALL_TRAINING = "pip install 'sg-local[train]', or `make install` in a source checkout"
+BUILD_WITH_CUDA = (
+    "CMAKE_ARGS='-DGGML_CUDA=on -DLLAVA_BUILD=OFF' pip install --force-reinstall --no-deps --no-cache-dir "
+    f"{LLAMA_REQUIREMENT}"
+)
+TORCH_WITH_CUDA = (
+    "pip install --force-reinstall 'torch>=2.6,<2.15' from PyPI; "
+    "on Windows with the index of https://pytorch.org/get-started/locally"
+)
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which a user should mend them."""
+    gpus = _gpus()
+    return [
+        _python(),
+        *(_package(name, INSTALL) for name in ("gguf", "rapidfuzz", "rouge-score", "scipy")),
+        _llama(bool(gpus)),
+        _torch(bool(gpus)),
+        *(_package(name, INSTALL_TRAINING) for name in NEEDED if name != "torch"),
+        _machine(),
+        _gpu(gpus),
+        _disk(),
+        _models(),
+    ]
+
+
+def _finding(what: str, found: str, fix: str | None = None) -> Finding:
+    return {"what": what, "ok": fix is None, "found": found, "fix": fix}
+
+
+def _python() -> Finding:
+    told = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return _finding("python", told, None if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
+
+
+def _package(name: str, fix: str) -> Finding:
+    found = _version(name)
+    return _finding(name, found) if found else _finding(name, "not installed", fix)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _llama(has_gpu: bool) -> Finding:
+    found = _version("llama-cpp-python")
+    if found is None:
+        return _finding("llama.cpp", "llama-cpp-python is not installed", f"pip install {LLAMA_REQUIREMENT}")
+    try:
+        from sg_local.llama.library import supports_gpu
+
+        built_for_gpu = supports_gpu()
+    except (ImportError, OSError, RuntimeError) as error:  # a library that it was linked with is gone
+        reason = " ".join(str(error).split())[:200]
+        return _finding(
+            "llama.cpp",
+            f"{found} cannot be loaded: {reason}",
+            f"pip install --force-reinstall --no-deps --no-cache-dir {LLAMA_REQUIREMENT}",
+        )
+    if built_for_gpu:
+        return _finding("llama.cpp", f"{found}, built for a GPU")
+    return _finding("llama.cpp", f"{found}, built for the CPU", BUILD_WITH_CUDA if has_gpu else None)
+
+
+def _torch(has_gpu: bool) -> Finding:
+    found = _version("torch")
+    if found is None:
+        return _finding("torch", "not installed", INSTALL_TRAINING)
+    if has_gpu and "+cpu" in found:
+        return _finding("torch", f"{found}, built for the CPU", TORCH_WITH_CUDA)
+    return _finding("torch", found)
+
+
+def _machine() -> Finding:
+    processors = f"{os.cpu_count()} processors"
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return _finding("machine", processors)
+    return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory")
+
+
+def _gpus() -> list[str]:
+    """Names and memory of the NVIDIA GPUs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # the program is there, its driver or device is not
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _gpu(gpus: list[str]) -> Finding:
+    return _finding(
+        "GPU", "; ".join(gpus) or "no NVIDIA GPU: models up to about 1B can be trained on the CPU"
+    )
+
+
+def _disk() -> Finding:
+    places = {"here": Path.cwd(), "for models and working copies": model_store()}
+    free = {
+        name: shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+        for name, place in places.items()
+    }
+    told = ", ".join(f"{n_bytes / 1e9:.0f} GB free {name}" for name, n_bytes in free.items())
+    if min(free.values()) >= NEEDED_BYTES:
+        return _finding("disk", told)
+    needed = f"a run of a 7B model needs about {NEEDED_BYTES / 1e9:.0f} GB"
+    return _finding("disk", told, f"{needed}: free some, or set SG_LOCAL_HOME to another disk")
+
+
+def _models() -> Finding:
+    here = [model.name for model in list_models() if find_present(model)]
+    return _finding(
+        "models", ", ".join(here) or "none", None if here else "sg-local models pull smollm2-135m"
+    )

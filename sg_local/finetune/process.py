@@ -1,0 +1,62 @@
+"""The switches of a training process: set before anything heavy is imported.
+
+    prepare_process(run.file(".work"))        then, and only then: import unsloth, torch, trl
+
+Unsloth writes and imports compiled code, into the working directory unless told otherwise, reports statistics, and
+may look things up on the network; so it works inside the run, offline, and without a report.
+"""
+
+import logging
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from sg_local.errors import InputError
+
+SWITCHES = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "DISABLE_TELEMETRY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "UNSLOTH_OFFLINE": "1",
+    "UNSLOTH_LLAMA_CPP_OFFLINE": "1",
+    "WANDB_DISABLED": "true",
+    "TRITON_DISABLE_LINE_INFO": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Progress is shown by sg_local itself.
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+NEEDED = ("torch", "transformers", "peft", "trl", "datasets", "unsloth")
+
+
+def require_training_packages(names: tuple[str, ...] = NEEDED) -> None:
+    """Raises InputError that names what is not installed and how to install it."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"training needs {', '.join(missing)}, not installed here: `pip install 'sg-local[train]'`, "
+            "or `make install` in a source checkout; then run the same command again"
+        )
+
+
+def go_offline() -> None:
+    """Sets the switches. Call it before the heavy imports, which read them once."""
+    loaded = [name for name in ("unsloth", "transformers", "trl") if name in sys.modules]
+    if loaded and not SWITCHES.items() <= os.environ.items():
+        raise RuntimeError(f"the offline switches came after the import of {', '.join(loaded)}")
+    os.environ.update(SWITCHES)
+    # bitsandbytes offers to fetch faster kernels from a hub; we do not.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def prepare_process(work_dir: Path) -> None:
+    """Goes offline and moves into work_dir, which is made if need be. Call it before the heavy imports."""
+    go_offline()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(work_dir.resolve() / "unsloth_compiled_cache")
+    os.chdir(work_dir)

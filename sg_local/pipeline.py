@@ -1,0 +1,163 @@
+"""The stages in their order, each in a process of its own; finished ones are skipped.
+
+    generate -> annotate -> curate -> train -> export -> evaluate
+
+A stage that dies takes its process with it and leaves the run as the last finished write left it. A stage's
+standard input is a pipe that nothing is written to: it ends with its parent, and so does the stage.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from sg_local.errors import InputError, SgLocalError
+from sg_local.models import resolve_model
+from sg_local.progress import restore_terminal, say
+from sg_local.run import Run, create_or_open_run, lock_run
+from sg_local.selfguide.metrics import check_labels
+from sg_local.settings import STAGES, Settings
+from sg_local.task import Example, Task, load_task, load_test_rows
+
+# -P: nothing is imported from the directory that the user works in, which may hold a `datasets.py` of their own.
+# The package's own place comes last, for a checkout that is not installed.
+_STAGE_PROGRAM = """
+import sys
+sys.path.append(sys.argv[1])
+sys.argv[:2] = ["sg-local"]
+from sg_local.pipeline import end_with_parent
+end_with_parent()
+from sg_local.cli import main
+main()
+"""
+
+_is_tied = False
+
+
+def check_task(task_source: str) -> tuple[Task, list[Example]]:
+    """A task and its test rows, [] where it has none. Raises InputError with what is wrong with them."""
+    task = load_task(task_source)
+    check_labels(task.labels)
+    return task, load_test_rows(task) if task.test else []
+
+
+def begin_run(
+    task_source: str, model_source: str, run_dir: Path | None, settings: Settings
+) -> tuple[Run, bool]:
+    """The run of this task, model and settings, made if there is none; True when it is new.
+
+    Raises InputError where one of them is wrong, or is not what the run was begun with.
+    """
+    task, _ = check_task(task_source)
+    return create_or_open_run(
+        run_dir or Path("runs") / task.name, task, resolve_model(model_source), settings
+    )
+
+
+def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
+    """Runs one stage in this process unless it is finished; returns whether there was something to do.
+
+    redo takes back what it and the stages after it had done. Raises InputError where an earlier stage is not
+    finished or another process works on the run.
+    """
+    with lock_run(run.path):
+        if run.is_finished(stage) and not redo:
+            return False
+        run.require(stage)
+        if redo:
+            run.forget_from(stage, keep_partial=False)
+        body: Callable[[Run], None] = getattr(import_module(f"sg_local.stages.{stage}"), f"run_{stage}")
+        body(run)
+    return True
+
+
+def run_pipeline(run: Run, until: str = STAGES[-1]) -> bool:
+    """Runs what is not finished, up to `until`; returns False when there was nothing to do.
+
+    Raises SgLocalError or InputError with the stage's own exit code; its message is already on stderr.
+    """
+    stages = STAGES[: STAGES.index(until) + 1]
+    if run.is_finished(until):
+        return False
+    run.check_model()
+    _require_packages(run, stages)
+    for number, stage in enumerate(stages, 1):
+        if run.is_finished(stage):  # a stage that runs takes back those after it
+            continue
+        say(f"[{number}/{len(stages)}] {stage}")
+        started = time.monotonic()
+        code = _in_own_process(run, stage)
+        if code != 0:
+            again = f"the run is kept; `sg-local run` with the same arguments goes on with {stage}"
+            if code < 0:
+                raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
+            error = InputError if code == 2 else SgLocalError
+            raise error(f"{stage} did not finish (see above): {again}")
+        say(f"[{number}/{len(stages)}] {stage} done in {time.monotonic() - started:.0f} s")
+    return True
+
+
+def is_tied() -> bool:
+    """Whether this process is one stage of a `run`, which speaks to the user in its place."""
+    return _is_tied
+
+
+def end_with_parent() -> None:
+    """Makes this process a stage of the `run` that started it: it ends when that ends, however that ended.
+
+    Ctrl-C reaches both; the `run` alone acts on it. Here it could strike inside a callback of a C library,
+    where Python prints a KeyboardInterrupt and forgets it.
+    """
+    global _is_tied
+    _is_tied = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait_for_end() -> None:
+        os.read(0, 1)
+        restore_terminal()
+        os._exit(1)  # at once, whatever the main thread is doing: a stage may be killed anywhere
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
+def _require_packages(run: Run, stages: tuple[str, ...]) -> None:
+    """Raises InputError now, and not after the hours of the stages before, where training cannot work here."""
+    from sg_local.finetune.process import require_training_packages
+
+    if "train" in stages and not run.is_finished("train"):
+        require_training_packages()
+
+
+def _in_own_process(run: Run, stage: str) -> int:
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    command = [sys.executable, "-P", "-c", _STAGE_PROGRAM, package_parent, stage, "--", str(run.path)]
+    handler = signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # inherited, so that it holds from the first moment
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.stdin.close()  # type: ignore[union-attr]  # it is a pipe; this ends the stage
+            process.wait()
+            raise
+    if code < 0:
+        restore_terminal()
+    return code
+
+
+def _signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} (as the system does when memory runs out)" if name == "SIGKILL" else name

@@ -1,0 +1,396 @@
+"""A run directory: what it is made of, which stages are finished, and who may write to it.
+
+    runs/support-inbox/
+      task.toml  test.jsonl  settings.toml     copied and resolved once, never rewritten
+      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  Modelfile
+      evaluation.json  predictions/
+      manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
+
+A stage is finished when its manifest entry is written, and that is the last thing it does.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sg_local.errors import InputError, SgLocalError
+from sg_local.models import Model, find_by_path
+from sg_local.records import (
+    read_json,
+    read_rows,
+    read_toml,
+    remove_leftovers,
+    sha256_file,
+    write_rows,
+    write_text,
+)
+from sg_local.settings import STAGES, Settings, resolve_settings
+from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
+
+MAX_MANIFEST_BYTES = 16 << 20
+LOCK_SECONDS = 5.0  # a stage whose `run` was killed ends within a second or two
+
+# Files that a stage writes piece by piece and goes on with when it is called again.
+_PIECES = {"generate": "inputs.jsonl", "annotate": "outputs.jsonl", "evaluate": "predictions/*.jsonl"}
+# Where a person may have edited what a stage had read. Weights are left to `verify`: hashing them takes minutes.
+_EDITABLE = {".jsonl", ".toml"}
+# What a run that was killed while it was made may have left: these, and temporaries of the files.
+_FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The GGUF that a run tunes, as it was when the run began."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    licence: str
+    prompt_format: str  # "gguf" or "vicuna"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory with its task, base model and settings."""
+
+    path: Path
+    task: Task
+    model: BaseModel
+    settings: Settings
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files."""
+        return self.path / name
+
+    @property
+    def test_rows(self) -> list[Example]:
+        """The task's own test rows, at most max_test_rows; [] where the task has none."""
+        if not self.file("test.jsonl").exists():
+            return []
+        rows = load_test_rows(self.file("test.jsonl"), self.task.labels)
+        return rows[: self.settings.max_test_rows]
+
+    def manifest(self) -> dict[str, Any]:
+        """What the finished stages recorded. Raises InputError where the file is damaged."""
+        path = self.file("manifest.json")
+        if not path.exists():
+            return {"stages": {}}
+        manifest = read_json(path, MAX_MANIFEST_BYTES)
+        match manifest:
+            case {"stages": dict(entries)} if all(_is_entry(entry) for entry in entries.values()):
+                return dict(manifest)
+        raise InputError(f"{path} is damaged: restore it, or delete the run and start anew")
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage and all before it ended, their files are there, and what they read is as it was."""
+        return self._unfinished(STAGES[: STAGES.index(stage) + 1]) is None
+
+    def require(self, stage: str) -> None:
+        """Raises InputError unless the stages before this one are finished, and the base model is there."""
+        found = self._unfinished(STAGES[: STAGES.index(stage)])
+        if found is not None:
+            earlier, reason = found
+            raise InputError(f"{earlier} {reason}: run `sg-local {earlier} {self.path}` first")
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raises InputError when the base model is gone or is no longer the same file."""
+        path = self.model.path
+        if not path.is_file():
+            raise InputError(f"the base model {path} is gone: put it back, or start a new run with --run DIR")
+        if path.stat().st_size != self.model.size_bytes:
+            raise InputError(
+                f"the base model {path} has {path.stat().st_size} bytes, it had {self.model.size_bytes} when the "
+                "run began: put the old file back, or start a new run with --run DIR"
+            )
+
+    def forget_from(self, stage: str, *, keep_partial: bool) -> None:
+        """Takes back a stage and those after it: their manifest entries, and what they wrote piece by piece.
+
+        keep_partial leaves the stage's own pieces, so that it goes on where it stopped. For a holder of the
+        run's lock.
+        """
+        manifest = self.manifest()
+        forgotten = STAGES[STAGES.index(stage) :]
+        if any(later in manifest["stages"] for later in forgotten):
+            for later in forgotten:
+                manifest["stages"].pop(later, None)
+            self._write_manifest(manifest)
+        for later in forgotten:
+            if not (keep_partial and later == stage):
+                for path in self.path.glob(_PIECES.get(later, "no pieces")):
+                    path.unlink()
+
+    @contextmanager
+    def stage(self, name: str, reads: list[str], writes: list[str]) -> Iterator[dict[str, Any]]:
+        """Runs the body as a stage: the later ones are taken back first, the manifest entry is written last.
+
+        The body may put numbers (`counts`, `tokens`) into the dict that it gets. For a holder of the run's lock.
+        """
+        self.forget_from(name, keep_partial=True)
+        started = time.monotonic()
+        details: dict[str, Any] = {}
+        yield details
+        manifest = self.manifest()
+        manifest["stages"][name] = {
+            "reads": {item: sha256_file(self.file(item)) for item in reads},
+            "writes": {item: sha256_file(self.file(item)) for item in writes},
+            **details,
+            "settings": self.settings.as_dict(),
+            "seed": self.settings.seed,
+            "versions": versions(),
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        self._write_manifest(manifest)
+
+    def _unfinished(self, stages: tuple[str, ...]) -> tuple[str, str] | None:
+        """The first of these stages that has something to do, and why; None where there is none."""
+        entries = self.manifest()["stages"]
+        for stage in stages:
+            if stage not in entries:
+                return stage, "is not finished"
+            entry = entries[stage]
+            for name in entry["writes"]:
+                if not self.file(name).exists():
+                    return stage, f"is not finished ({name} is gone)"
+            for name, sha256 in entry["reads"].items():
+                path = self.file(name)
+                if path.suffix in _EDITABLE and (not path.exists() or sha256_file(path) != sha256):
+                    return stage, f"is out of date ({name} was changed since)"
+        return None
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def lock_run(path: Path) -> Iterator[None]:
+    """Holds a run directory for one writer, and clears away the temporaries of killed ones.
+
+    Raises InputError where another process holds it, and SgLocalError where the directory cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise InputError(f"another sg-local is working on {path}: wait for it, or end it") from None
+    except OSError as error:
+        raise SgLocalError(
+            f"{path} cannot be written ({error.strerror or error}): choose another with --run DIR"
+        ) from error
+    try:
+        remove_leftovers(path)
+        yield
+    finally:
+        lock.release()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what this process could have used, without importing any of it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in (
+        "sg-local",
+        "llama-cpp-python",
+        "gguf",
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "unsloth",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int | None:
+    """Largest resident size of this process so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_model(path: Path, prompt_format: str) -> BaseModel:
+    """The facts of a model file that a run keeps. Raises InputError when it is no model that runs here."""
+    from sg_local.gguf_header import read_model_header, require_supported
+
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:  # settings.toml could not hold it
+        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
+    header = read_model_header(path)
+    require_supported(header)
+    listed: Model | None = find_by_path(path)
+    if prompt_format == "auto":
+        prompt_format = listed.prompt_format if listed else "gguf"
+    if prompt_format == "gguf" and not header.chat_template:
+        raise InputError(
+            f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
+            "or use a GGUF with tokenizer.chat_template"
+        )
+    licence = listed.licence if listed else str(header.metadata.get("general.license", "unknown"))
+    return BaseModel(path.resolve(), sha256_file(path), path.stat().st_size, licence, prompt_format)
+
+
+def open_run(path: Path) -> Run:
+    """Opens an existing run directory. Raises InputError when it is none, or one of its files is damaged."""
+    settings_path = path / "settings.toml"
+    if not settings_path.is_file():
+        raise InputError(
+            f"{path} is no run directory (no settings.toml): begin one with `sg-local run TASK --run {path}`"
+        )
+    match read_toml(settings_path):
+        case {
+            "model": {
+                "path": str(model_path),
+                "sha256": str(sha256),
+                "size_bytes": int(size_bytes),
+                "licence": str(licence),
+                "prompt_format": str(prompt_format),
+            },
+            "settings": dict(values),
+        }:
+            base = BaseModel(Path(model_path), sha256, size_bytes, licence, prompt_format)
+        case _:
+            raise InputError(f"{settings_path} is damaged: restore it, or start a new run with --run DIR")
+    try:
+        settings = resolve_settings("default", values)
+    except InputError as error:
+        faults = "\n".join(f"{settings_path}: {fault}" for fault in str(error).splitlines())
+        raise InputError(f"{faults}\nrestore the file, or start a new run with --run DIR") from error
+    return Run(path, load_task(path / "task.toml"), base, settings)
+
+
+def create_or_open_run(path: Path, task: Task, model_path: Path, settings: Settings) -> tuple[Run, bool]:
+    """The run at `path`, made if there is none; True when it is new.
+
+    Raises InputError that names what changed when the directory belongs to another task, model or settings, and
+    SgLocalError where it cannot be made.
+    """
+    base = describe_model(model_path, settings.prompt_format)
+    test_rows = load_test_rows(task) if task.test else []
+    if _is_begun(path):
+        return _open_same_run(path, task, test_rows, base, settings), False
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SgLocalError(
+            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
+        ) from error
+    with lock_run(path):
+        if _is_begun(path):  # by another process, a moment ago
+            return _open_same_run(path, task, test_rows, base, settings), False
+        write_text(path / "task.toml", _task_text(task))
+        (path / "test.jsonl").unlink(missing_ok=True)
+        if test_rows:
+            write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
+        model_table = {
+            "path": str(base.path),
+            "sha256": base.sha256,
+            "size_bytes": base.size_bytes,
+            "licence": base.licence,
+            "prompt_format": base.prompt_format,
+        }
+        # Last: with this file it is a run.
+        write_text(
+            path / "settings.toml",
+            _toml_table("model", model_table) + _toml_table("settings", settings.as_dict()),
+        )
+    return open_run(path), True
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether `path` is a run. Raises InputError where something else is there that a run must not mix with."""
+    if (path / "settings.toml").exists():
+        return True
+    if path.is_dir():
+        ours = (".lock", *_FIRST_FILES, *(f".{name}." for name in _FIRST_FILES))
+        if strange := [item.name for item in path.iterdir() if not item.name.startswith(ours)]:
+            raise InputError(
+                f"{path} holds other files ({min(strange)}) and is no run: choose another with --run DIR"
+            )
+    elif path.exists():
+        raise InputError(f"{path} is not a directory: choose another with --run DIR")
+    return False
+
+
+def _open_same_run(
+    path: Path, task: Task, test_rows: list[Example], base: BaseModel, settings: Settings
+) -> Run:
+    old = open_run(path)
+    new = settings.as_dict()
+    changed = {name: value for name, value in old.settings.as_dict().items() if value != new[name]}
+    # As on the command line, to be copied from there.
+    before = [" ".join(_flag(name, value) for name, value in changed.items())] if changed else []
+    now = [" ".join(_flag(name, new[name]) for name in changed)] if changed else []
+    if base.sha256 != old.model.sha256:
+        before.append(f"the model {old.model.path}")
+        now.append("other bytes in that file" if base.path == old.model.path else f"the model {base.path}")
+    elif base.prompt_format != old.model.prompt_format:
+        before.append(f"the prompt format {old.model.prompt_format}")
+        now.append(f"the prompt format {base.prompt_format}")
+    if task.name != old.task.name:
+        before.append(f"the task {old.task.name}")
+        now.append(f"the task {task.name}")
+    elif _task_text(task) != _task_text(old.task):
+        keys = [key for key in TASK_KEYS if key != "test" and getattr(task, key) != getattr(old.task, key)]
+        before.append(f"the task {task.name}")
+        now.append(f"other {' and '.join(keys)} in it")
+    elif [vars(row) for row in test_rows] != _rows_of(path / "test.jsonl"):
+        before.append(f"test rows of {task.name}")
+        now.append("other test rows")
+    if before:
+        raise InputError(
+            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
+            "call it as it was begun, or begin a new run with --run DIR"
+        )
+    return old
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as it is written on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    return read_rows(path) if path.exists() else []
+
+
+def _task_text(task: Task) -> str:
+    return task_to_toml(replace(task, test=None))  # a run has its own copy of the test rows
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a manifest entry has the form that `Run.stage` gives it."""
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), dict)
+        and all(isinstance(item, str) for pair in entry[key].items() for item in pair)
+        for key in ("reads", "writes")
+    )
+
+
+def _toml_table(name: str, values: dict[str, Any]) -> str:
+    # For str, int, float and bool, a JSON literal is a TOML literal, but for U+007F, which TOML wants escaped.
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False, allow_nan=False)}".replace("\x7f", "\\u007F")
+        for key, value in values.items()
+    ]
+    return f"[{name}]\n" + "\n".join(lines) + "\n\n"

@@ -1,0 +1,128 @@
+"""Stage 2: the model answers its inputs, with the demonstrations before it (SELF-GUIDE, section 3.2).
+
+reads  inputs.jsonl
+writes outputs.jsonl
+    {"id": 7, "samples": ["at noon", "at noon", "12"], "output": "at noon", "share": 0.67, "drop": null}
+    {"id": 7, "label_logprobs": {"delivery": -0.4, "refund": -2.1}, "output": "delivery", "drop": null}
+
+Where the task has labels their log-probabilities are computed exactly, with the end token; else the answer is
+the commonest of n samples. Not done here: calibration and selection (see curate.py).
+"""
+
+from collections import Counter
+from typing import Any
+
+from sg_local.llama.engine import Engine, Request
+from sg_local.llama.scoring import label_logprobs
+from sg_local.progress import progress
+from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
+from sg_local.run import Run
+from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.selfguide.prompts import answer_messages
+from sg_local.selfguide.selection import vote
+from sg_local.stages.common import chat_template, counters, open_with, whole_calls
+
+QUESTIONS_PER_CALL = 64
+SAMPLED_INPUTS_PER_CALL = 16
+
+
+def run_annotate(run: Run) -> None:
+    """Answers every input that generate kept."""
+    run.require("annotate")
+    with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]) as details:
+        inputs = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None]
+        per_call = QUESTIONS_PER_CALL if run.task.is_classification else SAMPLED_INPUTS_PER_CALL
+        path = run.file("outputs.jsonl")
+        rows = recover_rows(path)
+        if len(rows) < len(inputs):
+            rows = whole_calls(rows, per_call)
+        write_rows(path, rows)
+        with (
+            open_with(run.settings, run.model.path) as engine,
+            progress("annotate", len(inputs), "inputs", len(rows)) as advance,
+        ):
+            template = chat_template(run, engine)
+            one_call = _score_labels if run.task.is_classification else _sample_answers
+            for start in range(len(rows), len(inputs), per_call):
+                new = one_call(run, engine, template, inputs[start : start + per_call])
+                append_rows(path, new)
+                rows += new
+                advance(len(new))
+            details.update(counters(engine))
+        drops = Counter(row["drop"] for row in rows if row["drop"])
+        details["counts"] = {"annotated": len(rows), "dropped": dict(sorted(drops.items()))}
+
+
+def _prompts(
+    run: Run, engine: Engine, template: ChatTemplate, inputs: list[dict[str, Any]]
+) -> list[tuple[int, ...]]:
+    return [
+        tuple(
+            engine.tokenizer.encode_prompt(
+                template, answer_messages(run.task.instruction, row["input"], run.task.examples)
+            )
+        )
+        for row in inputs
+    ]
+
+
+def _score_labels(
+    run: Run, engine: Engine, template: ChatTemplate, inputs: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    labels = run.task.labels
+    prompts = _prompts(run, engine, template, inputs)
+    messages = answer_messages(run.task.instruction, inputs[0]["input"], run.task.examples)
+    answers = [tuple(engine.tokenizer.encode_answer(template, messages, label)) for label in labels]
+    room = sum(map(len, answers))
+    fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), room)]
+    found = dict(
+        zip(fitting, label_logprobs(engine, [prompts[index] for index in fitting], answers), strict=True)
+    )
+    rows = []
+    for index, row in enumerate(inputs):
+        if index not in found:
+            rows.append({"id": row["id"], "label_logprobs": {}, "output": None, "drop": "over_context"})
+            continue
+        scores = dict(zip(labels, (round(value, 5) for value in found[index]), strict=True))
+        best = max(scores, key=lambda label: scores[label])
+        rows.append({"id": row["id"], "label_logprobs": scores, "output": best, "drop": None})
+    return rows
+
+
+def _sample_answers(
+    run: Run, engine: Engine, template: ChatTemplate, inputs: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    settings = run.settings
+    # Demonstrations of one line ask for answers of one line.
+    one_line = not any("\n" in example.output for example in run.task.examples)
+    prompts = _prompts(run, engine, template, inputs)
+    requests, owners = [], []
+    for index, (row, prompt) in enumerate(zip(inputs, prompts, strict=True)):
+        if not engine.fits(len(prompt), settings.max_new_tokens):
+            continue
+        for sample in range(settings.n_samples):
+            owners.append(index)
+            requests.append(
+                Request(
+                    prompt,
+                    settings.max_new_tokens,
+                    temperature=settings.output_temperature,
+                    top_k=settings.output_top_k,
+                    seed=row_seed(settings.seed, "annotate", f"{row['id']}/{sample}"),
+                    stop=("\n",) if one_line else (),
+                )
+            )
+    samples: list[list[str]] = [[] for _ in inputs]
+    for index, completion in zip(owners, engine.generate(requests), strict=True):
+        # An answer that was cut off is no vote for anything, but still counts as a sample.
+        samples[index].append("" if completion.finish_reason == "length" else completion.text.strip())
+    rows = []
+    for row, own in zip(inputs, samples, strict=True):
+        answered = [sample for sample in own if sample]
+        output, _ = vote(answered) if answered else (None, 0.0)
+        share = own.count(output) / len(own) if output else 0.0
+        drop = None if answered else "unfinished" if own else "over_context"
+        rows.append(
+            {"id": row["id"], "samples": own, "output": output, "share": round(share, 4), "drop": drop}
+        )
+    return rows

@@ -1,0 +1,112 @@
+"""What several stages share: the engine's settings, the chat template of a run, and answering a list of inputs.
+
+answer_inputs is used by `evaluate` and by `predict`, with the same calls in the same order, so both give the same
+answers for the same file.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from sg_local.gguf_header import read_model_header
+from sg_local.llama.engine import Completion, Engine, Request, open_engine
+from sg_local.run import Run
+from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
+from sg_local.selfguide.prompts import answer_messages
+from sg_local.settings import Settings
+from sg_local.task import Example
+
+INPUTS_PER_CALL = 64
+LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
+
+
+def engine_settings(settings: Settings) -> dict[str, int]:
+    """The settings that `open_engine` takes."""
+    return {
+        "n_ctx": settings.n_ctx,
+        "n_parallel": settings.n_parallel,
+        "n_threads": settings.n_threads,
+        "n_gpu_layers": settings.n_gpu_layers,
+    }
+
+
+def open_with(
+    settings: Settings, model_path: Path, adapter_path: Path | None = None, n_parallel: int | None = None
+) -> AbstractContextManager[Engine]:
+    """`open_engine` with the settings of a run."""
+    return open_engine(
+        model_path,
+        n_ctx=settings.n_ctx,
+        n_parallel=n_parallel or settings.n_parallel,
+        n_threads=settings.n_threads,
+        n_gpu_layers=settings.n_gpu_layers,
+        adapter_path=adapter_path,
+    )
+
+
+def template_source(run: Run) -> str:
+    """The Jinja text of the run's chat format."""
+    if run.model.prompt_format == "vicuna":
+        return VICUNA_TEMPLATE
+    return read_model_header(run.model.path).chat_template or VICUNA_TEMPLATE
+
+
+def chat_template(run: Run, engine: Engine) -> ChatTemplate:
+    """The run's chat template, with the token texts of the engine's model."""
+    return engine.tokenizer.chat_template(template_source(run))
+
+
+def demonstrations(run: Run) -> tuple[Example, ...]:
+    """What the tuned model sees in its prompt, in training and when it is served."""
+    return run.task.examples if run.settings.train_demonstrations else ()
+
+
+def whole_calls(rows: list[dict[str, Any]], rows_per_call: int) -> list[dict[str, Any]]:
+    """The rows of the calls that were written whole."""
+    return rows[: len(rows) // rows_per_call * rows_per_call]
+
+
+def counters(engine: Engine) -> dict[str, Any]:
+    """The engine's numbers for the manifest."""
+    found = engine.counters
+    return {
+        "tokens": {"evaluated": found.evaluated_tokens, "generated": found.generated_tokens},
+        "decode_seconds": round(found.decode_seconds, 1),
+    }
+
+
+def longest_answer(engine: Engine, labels: Sequence[str], max_new_tokens: int) -> int:
+    """Tokens that an answer may have."""
+    if not labels:
+        return max_new_tokens
+    longest = max(len(engine.tokenizer.encode_plain(label)) for label in labels)
+    return min(max_new_tokens, longest + LABEL_SLACK_TOKENS)
+
+
+def answer_inputs(
+    engine: Engine,
+    template: ChatTemplate,
+    instruction: str,
+    inputs: Sequence[str],
+    *,
+    demonstrations: Sequence[Example],
+    max_new_tokens: int,
+    on_finished: Callable[[int], None],
+) -> list[Completion | None]:
+    """Greedy answers, one for each input; None where input and answer do not fit the context."""
+    answers: list[Completion | None] = []
+    for start in range(0, len(inputs), INPUTS_PER_CALL):
+        part = inputs[start : start + INPUTS_PER_CALL]
+        prompts = [
+            tuple(
+                engine.tokenizer.encode_prompt(template, answer_messages(instruction, text, demonstrations))
+            )
+            for text in part
+        ]
+        fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), max_new_tokens)]
+        found = engine.generate([Request(prompts[index], max_new_tokens) for index in fitting])
+        by_index = dict(zip(fitting, found, strict=True))
+        answers += [by_index.get(index) for index in range(len(part))]
+        on_finished(len(part))
+    return answers

@@ -1,0 +1,165 @@
+"""Stage 3: choose the pairs to train on, and give every label equal numbers (SELF-GUIDE, section 3.3).
+
+reads  inputs.jsonl outputs.jsonl
+writes train.jsonl
+    {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "copies": 2, "drop": null}
+
+The demonstrations are the first rows: the only gold data there is. A dropped row keeps its place and its reason.
+Where the task has no test file, a part of the made pairs is held out for scoring ("held_out").
+"""
+
+from collections import Counter
+from typing import Any
+
+from sg_local.errors import SgLocalError
+from sg_local.progress import say
+from sg_local.records import read_rows, row_seed, write_rows
+from sg_local.run import Run
+from sg_local.selfguide.filters import rules_of, text_fault
+from sg_local.selfguide.selection import (
+    balancing_copies,
+    calibrate,
+    follows_labels,
+    label_probabilities,
+    margin,
+    most_confident,
+)
+
+HELD_OUT_PERCENT = 15
+
+
+def run_curate(run: Run) -> None:
+    """Writes train.jsonl and tells what was dropped and why."""
+    run.require("curate")
+    with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]) as details:
+        made = {row["id"]: row for row in read_rows(run.file("inputs.jsonl"))}
+        outputs = read_rows(run.file("outputs.jsonl"))
+        rows = [
+            {
+                "id": row["id"],
+                "input": made[row["id"]]["input"],
+                "output": row["output"],
+                "confidence": None,
+                "copies": 1,
+                "drop": row["drop"],
+            }
+            for row in outputs
+        ]
+        if run.task.is_classification:
+            details["agreement"] = _choose_labels(run, rows, outputs, made)
+        else:
+            _choose_answers(run, rows, outputs)
+        if not run.file("test.jsonl").exists():
+            for row in rows:
+                if row["drop"] is None and row_seed(0, "held_out", row["id"]) % 100 < HELD_OUT_PERCENT:
+                    row["drop"] = "held_out"
+        gold = [
+            {
+                "id": f"demonstration-{number}",
+                "input": example.input,
+                "output": example.output,
+                "confidence": 1.0,
+                "copies": 1,
+                "drop": None,
+            }
+            for number, example in enumerate(run.task.examples, 1)
+        ]
+        rows = gold + rows
+        if run.task.is_classification:
+            _balance(run, rows)
+        for row in rows:
+            if row["drop"]:
+                row["copies"] = 0
+        write_rows(run.file("train.jsonl"), rows)
+        details["counts"] = _counts(rows)
+        _report(details["counts"], run)
+        if details["counts"]["kept"] <= len(gold):
+            raise SgLocalError(
+                f"no made pair passed the filters ({details['counts']['dropped']}): "
+                f"look at {run.file('train.jsonl')}; a clearer instruction or other examples help most"
+            )
+
+
+def _choose_labels(
+    run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]], made: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """Labels by calibrated score; drops what disagrees or is unsure. Returns how well labels were followed."""
+    settings, labels = run.settings, run.task.labels
+    scored = [index for index, row in enumerate(rows) if row["drop"] is None]
+    if not scored:
+        return {}
+    scores = [[outputs[index]["label_logprobs"][label] for label in labels] for index in scored]
+    probabilities = calibrate(scores) if settings.calibrate else [label_probabilities(row) for row in scores]
+    agreed = 0
+    for index, own in zip(scored, probabilities, strict=True):
+        rows[index]["output"] = labels[own.index(max(own))]
+        rows[index]["confidence"] = round(margin(own), 4)
+        agreed += rows[index]["output"] == made[rows[index]["id"]]["label"]
+    follows = follows_labels(agreed, len(scored), len(labels))
+    used = settings.agreement == "always" or (settings.agreement == "auto" and follows)
+    if used:
+        for index in scored:
+            if rows[index]["output"] != made[rows[index]["id"]]["label"]:
+                rows[index]["drop"] = "disagreement"
+    left = [index for index in scored if rows[index]["drop"] is None]
+    keep = most_confident(
+        [rows[index]["output"] for index in left],
+        [rows[index]["confidence"] for index in left],
+        settings.keep_confident,
+    )
+    for index, kept in zip(left, keep, strict=True):
+        if not kept:
+            rows[index]["drop"] = "low_confidence"
+    return {
+        "share": round(agreed / len(scored), 4),
+        "chance": round(1 / len(labels), 4),
+        "used_as_filter": used,
+    }
+
+
+def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+    """Drops answers that are noise, too long or short, or not agreed on."""
+    rules = rules_of(run.task)
+    bounds = rules.output_characters if run.settings.length_filter else None
+    for row, output in zip(rows, outputs, strict=True):
+        row["confidence"] = output["share"]
+        if row["drop"] is None:
+            row["drop"] = text_fault(row["output"], rules.noise, bounds)
+        if row["drop"] is None and output["share"] < run.settings.min_share:
+            row["drop"] = "low_share"
+
+
+def _balance(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Equal numbers for each label that occurs, by repeating rows, the most confident ones first."""
+    left = [row for row in rows if row["drop"] is None]
+    left.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
+    copies = balancing_copies([row["output"] for row in left], run.settings.max_copies)
+    for row, count in zip(left, copies, strict=True):
+        row["copies"] = count
+        if count == 0:
+            row["drop"] = "balance"
+    for label in run.task.labels:
+        if not any(row["output"] == label and row["drop"] is None for row in left):
+            say(f"curate: no row was annotated {label!r}; the tuned model will hardly answer it")
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    kept = [row for row in rows if row["drop"] is None]
+    outputs = Counter(row["output"] for row in kept)
+    counts = {
+        "rows": len(rows),
+        "kept": len(kept),
+        "copies": sum(row["copies"] for row in kept),
+        "dropped": dict(sorted(Counter(row["drop"] for row in rows if row["drop"]).items())),
+    }
+    if len(outputs) <= 20:
+        counts["kept_by_output"] = dict(sorted(outputs.items()))
+    return counts
+
+
+def _report(counts: dict[str, Any], run: Run) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none"
+    say(f"curate: {counts['kept']} of {counts['rows']} rows kept; dropped: {reasons}")
+    if run.task.is_classification:
+        by_label = ", ".join(f"{count} {label}" for label, count in counts.get("kept_by_output", {}).items())
+        say(f"curate: {by_label}; {counts['copies']} rows with repetitions")

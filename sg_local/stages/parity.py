@@ -1,0 +1,149 @@
+"""The proof of an export: llama.cpp with the exported files against torch with the trained adapter.
+
+    {"max_logit_difference": 0.052, "adapter_effect": 24.8,                     adapter.gguf on the 16-bit base
+     "mean_kl_nats": 0.074, "base_mean_kl_nats": 3.1, "merged_type": "Q4_1"}    model.gguf
+
+The adapter is compared on the 16-bit copy of the base, where both sides hold the same numbers: what differs is
+rounding, and a wrong scale, a missing layer or an unpermuted matrix stands out. The merged file is compared as it
+is served; its quantization is part of the difference, so its bounds depend on its type.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sg_local.errors import SgLocalError
+from sg_local.gguf_header import read_header
+from sg_local.llama.scoring import Logits, log_softmax, sequence_logits
+from sg_local.records import read_rows
+from sg_local.run import Run
+from sg_local.selfguide.prompts import answer_messages
+from sg_local.stages.common import demonstrations, open_with, template_source
+from sg_local.stages.weights import f16_gguf, torch_weights
+
+N_PROMPTS = 16
+MAX_LOGIT_DIFFERENCE = 0.1  # hot adapter on the 16-bit base
+
+# Mean KL divergence in nats from torch, by the coarsest type among the merged matrices. A quantized file differs
+# from torch even without an adapter (llama.cpp also quantizes activations); a wrong merge lies far above these.
+MAX_MEAN_KL_NATS = {"F32": 0.005, "F16": 0.005, "BF16": 0.01, "Q8_0": 0.05, "Q6_K": 0.05, "Q5_K": 0.1}
+MAX_MEAN_KL_NATS_COARSER = 0.25
+NEAR_NATS = 0.05  # nearer than this to the trained model is near, also where the adapter itself does little
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The numbers of one comparison; see the module's first lines."""
+
+    max_logit_difference: float
+    adapter_effect: float
+    mean_kl_nats: float
+    base_mean_kl_nats: float
+    argmax_equal_share: float
+    merged_type: str
+    n_prompts: int
+    n_positions: int
+
+    def faults(self) -> list[str]:
+        """What is out of bounds, in words with both numbers."""
+        bound = MAX_MEAN_KL_NATS.get(self.merged_type, MAX_MEAN_KL_NATS_COARSER)
+        found = []
+        if not self.max_logit_difference <= MAX_LOGIT_DIFFERENCE:
+            found.append(
+                f"adapter.gguf in llama.cpp differs from the trained adapter in torch by "
+                f"{self.max_logit_difference:.3f} logits, the bound is {MAX_LOGIT_DIFFERENCE}"
+            )
+        if not self.adapter_effect > MAX_LOGIT_DIFFERENCE:
+            found.append(
+                f"adapter.gguf moves the logits by {self.adapter_effect:.3f} only, less than the comparison can see"
+            )
+        if not self.mean_kl_nats <= bound:
+            found.append(
+                f"model.gguf ({self.merged_type}) differs from the trained model in torch by "
+                f"{self.mean_kl_nats:.3f} nats of mean KL divergence, the bound is {bound}"
+            )
+        # A merge that lost the adapter is as far from the trained model as the base is.
+        if not self.mean_kl_nats <= max(NEAR_NATS, self.base_mean_kl_nats / 2):
+            found.append(
+                f"model.gguf ({self.merged_type}) is {self.mean_kl_nats:.3f} nats from the trained model, hardly "
+                f"nearer than the untuned base ({self.base_mean_kl_nats:.3f}): serve base and adapter.gguf, or "
+                "export with --quant Q8_0"
+            )
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(self).items()
+        }
+
+
+def measure(run: Run, adapter_gguf: Path, model_gguf: Path) -> Parity:
+    """Compares both exported files with torch on rows of the run, wherever a token of the answer is chosen."""
+    import numpy as np
+
+    from sg_local.finetune.reference import reference_logits
+
+    adapter_dir = run.file("adapter")
+    with open_with(run.settings, f16_gguf(run), n_parallel=1) as engine:
+        sequences = _sequences(run, engine.tokenizer)
+        base = [sequence_logits(engine, *sequence) for sequence in sequences]
+    with open_with(run.settings, f16_gguf(run), adapter_gguf, n_parallel=1) as engine:
+        hot = [sequence_logits(engine, *sequence) for sequence in sequences]
+    with open_with(run.settings, model_gguf, n_parallel=1) as engine:
+        merged = [sequence_logits(engine, *sequence) for sequence in sequences]
+    trained = reference_logits(torch_weights(run), adapter_dir, sequences)
+
+    equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
+    return Parity(
+        max_logit_difference=max(float(np.abs(a - b).max()) for a, b in zip(hot, trained, strict=True)),
+        adapter_effect=max(float(np.abs(a - b).max()) for a, b in zip(hot, base, strict=True)),
+        mean_kl_nats=_mean_kl_nats(trained, merged),
+        base_mean_kl_nats=_mean_kl_nats(trained, base),
+        argmax_equal_share=float(np.concatenate(equal).mean()),
+        merged_type=_merged_type(model_gguf),
+        n_prompts=len(sequences),
+        n_positions=sum(map(len, trained)),
+    )
+
+
+def _mean_kl_nats(reference: list[Logits], served: list[Logits]) -> float:
+    """Mean over all positions of KL(reference || served), in nats."""
+    import numpy as np
+
+    found = []
+    for logits, other in zip(reference, served, strict=True):
+        log_p, log_q = log_softmax(logits), log_softmax(other)
+        found.append((np.exp(log_p) * (log_p - log_q)).sum(axis=-1))
+    return float(np.concatenate(found).mean())
+
+
+def require_parity(parity: Parity) -> None:
+    """Raises SgLocalError with the numbers where the exported files are not the trained model."""
+    if faults := parity.faults():
+        raise SgLocalError(
+            "; ".join(faults)
+            + ". Nothing was exported; this is a defect of sg-local or of the llama.cpp in use, "
+            "please report it with these numbers"
+        )
+
+
+def _sequences(run: Run, tokenizer: Any) -> list[tuple[tuple[int, ...], int]]:
+    """(Token ids of prompt and answer, place of the prompt's last token) of rows spread over the training rows."""
+    template = tokenizer.chat_template(template_source(run))
+    rows = [row for row in read_rows(run.file("train.jsonl")) if row["drop"] is None]
+    found = []
+    for row in rows[:: max(1, len(rows) // N_PROMPTS)][:N_PROMPTS]:
+        messages = answer_messages(run.task.instruction, row["input"], demonstrations(run))
+        prompt = tokenizer.encode_prompt(template, messages)
+        answer = tokenizer.encode_answer(template, messages, row["output"])
+        found.append(((*prompt, *answer), len(prompt) - 1))
+    return found
+
+
+def _merged_type(path: Path) -> str:
+    """The type with the fewest bytes a value among the matrices of the layers."""
+    matrices = [
+        tensor for tensor in read_header(path).tensors if len(tensor.shape) == 2 and ".attn_" in tensor.name
+    ]
+    return min(matrices, key=lambda tensor: tensor.size_bytes / (tensor.shape[0] * tensor.shape[1])).type_name

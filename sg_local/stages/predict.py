@@ -1,0 +1,205 @@
+"""Answers for a file of inputs, by any GGUF model, with or without an adapter.
+
+reads   {"input": "My parcel is late."}           or a plain line of text
+writes  {"input": "My parcel is late.", "output": "delivery"}
+
+A tuned GGUF carries its task (`sg_local.task`), so its prompt is the one it was trained on; any other model gets the
+task's demonstrations.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sg_local.errors import InputError
+from sg_local.gguf_header import GgufHeader, read_header, read_model_header
+from sg_local.models import find_by_path
+from sg_local.progress import progress, say
+from sg_local.records import Faults, read_text
+from sg_local.selfguide.chat_template import VICUNA_TEMPLATE
+from sg_local.settings import Settings
+from sg_local.stages.common import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with
+from sg_local.task import Example, load_task
+
+MAX_INPUT_BYTES = 256 << 20
+
+# JSON may hold these as they are, but terminals obey the first, and readers of lines break at the others.
+_UNSAFE_IN_A_LINE = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What a tuned GGUF says about how it was trained, and so is to be asked."""
+
+    name: str
+    instruction: str
+    labels: tuple[str, ...]
+    examples: tuple[Example, ...]
+    max_new_tokens: int
+    prompt_format: str
+
+
+def predict_file(
+    file: Path,
+    model_path: Path,
+    adapter_path: Path | None,
+    task_source: str | None,
+    settings: Settings,
+    given: dict[str, Any],
+) -> Iterator[str]:
+    """JSON lines, one for each input of the file; "output" is null where an input does not fit the context.
+
+    given: the settings that were named by the caller, which come before those that a tuned GGUF carries.
+    Raises InputError for a wrong file, model, adapter or task.
+    """
+    inputs = _inputs(file)
+    header = read_model_header(model_path)
+    carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
+    served = _served(carrier, task_source, settings)
+    source = _template_source(given.get("prompt_format", served.prompt_format), header)
+    with (
+        open_with(settings, model_path, adapter_path) as engine,
+        progress("predict", len(inputs), "inputs") as advance,
+    ):
+        template = engine.tokenizer.chat_template(source)
+        limit = longest_answer(engine, served.labels, given.get("max_new_tokens", served.max_new_tokens))
+        for start in range(0, len(inputs), INPUTS_PER_CALL):
+            part = inputs[start : start + INPUTS_PER_CALL]
+            answers = answer_inputs(
+                engine,
+                template,
+                served.instruction,
+                part,
+                demonstrations=served.examples,
+                max_new_tokens=limit,
+                on_finished=advance,
+            )
+            for text, answer in zip(part, answers, strict=True):
+                row: dict[str, Any] = {"input": text, "output": answer.text.strip() if answer else None}
+                if answer is None:
+                    row["error"] = "input and answer do not fit the context: raise --n-ctx"
+                yield _json_line(row)
+
+
+def _served(carrier: GgufHeader, task_source: str | None, settings: Settings) -> _Served:
+    """How the model is asked: as it was tuned, for the given task."""
+    tuned = _carried(carrier.metadata.get("sg_local.task"))
+    if task_source is None:
+        if tuned is None:
+            raise InputError(f"{carrier.path} does not say what it was tuned for: give the task with --task")
+        return tuned
+    task = load_task(task_source)
+    if tuned is None:
+        return _Served(
+            task.name, task.instruction, task.labels, task.examples, settings.max_new_tokens, "auto"
+        )
+    if task.name != tuned.name:
+        say(f"predict: {carrier.path} was tuned for {tuned.name}, and is asked for {task.name}")
+    return replace(
+        tuned,
+        instruction=task.instruction,
+        labels=task.labels,
+        # What was trained without demonstrations is served without.
+        examples=task.examples if tuned.examples else (),
+    )
+
+
+def _carried(text: Any) -> _Served | None:
+    """The task inside a tuned GGUF; None where there is none, or one of another form: it is a stranger's file."""
+    try:
+        told = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    match told:
+        case {
+            "name": str(name),
+            "instruction": str(instruction),
+            "labels": list(labels),
+            "examples": list(rows),
+            "max_new_tokens": int(max_new_tokens),
+            "prompt_format": "gguf" | "vicuna" as prompt_format,
+        } if max_new_tokens > 0 and all(isinstance(label, str) for label in labels):
+            examples = []
+            for row in rows:
+                match row:
+                    case {"input": str(text_in), "output": str(output)}:
+                        examples.append(Example(text_in, output))
+                    case _:
+                        return None
+            return _Served(name, instruction, tuple(labels), tuple(examples), max_new_tokens, prompt_format)
+    return None
+
+
+def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
+    from sg_local.gguf_io.fingerprint import fingerprint
+
+    header = read_header(path)
+    if header.kind != "adapter":
+        raise InputError(f"{path} is a {header.kind}, not a LoRA adapter: give it with --model")
+    expected = header.metadata.get("sg_local.base_fingerprint")
+    if expected is not None and expected != fingerprint(model_path):
+        base = header.metadata.get("sg_local.base_sha256")
+        raise InputError(
+            f"{path} was made for another base than {model_path}: give the one it was tuned on"
+            + (f", whose sha256 begins with {base[:16]}" if isinstance(base, str) else "")
+        )
+    return header
+
+
+def _template_source(prompt_format: str, header: GgufHeader) -> str:
+    if prompt_format == "auto":
+        listed = find_by_path(header.path)
+        prompt_format = listed.prompt_format if listed else "gguf"
+    source = VICUNA_TEMPLATE if prompt_format == "vicuna" else header.chat_template
+    if not source:
+        raise InputError(
+            f"{header.path} carries no chat template: say --prompt-format vicuna if it is a Vicuna v1.1 model"
+        )
+    return source
+
+
+def _inputs(file: Path) -> list[str]:
+    """The inputs of a file, or of standard input for "-". Raises InputError with the lines that are wrong."""
+    if str(file) == "-":
+        name, text = "standard input", _standard_input()
+    else:
+        name, text = str(file), read_text(file, MAX_INPUT_BYTES)
+    # Not splitlines(), which would also break an input at a form feed or U+2028.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f'{name} holds no inputs: give JSON lines with "input", or one input a line')
+    if file.suffix != ".jsonl" and not (str(file) == "-" and lines[0][1].startswith("{")):
+        return [line for _, line in lines]
+    faults = Faults()
+    found = []
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+            text_in = row.get("input") if isinstance(row, dict) else None
+            if not isinstance(text_in, str) or not text_in.strip():
+                raise ValueError('there is no text under "input"')
+            text_in.encode()  # fails where half of a surrogate pair stands alone
+            found.append(text_in.strip())
+        except (ValueError, RecursionError) as error:
+            faults.add(f"{name}, line {number}: {error}")
+    faults.raise_any()
+    return found
+
+
+def _standard_input() -> str:
+    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise InputError(f"standard input is over the limit of {MAX_INPUT_BYTES} bytes: split it")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    return _UNSAFE_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)

@@ -1,0 +1,105 @@
+"""Is a run still what its manifest says: hashes, the base's fingerprint, and the exported files beside torch.
+
+    ok   adapter.gguf                         sha256 3f2a...
+    ok   parity                               adapter within 0.031 logits of torch, ...
+
+Raises SgLocalError with every fault; changes nothing.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+from sg_local.errors import InputError, SgLocalError
+from sg_local.gguf_header import read_header
+from sg_local.gguf_io.fingerprint import fingerprint
+from sg_local.records import sha256_file
+from sg_local.run import Run
+from sg_local.settings import STAGES
+
+
+def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
+    """Yields a line for each thing that is as it was; raises at the end where something is not."""
+    if with_parity:
+        _require_packages()
+    run.check_model()
+    faults: list[str] = []
+    yield from _files(run, faults)
+    if sha256_file(run.model.path) != run.model.sha256:
+        faults.append(f"the base model {run.model.path} is no longer the file that the run began with")
+    else:
+        yield _ok(run.model.path.name, f"sha256 {run.model.sha256[:16]}")
+    if not faults:
+        yield from _exported(run, faults)
+    if with_parity and not faults:
+        yield from _parity(run, faults)
+    if faults:
+        raise SgLocalError("\n".join(faults))
+
+
+def _files(run: Run, faults: list[str]) -> Iterator[str]:
+    """What every stage read and wrote, against its manifest entry."""
+
+    @cache
+    def sha256_of(name: str) -> str | None:
+        return sha256_file(run.file(name)) if run.file(name).is_file() else None
+
+    stages = run.manifest()["stages"]
+    for stage in STAGES:
+        if stage not in stages:
+            faults.append(f"{stage} is not finished: `sg-local run` with the same arguments goes on")
+            continue
+        redo = f"`sg-local {stage} {run.path} --redo` makes it again"
+        for name, expected in stages[stage]["writes"].items():
+            if sha256_of(name) is None:
+                faults.append(f"{run.file(name)} is gone: {redo}")
+            elif sha256_of(name) != expected:
+                faults.append(f"{run.file(name)} is not what {stage} wrote: {redo}")
+            else:
+                yield _ok(name, f"sha256 {expected[:16]}")
+        for name, expected in stages[stage]["reads"].items():
+            if sha256_of(name) != expected:
+                faults.append(
+                    f"{run.file(name)} is not what {stage} read: `sg-local {stage} {run.path} --redo`"
+                )
+        if stages[stage].get("settings", run.settings.as_dict()) != run.settings.as_dict():
+            faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
+
+
+def _exported(run: Run, faults: list[str]) -> Iterator[str]:
+    expected = fingerprint(run.model.path)
+    for name in ("adapter.gguf", "model.gguf"):
+        found = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
+        if found != expected:
+            faults.append(
+                f"{run.file(name)} was made for another base (fingerprint {found}, expected {expected}): "
+                f"`sg-local export {run.path} --redo`"
+            )
+        else:
+            yield _ok(name, f"made for this base, fingerprint {expected[:16]}")
+
+
+def _parity(run: Run, faults: list[str]) -> Iterator[str]:
+    from sg_local.stages.parity import measure
+
+    parity = measure(run, run.file("adapter.gguf"), run.file("model.gguf"))
+    if parity.faults():
+        faults += parity.faults()
+        return
+    yield _ok(
+        "parity",
+        f"adapter within {parity.max_logit_difference:.3f} logits of torch, "
+        f"model.gguf mean KL {parity.mean_kl_nats:.4f} nats, same first choice {parity.argmax_equal_share:.1%}",
+    )
+
+
+def _require_packages() -> None:
+    from sg_local.finetune.process import require_training_packages
+
+    try:
+        require_training_packages(("torch", "transformers", "peft"))
+    except InputError as error:
+        raise InputError(f"{error}; or leave the comparison with torch out: --no-parity") from error
+
+
+def _ok(what: str, found: str) -> str:
+    return f"ok   {what:36} {found}"
