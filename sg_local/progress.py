@@ -88,7 +88,8 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[[int
         Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # Rich would send what is printed meanwhile to its own console, that is to stderr.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
         task = bar.add_task(title, total=total, completed=done)
 
         def advance_bar(n: int) -> None:

@@ -243,7 +243,9 @@ def describe_model(path: Path, prompt_format: str) -> BaseModel:
             f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
             "or use a GGUF with tokenizer.chat_template"
         )
-    licence = listed.licence if listed else str(header.metadata.get("general.license", "unknown"))
+    licence = str(header.metadata.get("general.license", "unknown"))
+    if listed:  # with the notice that some licences want to be passed on
+        licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
     return BaseModel(path.resolve(), sha256_file(path), path.stat().st_size, licence, prompt_format)
 
 

@@ -61,11 +61,13 @@ def run(
 
     TASK is a task file, or the name of a shipped example. Called again, it goes on where it stopped.
     """  # fmt: skip
-    from sg_local.errors import WorseThanBase
+    from sg_local.errors import InputError, WorseThanBase
     from sg_local.pipeline import begin_run, run_pipeline
     from sg_local.progress import printable, say
     from sg_local.settings import resolve_settings
 
+    if gate and until != STAGES[-1]:
+        raise InputError(f"--gate judges the scores, and --until {until} stops before them: leave one out")
     found, is_new = begin_run(task_source, model, run_dir, resolve_settings(preset, given(settings)))
     say(f"{'new run' if is_new else 'run'} {found.path}: {found.task.name} with {found.model.path.name}")
     if not run_pipeline(found, until):

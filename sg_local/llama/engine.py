@@ -23,7 +23,7 @@ import llama_cpp
 import numpy as np
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.library import LoadedModel, last_messages, load_model
+from sg_local.llama.library import LoadedModel, interrupt_later, last_messages, load_model
 from sg_local.llama.tokens import Tokenizer
 
 TokenIds = tuple[int, ...]
@@ -109,7 +109,8 @@ class Engine:
         self.n_parallel = n_parallel
         self.n_batch = n_batch
         self.counters = Counters()
-        self.context = llama_cpp.llama_init_from_model(model.pointer, params)
+        with interrupt_later():
+            self.context = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.context:
             raise SgLocalError(
                 f"llama.cpp could not make a context of {n_ctx} tokens ({last_messages()}): lower --n-ctx"

@@ -8,6 +8,7 @@ holds one sequence and ignores unknown arguments in silence.
 """
 
 import ctypes
+import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,19 @@ def _context_length(header: GgufHeader) -> int:
 
 
 @contextmanager
+def interrupt_later() -> Iterator[None]:
+    """Holds back Ctrl-C while llama.cpp may call back into Python, where a KeyboardInterrupt would be lost."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) -> Iterator[LoadedModel]:
     """Loads a GGUF model after the bounded header check, and frees it at the end.
 
@@ -77,7 +91,8 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
     params.vocab_only = vocab_only
-    pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    with interrupt_later():
+        pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not pointer:
         raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
     vocab = llama_cpp.llama_model_get_vocab(pointer)

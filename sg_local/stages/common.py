@@ -21,16 +21,6 @@ INPUTS_PER_CALL = 64
 LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
 
 
-def engine_settings(settings: Settings) -> dict[str, int]:
-    """The settings that `open_engine` takes."""
-    return {
-        "n_ctx": settings.n_ctx,
-        "n_parallel": settings.n_parallel,
-        "n_threads": settings.n_threads,
-        "n_gpu_layers": settings.n_gpu_layers,
-    }
-
-
 def open_with(
     settings: Settings, model_path: Path, adapter_path: Path | None = None, n_parallel: int | None = None
 ) -> AbstractContextManager[Engine]:

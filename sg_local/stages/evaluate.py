@@ -17,7 +17,7 @@ from typing import Any
 
 from sg_local.errors import InputError
 from sg_local.progress import progress
-from sg_local.records import read_rows, sha256_file, write_rows, write_text
+from sg_local.records import read_json, read_rows, sha256_file, write_rows, write_text
 from sg_local.run import Run
 from sg_local.selfguide.metrics import exact_match, interval, is_label, paired_difference, rouge_l
 from sg_local.stages.common import (
@@ -31,6 +31,7 @@ from sg_local.task import Example
 
 BASELINE = "base_few_shot"
 TUNED = "tuned_merged"
+MAX_EVALUATION_BYTES = 1 << 20
 
 
 def run_evaluate(run: Run) -> None:
@@ -58,7 +59,7 @@ def run_evaluate(run: Run) -> None:
 
 def score_table(run: Run) -> str:
     """The evaluation as lines to read: a row for each contender, the gain, and what was scored."""
-    evaluation = json.loads(run.file("evaluation.json").read_text("utf-8"))
+    evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
     metric = evaluation["metric"]
     lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
     is_classification = run.task.is_classification
@@ -84,7 +85,7 @@ def score_table(run: Run) -> str:
 
 def is_worse(run: Run) -> bool:
     """Whether the tuned model is significantly worse than the base with demonstrations."""
-    evaluation = json.loads(run.file("evaluation.json").read_text("utf-8"))
+    evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
     return bool(evaluation["gain"]["interval_95"][1] < 0)
 
 

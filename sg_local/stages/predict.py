@@ -10,7 +10,8 @@ task's demonstrations.
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,7 @@ def predict_file(
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
     served = _served(carrier, task_source, settings)
     source = _template_source(given.get("prompt_format", served.prompt_format), header)
-    with (
-        open_with(settings, model_path, adapter_path) as engine,
-        progress("predict", len(inputs), "inputs") as advance,
-    ):
+    with open_with(settings, model_path, adapter_path) as engine, _progress(len(inputs)) as advance:
         template = engine.tokenizer.chat_template(source)
         limit = longest_answer(engine, served.labels, given.get("max_new_tokens", served.max_new_tokens))
         for start in range(0, len(inputs), INPUTS_PER_CALL):
@@ -198,6 +196,13 @@ def _standard_input() -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _progress(n_inputs: int) -> AbstractContextManager[Callable[[int], None]]:
+    # On a terminal the answers themselves show how far the work is, and a bar would run into them.
+    if sys.stdout.isatty():
+        return nullcontext(lambda _n_inputs: None)
+    return progress("predict", n_inputs, "inputs")
 
 
 def _json_line(row: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ They are derived files: deleting them costs the seconds that it takes to make th
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sg_local.errors import SgLocalError
@@ -22,10 +24,11 @@ def torch_weights(run: Run) -> Path:
     from sg_local.gguf_io.base_weights import write_base_weights
 
     directory = _place(run) / "hf"
-    if not directory.is_dir():
-        _check_space(run, directory)
-        say(f"dequantizing {run.model.path.name} for torch")
-        write_base_weights(run.model.path, directory)
+    with _one_maker(run):
+        if not directory.is_dir():
+            _check_space(run, directory)
+            say(f"dequantizing {run.model.path.name} for torch")
+            write_base_weights(run.model.path, directory)
     return directory
 
 
@@ -34,11 +37,21 @@ def f16_gguf(run: Run) -> Path:
     from sg_local.llama.quantize import requantize
 
     path = _place(run) / "f16.gguf"
-    if not path.is_file():
-        _check_space(run, path)
-        say(f"writing a 16-bit copy of {run.model.path.name} to compare with")
-        requantize(run.model.path, path, "F16", run.settings.n_threads)
+    with _one_maker(run):
+        if not path.is_file():
+            _check_space(run, path)
+            say(f"writing a 16-bit copy of {run.model.path.name} to compare with")
+            requantize(run.model.path, path, "F16", run.settings.n_threads)
     return path
+
+
+@contextmanager
+def _one_maker(run: Run) -> Iterator[None]:
+    """Another run of the same base waits until the copy is there."""
+    from filelock import FileLock
+
+    with FileLock(_place(run) / ".lock"):
+        yield
 
 
 def _place(run: Run) -> Path:

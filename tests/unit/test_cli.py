@@ -23,6 +23,7 @@ from click.testing import Result
 from gguf_bytes import TinyTensor, tiny_gguf
 
 import sg_local.finetune.process as process
+import sg_local.progress as progress_module
 import sg_local.stages.predict as predict_module
 from sg_local.cli import COMMANDS, cli
 from sg_local.llama.engine import Completion
@@ -163,6 +164,11 @@ def test_the_gate(sg: Call, finished_run: Run, task: Path, interval: list[float]
     assert result.exit_code == exit_code
     assert "tuned_merged" in result.stdout
     assert ("significantly worse" in result.stderr) == (exit_code == 3)
+
+
+def test_a_gate_before_there_are_scores(sg: Call, finished_run: Run, task: Path) -> None:
+    line = one_line(sg(*given(finished_run, task), "--gate", "--until=train"), 2)
+    assert "--until train stops before them" in line
 
 
 @pytest.mark.parametrize(
@@ -938,3 +944,53 @@ def test_doctor_imports_nothing_heavy() -> None:
     assert not {"torch", "transformers", "trl", "peft", "unsloth", "datasets", "scipy"} & set(
         done.stdout.split()
     )
+
+
+# Progress
+
+
+def test_progress_is_plain_lines_where_nobody_looks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 4.0, 20.0])
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with progress_module.progress("annotate", 100, "inputs", done=20) as advance:
+        advance(10)  # after 4 s: too early for a line
+        advance(30)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["annotate: 80 inputs", "annotate: 60/100 inputs, 2.0 inputs/s, 20 s left"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_a_bar_leaves_stdout_alone() -> None:
+    """As in `sg-local predict ... > answers.jsonl`, called from a terminal."""
+    terminal, stderr = os.openpty()
+    code = (
+        "from sg_local.progress import progress, restore_terminal\n"
+        "with progress('predict', 2, 'inputs') as advance:\n"
+        "    advance(1)\n"
+        "    print('an answer')\n"
+        "    restore_terminal()\n"
+    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        shown = os.read(terminal, 1 << 16).decode()
+    finally:
+        os.close(stderr)
+        os.close(terminal)
+    assert done.stdout == "an answer\n"
+    assert "predict" in shown
+    assert "1/2" in shown
+    assert "an answer" not in shown
+    assert "\x1b[?25h\r\n" in shown  # the cursor is back, and a line is begun
