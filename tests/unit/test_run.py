@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from filelock import FileLock
 
 import sg_local.run as run_module
 from sg_local.errors import InputError, SgLocalError
+from sg_local.models import list_models
 from sg_local.pipeline import run_stage
 from sg_local.records import read_rows, write_rows
 from sg_local.run import Run, create_or_open_run, lock_run, open_run
@@ -331,3 +333,13 @@ def test_a_run_that_another_process_made_meanwhile_is_opened(
     run, is_new = create(tmp_path / "run", task, model, n_inputs=7)
     assert not is_new
     assert run.settings.n_inputs == 7
+
+
+def test_a_run_keeps_the_licence_and_its_notice(
+    tmp_path: Path, task: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vicuna = next(listed for listed in list_models() if listed.name == "vicuna-7b-v1.5")
+    listed = replace(vicuna, prompt_format="gguf")
+    monkeypatch.setattr("sg_local.run.find_by_path", lambda _path: listed)
+    run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings())
+    assert run.model.licence.startswith("Llama 2 Community License. Llama 2 is licensed under")
