@@ -1,31 +1,42 @@
 """A tokenizer beside the dequantized weights, for libraries that insist on one.
 
-    write_stand_in_tokenizer(dir, ["<unk>", "<s>", ...], bos=1, eos=2, pad=2)
+    write_stand_in_tokenizer(dir, Vocabulary(["<unk>", "<s>", ...], bos=1, eos=2, pad=2))
 
 Unsloth and TRL want to see the model's special tokens; no row is ever tokenized with it (that is llama.cpp's work),
 so a plain word list with every vocabulary entry at its own id is enough, and the ids they read are the GGUF's own.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def write_stand_in_tokenizer(directory: Path, tokens: Sequence[str], *, bos: int, eos: int, pad: int) -> None:
-    """Writes tokenizer.json and tokenizer_config.json. Ids under 0 mean that the model has no such token."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """A model's tokens, each at its id, and its special ids; an id under 0 means that it has no such token."""
+
+    tokens: Sequence[str]
+    bos: int
+    eos: int
+    pad: int
+
+
+def write_stand_in_tokenizer(directory: Path, vocabulary: Vocabulary) -> None:
+    """Writes tokenizer.json and tokenizer_config.json. Imports transformers, so Unsloth comes before."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary: dict[str, int] = {}
-    for index, token in enumerate(tokens):
+    ids: dict[str, int] = {}
+    for index, token in enumerate(vocabulary.tokens):
         # Equal texts at two ids are told apart, or the later one would push out the earlier.
-        vocabulary[token if token not in vocabulary else f"{token}\ue000{index}"] = index
-    names = {index: token for token, index in vocabulary.items()}
+        ids[token if token not in ids else f"{token}\ue000{index}"] = index
+    names = {index: token for token, index in ids.items()}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=names[eos])),
-        bos_token=names.get(bos),
-        eos_token=names[eos],
-        unk_token=names[eos],
-        pad_token=names.get(pad, names[eos]),
+        tokenizer_object=Tokenizer(WordLevel(ids, unk_token=names[vocabulary.eos])),
+        bos_token=names.get(vocabulary.bos),
+        eos_token=names[vocabulary.eos],
+        unk_token=names[vocabulary.eos],
+        pad_token=names.get(vocabulary.pad, names[vocabulary.eos]),
     )
     tokenizer.save_pretrained(str(directory))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
+from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IGNORED_LABEL = -100
@@ -50,7 +51,7 @@ class TrainSettings:
 
 def train_adapter(
     weights_dir: Path,
-    tokenizer_dir: Path,
+    vocabulary: Vocabulary,
     rows: Sequence[TrainRow],
     adapter_dir: Path,
     settings: TrainSettings,
@@ -58,23 +59,28 @@ def train_adapter(
 ) -> dict[str, Any]:
     """Trains on the rows and saves the adapter into adapter_dir; call `prepare_process` first.
 
+    Works in the current directory, which `prepare_process` made.
+
     on_step is told the number of optimizer steps since its last call. Returns loss by step and token counts.
     Raises InputError when the training diverged (a loss that is no number).
     """
     with _quiet():
+        from unsloth import FastLanguageModel  # before trl, transformers and peft, which it patches
+
+        # isort: split
         import torch
         from datasets import Dataset
         from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
         from trl import SFTConfig, SFTTrainer
-        from unsloth import FastLanguageModel  # before trl, transformers and peft, which it patches
 
+        write_stand_in_tokenizer(Path("tokenizer"), vocabulary)
         if settings.n_threads > 0:
             torch.set_num_threads(settings.n_threads)
         has_gpu = torch.cuda.is_available()
         longest = max(row.n_tokens for row in rows)
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(weights_dir),
-            tokenizer_name=str(tokenizer_dir),
+            tokenizer_name="tokenizer",
             max_seq_length=longest,
             dtype=None if has_gpu else torch.float32,
             load_in_4bit=settings.load_in_4bit,

@@ -10,9 +10,13 @@ import math
 import os
 import shutil
 from collections import Counter
-from typing import Any
 
 from sg_local.errors import SgLocalError
+from sg_local.finetune.process import prepare_process, require_training_packages
+from sg_local.finetune.stand_in_tokenizer import Vocabulary
+from sg_local.finetune.train import TrainRow, TrainSettings, train_adapter
+from sg_local.llama.library import load_model
+from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress, say
 from sg_local.records import read_rows
 from sg_local.run import Run
@@ -25,14 +29,12 @@ ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetenso
 
 def run_train(run: Run) -> None:
     """Trains the adapter on the rows that curate kept, each as often as its `copies` say."""
-    from sg_local.finetune.process import prepare_process, require_training_packages
-
     run.require("train")
     require_training_packages()
     with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
         settings = run.settings
-        rows, dropped, tokens = _tokenized(run)
-        weights_dir = torch_weights(run)
+        rows, dropped, vocabulary = _tokenized(run)
+        weights_dir = torch_weights(run).resolve()  # the trainer works in another directory
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading Unsloth")
         final = run.file("adapter").resolve()
@@ -42,14 +44,10 @@ def run_train(run: Run) -> None:
         shutil.rmtree(work, ignore_errors=True)
         prepare_process(work)
         try:
-            from sg_local.finetune.stand_in_tokenizer import write_stand_in_tokenizer
-            from sg_local.finetune.train import TrainSettings, train_adapter
-
-            write_stand_in_tokenizer(work / "tokenizer", **tokens)
             with progress("train", steps, "steps") as advance:
                 details["training"] = train_adapter(
                     weights_dir,
-                    work / "tokenizer",
+                    vocabulary,
                     rows,
                     work / "adapter",
                     TrainSettings(
@@ -72,12 +70,8 @@ def run_train(run: Run) -> None:
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
 
 
-def _tokenized(run: Run) -> tuple[list[Any], Counter[str], dict[str, Any]]:
+def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
     """The kept rows as token ids, why others fell out, and the vocabulary for the stand-in tokenizer."""
-    from sg_local.finetune.train import TrainRow
-    from sg_local.llama.library import load_model
-    from sg_local.llama.tokens import Tokenizer
-
     found: list[TrainRow] = []
     dropped: Counter[str] = Counter()
     with load_model(run.model.path, vocab_only=True) as model:
@@ -98,12 +92,12 @@ def _tokenized(run: Run) -> tuple[list[Any], Counter[str], dict[str, Any]]:
                 dropped["over_context"] += 1
                 continue
             found += [item] * row["copies"]
-        vocabulary = {
-            "tokens": [tokenizer.text_of(token) for token in range(tokenizer.n_vocab)],
-            "bos": tokenizer.bos,
-            "eos": tokenizer.eos,
-            "pad": tokenizer.pad,
-        }
+        vocabulary = Vocabulary(
+            tokens=[tokenizer.text_of(token) for token in range(tokenizer.n_vocab)],
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            pad=tokenizer.pad,
+        )
     if not found:
         raise SgLocalError(f"no row of {run.file('train.jsonl')} fits {limit} tokens: raise --n-ctx")
     return found, dropped, vocabulary

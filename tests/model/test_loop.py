@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_predict_gives_the_answers_of_the_evaluation(finished: Path, home: Path)
     assert answers == [row["prediction"] for row in scored]
 
 
+def test_another_quantization_keeps_the_adapter(finished: Path, home: Path) -> None:
+    copy = home / "quantized"
+    shutil.copytree(finished, copy)
+    settings = copy / "settings.toml"
+    settings.write_text(settings.read_text().replace('quant = "base"', 'quant = "Q4_K_M"'))
+    result = sg_local("export", copy, "--redo", home=home)
+    assert result.returncode == 0, result.stderr
+    parity = json.loads((copy / "manifest.json").read_text())["stages"]["export"]["parity"]
+    assert parity["mean_kl_nats"] < parity["base_mean_kl_nats"] / 2
+    shown = json.loads(sg_local("models", "show", copy / "model.gguf", "--json", home=home).stdout)
+    assert "Q4_K" in shown["tensor_types"]
+    base = json.loads(sg_local("models", "show", finished / "model.gguf", "--json", home=home).stdout)
+    assert "Q4_K" not in base["tensor_types"]
+
+
 def test_a_planted_wrong_adapter_fails_the_export(finished: Path, home: Path) -> None:
     """The adapter's scale is doubled behind the export's back: llama.cpp and torch no longer agree."""
     script = home / "planted.py"
@@ -132,7 +148,6 @@ def test_a_planted_wrong_adapter_fails_the_export(finished: Path, home: Path) ->
         "import sys\n"
         "from pathlib import Path\n"
         "import sg_local.stages.export as export\n"
-        "from sg_local.gguf_io import layout\n"
         "import sg_local.gguf_io.adapter as adapter\n"
         "true = adapter.float32_value\n"
         "adapter.float32_value = lambda number: true(2 * number)\n"
@@ -141,7 +156,7 @@ def test_a_planted_wrong_adapter_fails_the_export(finished: Path, home: Path) ->
         "export.run_export(run)\n"
     )
     copy = home / "planted"
-    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    shutil.copytree(finished, copy)
     for name in ("adapter.gguf", "model.gguf", "Modelfile"):
         (copy / name).unlink()
     result = subprocess.run(

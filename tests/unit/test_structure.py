@@ -182,3 +182,17 @@ def test_every_stage_has_its_module() -> None:
     for stage in STAGES:
         tree = parse(PACKAGE / "stages" / f"{stage}.py")
         assert f"run_{stage}" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_unsloth_is_imported_before_what_it_patches() -> None:
+    # A formatter once sorted it behind trl; Unsloth then trains unpatched, with a warning that nobody reads.
+    source = (PACKAGE / "finetune" / "train.py").read_text("utf-8")
+    imported = [
+        (node.module or "").partition(".")[0]
+        for function in ast.walk(ast.parse(source))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert imported[0] == "unsloth"
+    assert {"trl", "transformers"} <= set(imported[1:])
