@@ -7,9 +7,9 @@
 They are derived files: deleting them costs the seconds that it takes to make them again.
 """
 
+import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from sg_local.errors import SgLocalError
@@ -23,51 +23,41 @@ def torch_weights(run: Run) -> Path:
     """The directory of the base's dequantized weights, made if need be."""
     from sg_local.gguf_io.base_weights import write_base_weights
 
-    directory = _place(run) / "hf"
-    with _one_maker(run):
-        if not directory.is_dir():
-            _check_space(run, directory)
-            say(f"dequantizing {run.model.path.name} for torch")
-            write_base_weights(run.model.path, directory)
-    return directory
+    def make(path: Path) -> None:
+        say(f"dequantizing {run.model.path.name} for torch")
+        write_base_weights(run.model.path, path)
+
+    return _working_copy(run, "hf", make)
 
 
 def f16_gguf(run: Run) -> Path:
     """The base as a 16-bit GGUF, made if need be."""
     from sg_local.llama.quantize import requantize
 
-    path = _place(run) / "f16.gguf"
-    with _one_maker(run):
-        if not path.is_file():
+    def make(path: Path) -> None:
+        say(f"writing a 16-bit copy of {run.model.path.name} to compare with")
+        requantize(run.model.path, path, "F16", run.settings.n_threads)
+
+    return _working_copy(run, "f16.gguf", make)
+
+
+def _working_copy(run: Run, name: str, make: Callable[[Path], None]) -> Path:
+    """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
+    from filelock import FileLock
+
+    place = model_store().parent / "weights" / run.model.sha256[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / name
+    with FileLock(place / ".lock"):
+        if not path.exists():
             _check_space(run, path)
-            say(f"writing a 16-bit copy of {run.model.path.name} to compare with")
-            requantize(run.model.path, path, "F16", run.settings.n_threads)
+            make(path)
     return path
 
 
-@contextmanager
-def _one_maker(run: Run) -> Iterator[None]:
-    """Another run of the same base waits until the copy is there."""
-    from filelock import FileLock
-
-    with FileLock(_place(run) / ".lock"):
-        yield
-
-
-def _place(run: Run) -> Path:
-    place = model_store().parent / "weights" / run.model.sha256[:16]
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
 def _check_space(run: Run, path: Path) -> None:
-    n_values = 0
-    for tensor in read_model_header(run.model.path).tensors:
-        count = 1
-        for length in tensor.shape:
-            count *= length
-        n_values += count
-    needed = int(2.1 * n_values)
+    n_parameters = sum(math.prod(tensor.shape) for tensor in read_model_header(run.model.path).tensors)
+    needed = int(2.1 * n_parameters)  # 16 bits each, and headers
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise SgLocalError(

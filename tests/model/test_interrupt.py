@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,32 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("interrupted") / "run"
 
 
+_started: "list[subprocess.Popen[str]]" = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """A test that fails leaves no process behind that would hold the run for the next."""
+    yield
+    while _started:
+        with _started.pop() as process:  # closes its pipes
+            process.kill()
+
+
 def start(*arguments: object) -> "subprocess.Popen[str]":
-    """Calls the command line as the leader of a process group, as a shell does."""
-    return subprocess.Popen(
+    """Calls the command line as the leader of a process group, as a shell does in the foreground."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "sg_local", *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where these tests run in the background of a script, the shell lets them inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    _started.append(process)
+    return process
 
 
 def start_working(*arguments: object) -> "subprocess.Popen[str]":
