@@ -56,7 +56,7 @@ test-unit: install ## unit tests alone
 test-model: install ## tests with a real model alone
 	@$(BIN)/pytest tests/model --durations=10
 
-bench: install ## measure side by side: start-up, parity
+bench: install ## measure start-up side by side with `import click`
 	@$(BIN)/python tests/benchmarks/startup.py
 
 lock: ## resolve requirements.lock anew (needs the network)

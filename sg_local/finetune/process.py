@@ -25,7 +25,6 @@ SWITCHES = {
     "UNSLOTH_OFFLINE": "1",
     "UNSLOTH_LLAMA_CPP_OFFLINE": "1",
     "WANDB_DISABLED": "true",
-    "TRITON_DISABLE_LINE_INFO": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Progress is shown by sg_local itself.
     "TQDM_DISABLE": "1",

@@ -8,6 +8,7 @@ The demonstrations are the first rows: the only gold data there is. A dropped ro
 Where the task has no test file, a part of the made pairs is held out for scoring ("held_out").
 """
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -25,7 +26,7 @@ from sg_local.selfguide.selection import (
     most_confident,
 )
 
-HELD_OUT_PERCENT = 15
+HELD_OUT_SHARE = 0.15
 
 
 def run_curate(run: Run) -> None:
@@ -50,9 +51,10 @@ def run_curate(run: Run) -> None:
         else:
             _choose_answers(run, rows, outputs)
         if not run.file("test.jsonl").exists():
-            for row in rows:
-                if row["drop"] is None and row_seed(0, "held_out", row["id"]) % 100 < HELD_OUT_PERCENT:
-                    row["drop"] = "held_out"
+            kept = [row for row in rows if row["drop"] is None]
+            kept.sort(key=lambda row: row_seed(run.settings.seed, "held_out", row["id"]))
+            for row in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
+                row["drop"] = "held_out"
         gold = [
             {
                 "id": f"demonstration-{number}",

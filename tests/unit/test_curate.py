@@ -1,0 +1,142 @@
+"""Stage 3 on made rows, without a model: which are kept, which label they get, and how often they are shown."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sg_local.errors import SgLocalError
+from sg_local.records import read_rows, write_rows
+from sg_local.run import Run, create_or_open_run
+from sg_local.settings import Settings
+from sg_local.stages.curate import run_curate
+from sg_local.task import load_task
+
+Rows = list[dict[str, Any]]
+
+GENERATION = """name = "polite"
+instruction = "Make it polite."
+
+[[examples]]
+input = "Send me the report today."
+output = "Could you please send me the report today?"
+"""
+
+
+def curated(run: Run, inputs: Rows, outputs: Rows) -> Rows:
+    """train.jsonl of a run whose first two stages wrote these rows."""
+    with run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
+        write_rows(
+            run.file("inputs.jsonl"), [{"label": None, "drop": None, "seed": 0, **row} for row in inputs]
+        )
+    with run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
+        write_rows(run.file("outputs.jsonl"), [{"drop": None, **row} for row in outputs])
+    run_curate(run)
+    return read_rows(run.file("train.jsonl"))
+
+
+def scored(logprobs: list[tuple[float, float]], labels: list[str] | None = None) -> tuple[Rows, Rows]:
+    """Inputs and outputs with these log-probabilities of refund and login."""
+    asked = labels or ["refund", "login"] * len(logprobs)
+    inputs = [
+        {"id": number, "input": f"message {number}", "label": asked[number]}
+        for number in range(len(logprobs))
+    ]
+    outputs = [
+        {"id": number, "label_logprobs": {"refund": first, "login": second}, "output": "refund"}
+        for number, (first, second) in enumerate(logprobs)
+    ]
+    return inputs, outputs
+
+
+def test_a_bias_that_all_rows_share_does_not_choose_the_label(new_run: Run) -> None:
+    # refund is likelier everywhere; where it is less so than on average, the answer is login
+    rows = curated(new_run, *scored([(-0.1, -6.0), (-0.1, -6.2), (-0.4, -2.0), (-0.4, -2.1)]))
+    made = [row for row in rows if isinstance(row["id"], int)]
+    assert [row["output"] for row in made] == ["refund", "refund", "login", "login"]
+
+
+def test_every_label_is_shown_equally_often_and_the_demonstrations_come_first(new_run: Run) -> None:
+    logprobs = [(-0.1, -8.0 - number / 10) for number in range(12)] + [(-3.0, -0.1)] * 3
+    rows = curated(new_run, *scored(logprobs))
+    assert [row["id"] for row in rows[:1]] == ["demonstration-1"]
+    shown: Counter[str] = Counter()
+    for row in rows:
+        shown[row["output"]] += row["copies"]
+        assert (row["copies"] == 0) == (row["drop"] is not None)
+    assert shown["refund"] == shown["login"] > 0
+
+
+def test_the_least_confident_of_each_label_are_dropped(new_run: Run) -> None:
+    logprobs = [(-0.1, -5.0 - number) for number in range(5)] + [(-5.0 - number, -0.1) for number in range(5)]
+    rows = curated(new_run, *scored(logprobs))
+    assert [row["id"] for row in rows if row["drop"] == "low_confidence"] == [0, 5]
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_disagreement_drops_rows_only_where_the_student_follows_labels(new_run: Run, follows: bool) -> None:
+    logprobs = [(-0.1, -6.0) if number % 2 == 0 else (-6.0, -0.1) for number in range(60)]
+    asked = ["refund" if number % 2 == 0 else "login" for number in range(60)]
+    if follows:
+        asked[0] = "login"  # one of 60 was written for another label
+    else:
+        asked = asked[30:] + asked[1:31]  # half of them
+    rows = curated(new_run, *scored(logprobs, asked))
+    dropped = [row["id"] for row in rows if row["drop"] == "disagreement"]
+    assert dropped == ([0] if follows else [])
+    agreement = new_run.manifest()["stages"]["curate"]["agreement"]
+    assert agreement["used_as_filter"] is follows
+
+
+def test_test_rows_are_not_held_out_of_the_made_data_and_vice_versa(
+    new_run: Run, tmp_path: Path, task: Path, model: Path
+) -> None:
+    logprobs = [(-0.1, -6.0), (-6.0, -0.1)] * 10
+    assert not [row for row in curated(new_run, *scored(logprobs)) if row["drop"] == "held_out"]
+    task.write_text(task.read_text().replace('test = "inbox.test.jsonl"\n', ""))
+    untested, _ = create_or_open_run(tmp_path / "untested", load_task(task), model, Settings())
+    held_out = [row for row in curated(untested, *scored(logprobs)) if row["drop"] == "held_out"]
+    assert len(held_out) == 3  # 15 % of the 16 that are confident enough, rounded up
+    assert all(row["copies"] == 0 for row in held_out)
+
+
+def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
+    tmp_path: Path, task: Path, model: Path
+) -> None:
+    task.write_text(GENERATION)
+    run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
+    texts = [
+        ("Could you please close the door?", 0.9, None),
+        ("Sure, here is the polite question you want", 0.9, "noise"),
+        ("Could you please open the window now?", 0.2, "low_share"),
+        ("Could you please " + "very " * 40 + "politely come?", 0.9, "length"),
+        (None, 0.0, "unfinished"),
+        ("Could you please come here now, dear?", 1.0, None),
+        ("Could you please wait for me outside?", 1.0, None),
+    ]
+    inputs = [{"id": number, "input": f"Do thing {number} now."} for number in range(len(texts))]
+    outputs = [
+        {
+            "id": number,
+            "samples": [text],
+            "output": text,
+            "share": share,
+            "drop": drop if text is None else None,
+        }
+        for number, (text, share, drop) in enumerate(texts)
+    ]
+    rows = curated(run, inputs, outputs)
+    drops = {row["id"]: row["drop"] for row in rows if row["drop"] != "held_out"}
+    for number, (_, _, drop) in enumerate(texts):
+        assert drops.get(number) == drop
+    assert sum(row["drop"] == "held_out" for row in rows) == 1
+
+
+def test_a_run_without_a_good_row_says_what_happened_to_them(tmp_path: Path, task: Path, model: Path) -> None:
+    task.write_text(GENERATION)
+    run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
+    outputs = [{"id": 0, "samples": ["", ""], "output": None, "share": 0.0, "drop": "unfinished"}]
+    with pytest.raises(SgLocalError, match="'unfinished': 1"):
+        curated(run, [{"id": 0, "input": "Do it now."}], outputs)
+    assert not run.is_finished("curate")
