@@ -16,6 +16,7 @@ from typing import Any
 
 from sg_local.finetune.process import NEEDED
 from sg_local.models import find_present, list_models, model_store
+from sg_local.run import total_memory_bytes
 
 Finding = dict[str, Any]
 
@@ -101,11 +102,8 @@ def _torch(has_gpu: bool) -> Finding:
 
 def _machine() -> Finding:
     processors = f"{os.cpu_count()} processors"
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return _finding("machine", processors)
-    return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory")
+    total = total_memory_bytes()
+    return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory" if total else processors)
 
 
 def _gpus() -> list[str]:

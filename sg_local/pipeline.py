@@ -2,8 +2,9 @@
 
     generate -> annotate -> curate -> train -> export -> evaluate
 
-A stage that dies takes its process with it and leaves the run as the last finished write left it. A stage's
-standard input is a pipe that nothing is written to: it ends with its parent, and so does the stage.
+A stage that dies takes its process with it and leaves the run as the last finished write left it. Where native code
+crashed, the stage is started again without the row that did it (stages/in_flight.py). A stage's standard input is a
+pipe that nothing is written to: it ends with its parent, and so does the stage.
 """
 
 import os
@@ -22,6 +23,7 @@ from sg_local.progress import restore_terminal, say
 from sg_local.run import Run, create_or_open_run, lock_run
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import STAGES, Settings
+from sg_local.stages.in_flight import forget, note_crash
 from sg_local.task import Example, Task, load_task, load_test_rows
 
 # -P: nothing is imported from the directory that the user works in, which may hold a `datasets.py` of their own.
@@ -35,6 +37,14 @@ end_with_parent()
 from sg_local.cli import main
 main()
 """
+
+# How native code ends a process: failed assertions and bad pointers. SIGKILL is the user's, or memory that ran out.
+_CRASHES = {
+    getattr(signal, name)
+    for name in ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
+    if hasattr(signal, name)
+}
+MAX_CRASHES_OF_A_STAGE = 6  # three rows: more is no matter of single rows
 
 _is_tied = False
 
@@ -91,7 +101,7 @@ def run_pipeline(run: Run, until: str = STAGES[-1]) -> bool:
             continue
         say(f"[{number}/{len(stages)}] {stage}")
         started = time.monotonic()
-        code = _in_own_process(run, stage)
+        code = _in_own_process_until_it_holds(run, stage)
         if code != 0:
             again = f"the run is kept; `sg-local run` with the same arguments goes on with {stage}"
             if code < 0:
@@ -131,6 +141,26 @@ def _require_packages(run: Run, stages: tuple[str, ...]) -> None:
 
     if "train" in stages and not run.is_finished("train"):
         require_training_packages()
+
+
+def _in_own_process_until_it_holds(run: Run, stage: str) -> int:
+    """The stage's exit code; after a crash of native code it is started again, see stages/in_flight.py."""
+    for _ in range(MAX_CRASHES_OF_A_STAGE):
+        code = _in_own_process(run, stage)
+        if -code not in _CRASHES or not (rows := note_crash(run)):
+            break
+        if len(rows) == 1:
+            say(
+                f"{stage} was ended by {_signal(-code)} on row {rows[0]}: going on, without it if it does so again"
+            )
+        else:
+            say(
+                f"{stage} was ended by {_signal(-code)} with the rows {rows[0]}..{rows[-1]} in flight: "
+                "going on with one at a time"
+            )
+    if code == 0:
+        forget(run)
+    return code
 
 
 def _in_own_process(run: Run, stage: str) -> int:

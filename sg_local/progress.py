@@ -1,6 +1,6 @@
 """What a command shows while it works: a bar with rate and remaining time on a terminal, plain lines elsewhere.
 
-    annotate: 96/240 inputs, 12.4 inputs/s, 12 s left
+    annotate: 96/240 inputs, 12.4 inputs/s, 12 s left (310 prompt tok/s, 95 generated tok/s, 16 in flight)
 
 All of it goes to stderr; stdout carries answers and data. Names of files and texts out of them are shown through
 `printable`, so that none of them can steer the terminal.
@@ -35,10 +35,15 @@ def restore_terminal() -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Shows how far the work is; yields a function that is told how many units were done since its last call."""
+def progress(
+    title: str, total: int, unit: str, done: int = 0, detail: Callable[[], str] = str
+) -> Iterator[Callable[[int], None]]:
+    """Shows how far the work is; yields a function that is told how many units were done since its last call.
+
+    detail: what else is to be shown beside it, asked whenever it is.
+    """
     if _draws_bars():
-        with _bar(title, total, unit, done) as advance:
+        with _bar(title, total, unit, done, detail) as advance:
             yield advance
         return
     started = time.monotonic()
@@ -54,7 +59,8 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Calla
             last_line = now
             rate = (done - first) / (now - started)
             left = max(0.0, (total - done) / rate)
-            say(f"{title}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left")
+            more = f" ({text})" if (text := detail()) else ""
+            say(f"{title}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left{more}")
 
     yield advance_plainly
 
@@ -64,7 +70,9 @@ def _draws_bars() -> bool:
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[[int], None]]:
+def _bar(
+    title: str, total: int, unit: str, done: int, detail: Callable[[], str]
+) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -81,12 +89,17 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[[int
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.1f} {unit}/s" if task.speed else "")
 
+    class Detail(ProgressColumn):
+        def render(self, _task: Task) -> Text:
+            return Text(detail(), style="dim")
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
+        Detail(),
     )
     # Rich would send what is printed meanwhile to its own console, that is to stderr.
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:

@@ -10,6 +10,7 @@ A stage is finished when its manifest entry is written, and that is the last thi
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -223,6 +224,14 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def total_memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def describe_model(path: Path, prompt_format: str) -> BaseModel:

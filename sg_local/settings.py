@@ -52,6 +52,13 @@ class Settings:
     n_parallel: int = _setting(16, "engine", "Sequences that run side by side.", low=1, high=200)
     n_threads: int = _setting(0, "engine", "CPU threads for llama.cpp and torch; 0 leaves it to them.", low=0)
     n_gpu_layers: int = _setting(-1, "engine", "Layers that llama.cpp puts on a GPU; -1 is all.", low=-1)
+    working_copy: str = _setting(
+        "auto",
+        "engine",
+        "Make data with a 16-bit copy of a quantized model where that is clearly faster here (CPU only); "
+        "scores are of the file itself.",
+        choices=("auto", "never"),
+    )
 
     n_inputs: int = _setting(
         400, "generate", "Inputs to make, counted after this stage's filters (paper: 40 x 10 before).", low=1

@@ -1,23 +1,23 @@
-"""Many prompts through one llama.cpp context: what they share is evaluated once, and they run side by side.
+"""One llama.cpp context: batches of tokens, sequences that fork from one another, and a prefix that stays.
 
-    Request(prompt=(1, 4093, ...), max_new_tokens=64, temperature=0.2, top_k=10, seed=7, stop=("\\n",))
-    -> Completion(text="support", token_ids=(...), finish_reason="end")
+    BatchToken(token=4093, position=17, sequences=[3, 4], wants_logits=False)    sequences 3 and 4 both go on from it
 
-The prompts of one call form a tree: the prefix common to all (instruction and demonstrations) is sequence 0, each
-distinct prompt grows from it, and the samples of one prompt fork from that (`llama_memory_seq_cp`, which shares
-the cells of a unified KV memory). New requests start as others finish. The engine knows token ids only.
+A token may belong to several sequences at once, and a sequence is forked by sharing the cells of a unified
+key-value memory (`llama_memory_seq_cp`): that is how what prompts share is evaluated once (see prefill.py). What is
+asked of the model lies above: generation.py answers requests, scoring.py scores labels. The engine knows token ids
+only.
 
-Every call begins with an empty memory and schedules in an order that depends on its requests alone, so the same
-call gives the same tokens on the same machine: a killed stage that repeats its last call ends with the same rows.
+Every call begins with a memory that holds the prefix common to its prompts, evaluated alone, and nothing else. A call
+that needs the prefix of the call before finds it there, and its cells are the same as in a fresh context; so the same
+call gives the same tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -25,67 +25,66 @@ import numpy as np
 from sg_local.errors import SgLocalError
 from sg_local.llama.library import LoadedModel, interrupt_later, last_messages, load_model
 from sg_local.llama.tokens import Tokenizer
+from sg_local.llama.tree import TokenIds
 
-TokenIds = tuple[int, ...]
+Logits = np.ndarray[Any, np.dtype[np.float32]]
 
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to be generated. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch those off."""
-
-    prompt: TokenIds
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+# Sequences for questions with their labels, which need no memory of their own; llama.cpp allows 256.
+SCORING_SEQUENCES = 64
 
 
-@dataclass(frozen=True)
-class Completion:
-    """text ends before the stop string; token_ids are all that were sampled, the end token too."""
+@dataclass(slots=True)
+class BatchToken:
+    """One token to evaluate; `sequences` are all that go on from it."""
 
-    text: str
-    token_ids: TokenIds
-    finish_reason: Literal["end", "stop", "length"]
+    token: int
+    position: int
+    sequences: list[int]
+    wants_logits: bool
 
 
 @dataclass
 class Counters:
-    """What the engine did: tokens given to llama_decode, tokens sampled, seconds inside llama_decode."""
+    """What the engine did, in tokens and seconds.
 
-    evaluated_tokens: int = 0
+    prompt_tokens were asked for and generated_tokens sampled; evaluated_tokens went through llama_decode. A token
+    that several prompts or samples share is evaluated once, and none is evaluated again for lack of memory.
+    """
+
+    prompt_tokens: int = 0
     generated_tokens: int = 0
+    evaluated_tokens: int = 0
+    evaluated_prompt_tokens: int = 0
     decode_seconds: float = 0.0
+    in_flight: int = 0  # requests that are being answered at this moment
+    _seconds: float = 0.0
+    _since: float | None = None
 
+    @property
+    def shared_prompt_tokens(self) -> int:
+        """Prompt tokens that another prompt, or the call before, had evaluated already."""
+        return self.prompt_tokens - self.evaluated_prompt_tokens
 
-@dataclass
-class _Prompt:
-    """A distinct prompt: where it grows, and who waits for its end."""
+    @property
+    def seconds(self) -> float:
+        """Time in the engine's calls, decode_seconds included."""
+        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
-    tokens: TokenIds
-    users: list[int]  # indices of requests
-    max_new_tokens: int
-    sequence: int = -1  # where the prompt lies; one user at a time extends it, the others fork from it
-    is_extended: bool = False
-    n_evaluated: int = 0  # tokens of the prompt in memory, the common prefix included
-    cells: int = 0  # memory reserved: own tokens, and one user's new tokens
-    ready: "deque[_Running]" = field(default_factory=deque)  # first token sampled, no sequence yet
+    def rates(self) -> dict[str, float]:
+        """Prompt and generated tokens per second of the engine's own time, prompts as they were evaluated."""
+        return {
+            "prompt_tokens_per_second": round(self.evaluated_prompt_tokens / max(self.seconds, 1e-9), 1),
+            "generated_tokens_per_second": round(self.generated_tokens / max(self.seconds, 1e-9), 1),
+        }
 
-
-@dataclass
-class _Running:
-    """A request whose sequence is being extended."""
-
-    index: int
-    prompt: _Prompt
-    sequence: int
-    sampler: Any
-    cells: int
-    token_ids: list[int] = field(default_factory=list)
-    text: bytes = b""
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the body's seconds as the engine's."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds, self._since = self.seconds, None
 
 
 class Engine:
@@ -94,12 +93,14 @@ class Engine:
     def __init__(
         self, model: LoadedModel, *, n_ctx: int, n_parallel: int, n_batch: int = 512, n_threads: int = 0
     ) -> None:
+        self.n_sequences = max(n_parallel, SCORING_SEQUENCES) + 1  # sequence 0 is the common prefix
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = n_batch
         params.n_ubatch = min(n_batch, 512)
-        params.n_seq_max = n_parallel + 1  # and the common prefix
+        params.n_seq_max = self.n_sequences
         params.kv_unified = True  # forks share the cells of what they have in common
+        params.swa_full = True  # models with a sliding window keep what a fork may go back to
         params.no_perf = True
         if n_threads > 0:
             params.n_threads = params.n_threads_batch = n_threads
@@ -116,8 +117,14 @@ class Engine:
                 f"llama.cpp could not make a context of {n_ctx} tokens ({last_messages()}): lower --n-ctx"
             )
         self.memory = llama_cpp.llama_get_memory(self.context)
-        # A token may belong to every sequence at once: that is how a shared node is evaluated once.
-        self._batch = llama_cpp.llama_batch_init(n_batch, 0, n_parallel + 1)
+        self._prefix: TokenIds = ()  # what sequence 0 holds between calls
+        batch = self._batch = llama_cpp.llama_batch_init(n_batch, 0, self.n_sequences)
+        # Views of the batch's arrays: going through ctypes' pointers takes ten times as long.
+        self._tokens = np.ctypeslib.as_array(batch.token, (n_batch,))
+        self._positions = np.ctypeslib.as_array(batch.pos, (n_batch,))
+        self._n_seq_id = np.ctypeslib.as_array(batch.n_seq_id, (n_batch,))
+        self._seq_id = [batch.seq_id[index] for index in range(n_batch)]
+        self._wants = np.ctypeslib.as_array(batch.logits, (n_batch,))
 
     def close(self) -> None:
         """Frees the context; the model is closed by whoever loaded it."""
@@ -135,248 +142,73 @@ class Engine:
             raise SgLocalError(f"{path} could not be applied: {last_messages()}")
         return lambda: llama_cpp.llama_adapter_lora_free(adapter)
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return min(self.n_ctx, self.model.n_ctx_train)
+
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether a request of this size can ever run in this context."""
-        return n_prompt_tokens > 0 and n_prompt_tokens + max_new_tokens <= min(
-            self.n_ctx, self.model.n_ctx_train
-        )
+        return n_prompt_tokens + max_new_tokens <= self.longest_sequence
 
     def clear(self) -> None:
         """Empties the memory."""
         llama_cpp.llama_memory_clear(self.memory, False)
+        self._prefix = ()
 
-    def decode(self, tokens: Sequence[tuple[int, int, Sequence[int], bool]]) -> None:
-        """Evaluates 1..n_batch of (token, position, sequences, wants_logits); logits lie at the same index."""
+    def fork(self, source: int, target: int, n_tokens: int) -> None:
+        """Lets sequence `target` begin with the first tokens of `source`, whose cells they share."""
+        llama_cpp.llama_memory_seq_cp(self.memory, source, target, 0, n_tokens)
+
+    def cut(self, sequence: int, n_tokens: int) -> None:
+        """Takes all but the first tokens out of a sequence; cells that no other sequence holds are free."""
+        llama_cpp.llama_memory_seq_rm(self.memory, sequence, n_tokens, -1)
+
+    def hold_prefix(self, prefix: TokenIds) -> int:
+        """Leaves just this prefix in memory, as sequence 0, and returns its length.
+
+        For the beginning of a call: all other sequences were cut to nothing. Evaluated in batches of its own, so
+        that it has the same values whether it was here before or not.
+        """
+        if self._prefix != prefix or not prefix:
+            self.clear()
+            for start in range(0, len(prefix), self.n_batch):
+                part = prefix[start : start + self.n_batch]
+                self.decode(
+                    [BatchToken(token, start + index, [0], False) for index, token in enumerate(part)]
+                )
+            self.counters.evaluated_prompt_tokens += len(prefix)
+            self._prefix = prefix
+        return len(prefix)
+
+    def decode(self, tokens: Sequence[BatchToken]) -> None:
+        """Evaluates 1..n_batch tokens; logits lie at the same index until the next call."""
         if not 0 < len(tokens) <= self.n_batch:
             raise ValueError(f"{len(tokens)} tokens do not make a batch of 1..{self.n_batch}")
-        batch = self._batch
-        for index, (token, position, sequences, wants_logits) in enumerate(tokens):
-            batch.token[index] = token
-            batch.pos[index] = position
-            batch.n_seq_id[index] = len(sequences)
-            own = batch.seq_id[index]
-            for place, sequence in enumerate(sequences):
+        count = len(tokens)
+        self._tokens[:count] = [item.token for item in tokens]
+        self._positions[:count] = [item.position for item in tokens]
+        self._n_seq_id[:count] = [len(item.sequences) for item in tokens]
+        self._wants[:count] = [item.wants_logits for item in tokens]
+        for own, item in zip(self._seq_id, tokens, strict=False):
+            for place, sequence in enumerate(item.sequences):
                 own[place] = sequence
-            batch.logits[index] = wants_logits
-        batch.n_tokens = len(tokens)
+        self._batch.n_tokens = count
         started = time.perf_counter()
-        result = llama_cpp.llama_decode(self.context, batch)
+        result = llama_cpp.llama_decode(self.context, self._batch)
+        llama_cpp.llama_synchronize(self.context)  # a GPU may still be at work
         self.counters.decode_seconds += time.perf_counter() - started
-        self.counters.evaluated_tokens += len(tokens)
+        self.counters.evaluated_tokens += count
         if result != 0:
             raise SgLocalError(
-                f"llama_decode failed with code {result} on {len(tokens)} tokens in a context of {self.n_ctx} "
+                f"llama_decode failed with code {result} on {count} tokens in a context of {self.n_ctx} "
                 f"({last_messages()}): raise --n-ctx or lower --n-parallel"
             )
 
-    def logits_at(self, index: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """A copy of the logits (n_vocab,) of the token at this index of the last `decode`."""
+    def logits_at(self, index: int) -> Logits:
+        """The logits (n_vocab,) of the token at this index of the last `decode`; valid until the next one."""
         pointer = llama_cpp.llama_get_logits_ith(self.context, index)
-        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,)).copy()
-
-    def evaluate_prefix(self, prompts: Sequence[TokenIds], *, reserve: int = 1) -> int:
-        """Evaluates the prefix common to all prompts into sequence 0 and returns its length.
-
-        At least `reserve` tokens of every prompt stay outside it, so that each has logits of its own.
-        """
-        shortest, longest = min(prompts), max(prompts)  # the common prefix of all is that of these two
-        limit = min(len(prompt) for prompt in prompts) - reserve
-        length = 0
-        while length < limit and shortest[length] == longest[length]:
-            length += 1
-        for start in range(0, length, self.n_batch):
-            stop = min(start + self.n_batch, length)
-            self.decode([(shortest[position], position, (0,), False) for position in range(start, stop)])
-        return length
-
-    def generate(
-        self, requests: Sequence[Request], on_finished: Callable[[int], None] | None = None
-    ) -> list[Completion]:
-        """Answers all requests, in their order. `on_finished` is told the number of tokens of each answer.
-
-        Raises SgLocalError before anything runs when a request can never fit the context.
-        """
-        for request in requests:
-            if not self.fits(len(request.prompt), request.max_new_tokens):
-                raise SgLocalError(
-                    f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones do not fit "
-                    f"{min(self.n_ctx, self.model.n_ctx_train)} tokens: raise --n-ctx or shorten the task"
-                )
-        if not requests:
-            return []
-        return _Schedule(self, requests, on_finished).run()
-
-
-class _Schedule:
-    """One call of `Engine.generate`: prompts wait, grow, and hand over to running requests."""
-
-    def __init__(
-        self, engine: Engine, requests: Sequence[Request], on_finished: Callable[[int], None] | None
-    ) -> None:
-        self.engine = engine
-        self.requests = requests
-        self.on_finished = on_finished
-        self.completions: list[Completion | None] = [None] * len(requests)
-        users: dict[TokenIds, list[int]] = {}
-        for index, request in enumerate(requests):
-            users.setdefault(request.prompt, []).append(index)
-        # Sorted, so that neighbours in time are neighbours in the tree.
-        self.waiting = deque(
-            _Prompt(tokens, users[tokens], max(requests[index].max_new_tokens for index in users[tokens]))
-            for tokens in sorted(users)
-        )
-        self.growing: list[_Prompt] = []
-        self.evaluated: list[_Prompt] = []  # with users that are ready
-        self.running: list[_Running] = []
-        self.free_sequences = list(range(engine.n_parallel, 0, -1))
-        self.free_cells = engine.n_ctx
-
-    def run(self) -> list[Completion]:
-        self.engine.clear()
-        self.n_common = self.engine.evaluate_prefix([prompt.tokens for prompt in self.waiting])
-        self.free_cells -= self.n_common
-        try:
-            while self.waiting or self.growing or self.evaluated or self.running:
-                self._start_ready()
-                self._admit()
-                self._step()
-        finally:
-            for item in (*self.running, *(item for prompt in self.evaluated for item in prompt.ready)):
-                llama_cpp.llama_sampler_free(item.sampler)
-        return [completion for completion in self.completions if completion is not None]
-
-    def _start_ready(self) -> None:
-        """Gives sequences to requests whose prompt is evaluated.
-
-        One user extends the prompt's own sequence, so every prompt gets on however few sequences are free.
-        """
-        for prompt in self.evaluated:
-            while prompt.ready:
-                if not prompt.is_extended:
-                    prompt.is_extended = True
-                    self._start(prompt.ready.popleft(), prompt.sequence, prompt.cells)
-                elif self.free_sequences and self.free_cells >= prompt.max_new_tokens:
-                    self.free_cells -= prompt.max_new_tokens
-                    sequence = self.free_sequences.pop()
-                    self._fork(prompt.sequence, sequence, len(prompt.tokens))
-                    self._start(prompt.ready.popleft(), sequence, prompt.max_new_tokens)
-                else:
-                    break
-        self.evaluated = [prompt for prompt in self.evaluated if prompt.ready]
-
-    def _start(self, item: _Running, sequence: int, cells: int) -> None:
-        item.sequence, item.cells = sequence, cells
-        self.running.append(item)
-
-    def _admit(self) -> None:
-        """Begins prompts while sequences and memory last; those with forks waiting go first."""
-        while self.waiting and self.free_sequences and not self.evaluated:
-            prompt = self.waiting[0]
-            cells = len(prompt.tokens) - self.n_common + prompt.max_new_tokens
-            if cells > self.free_cells:
-                return
-            self.waiting.popleft()
-            prompt.cells = cells
-            self.free_cells -= cells
-            prompt.sequence = self.free_sequences.pop()
-            prompt.n_evaluated = self.n_common
-            if self.n_common:
-                self._fork(0, prompt.sequence, self.n_common)
-            self.growing.append(prompt)
-
-    def _step(self) -> None:
-        """One llama_decode: a new token of each running request, and as much of the prompts as fits."""
-        tokens: list[tuple[int, int, tuple[int, ...], bool]] = []
-        for item in self.running:
-            position = len(item.prompt.tokens) + len(item.token_ids) - 1
-            tokens.append((item.token_ids[-1], position, (item.sequence,), True))
-        running = list(self.running)
-        ends: list[tuple[int, _Prompt]] = []
-        for prompt in self.growing:
-            take = min(self.engine.n_batch - len(tokens), len(prompt.tokens) - prompt.n_evaluated)
-            for position in range(prompt.n_evaluated, prompt.n_evaluated + take):
-                is_last = position == len(prompt.tokens) - 1
-                tokens.append((prompt.tokens[position], position, (prompt.sequence,), is_last))
-            prompt.n_evaluated += take
-            if prompt.n_evaluated == len(prompt.tokens) and take:
-                ends.append((len(tokens) - 1, prompt))
-        self.engine.decode(tokens)
-        for index, item in enumerate(running):
-            self._sample(item, index)
-        for index, prompt in ends:
-            self.growing.remove(prompt)
-            for user in prompt.users:
-                item = _Running(user, prompt, -1, _sampler(self.requests[user]), 0)
-                self._sample(item, index)
-            if prompt.ready:
-                self.evaluated.append(prompt)
-            else:  # all ended with their first token
-                self._release(prompt.sequence, prompt.cells)
-
-    def _sample(self, item: _Running, index: int) -> None:
-        """Samples one token and moves the request on: to its end, or to where it waits for the next step."""
-        token = llama_cpp.llama_sampler_sample(item.sampler, self.engine.context, index)
-        request = self.requests[item.index]
-        item.token_ids.append(token)
-        self.engine.counters.generated_tokens += 1
-        tokenizer = self.engine.tokenizer
-        if tokenizer.is_end(token):
-            return self._finish(item, item.text, "end")
-        tail = len(item.text)
-        item.text += tokenizer.piece_bytes(token)
-        for stop in request.stop:
-            # A stop string may cross token borders, so look back by its own length.
-            found = item.text.find(stop.encode(), max(0, tail - len(stop.encode()) + 1))
-            if found >= 0:
-                return self._finish(item, item.text[:found], "stop")
-        if len(item.token_ids) >= request.max_new_tokens:
-            return self._finish(item, item.text, "length")
-        if item.sequence < 0:
-            item.prompt.ready.append(item)
-        return None
-
-    def _finish(self, item: _Running, text: bytes, reason: Literal["end", "stop", "length"]) -> None:
-        # A cut inside a multi-byte character leaves no half of it behind.
-        shown = text.decode("utf-8", "ignore" if reason == "length" else "replace")
-        self.completions[item.index] = Completion(shown, tuple(item.token_ids), reason)
-        llama_cpp.llama_sampler_free(item.sampler)
-        if item.sequence >= 0:
-            self.running.remove(item)
-            prompt = item.prompt
-            if item.sequence != prompt.sequence:
-                self._release(item.sequence, item.cells)
-            elif prompt.ready:  # cut back to the prompt, for the next user
-                llama_cpp.llama_memory_seq_rm(self.engine.memory, prompt.sequence, len(prompt.tokens), -1)
-                prompt.is_extended = False
-            else:
-                self._release(prompt.sequence, prompt.cells)
-        if self.on_finished:
-            self.on_finished(len(item.token_ids))
-
-    def _release(self, sequence: int, cells: int) -> None:
-        llama_cpp.llama_memory_seq_rm(self.engine.memory, sequence, -1, -1)
-        self.free_sequences.append(sequence)
-        self.free_cells += cells
-
-    def _fork(self, source: int, target: int, n_tokens: int) -> None:
-        llama_cpp.llama_memory_seq_cp(self.engine.memory, source, target, 0, n_tokens)
-
-
-def _sampler(request: Request) -> Any:
-    """llama.cpp's sampler chain for a request, in llama.cpp's own order: top-k, top-p, min-p, temperature."""
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    if request.temperature <= 0:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
-        return chain
-    if request.top_k > 0:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_k(request.top_k))
-    if request.top_p < 1:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_p(request.top_p, 1))
-    if request.min_p > 0:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(request.min_p, 1))
-    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(request.temperature))
-    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(request.seed))
-    return chain
+        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
 
 
 @contextmanager

@@ -3,28 +3,23 @@
     prompts [(1, 4093, ...)], labels [(21, 2), (487, 19, 2)]      token ids, the end token included
     -> [[-0.41, -3.20]]                                           log p(label | prompt), nats
 
-The labels of a question form a tree behind it: a token that several labels share belongs to all their sequences
-and is evaluated once. The end token makes "support" and "supporting" exclude each other.
+Questions and labels are one tree (prefill.py): many questions go into one batch, and a token that several labels share
+is evaluated once. A label's last token needs no logits after it and is not evaluated. The end token makes "support" and
+"supporting" exclude each other.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.engine import Engine, TokenIds
+from sg_local.llama.engine import BatchToken, Engine, Logits
+from sg_local.llama.prefill import Prefill
+from sg_local.llama.tree import Node, TokenIds, release, want
 
-Logits = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class _Node:
-    token: int
-    depth: int  # 0 follows the prompt's end
-    labels: list[int]  # those that pass through it
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def label_logprobs(
@@ -35,93 +30,106 @@ def label_logprobs(
 ) -> list[list[float]]:
     """log p of each label after each prompt, shape (n_prompts, n_labels), in nats.
 
-    Raises SgLocalError when a question with its labels cannot fit the context or has too many labels.
+    `on_finished` is told the index of each prompt whose labels are all evaluated.
+    Raises SgLocalError when a prompt with a label cannot fit the context.
     """
-    if not prompts:
-        return []
-    nodes, paths = _label_tree(labels)
-    n_labels = len(labels)
-    longest = max(len(prompt) for prompt in prompts)
-    if n_labels > engine.n_parallel:
-        raise SgLocalError(f"{n_labels} labels need --n-parallel {n_labels}, it is {engine.n_parallel}")
-    if not engine.fits(longest, len(nodes)):
+    if not prompts or not labels:
+        return [[] for _ in prompts]
+    longest = max(map(len, prompts)), max(map(len, labels))
+    if not engine.fits(*longest):
         raise SgLocalError(
-            f"a prompt of {longest} tokens and its labels do not fit {engine.n_ctx} tokens: raise --n-ctx"
+            f"a prompt of {longest[0]} tokens and a label of {longest[1]} do not fit {engine.longest_sequence} "
+            "tokens: raise --n-ctx or shorten the task"
         )
-
-    engine.clear()
-    n_common = engine.evaluate_prefix(prompts)
-    # Several questions side by side, each with a sequence for every label, as far as sequences and memory last.
-    cells = longest - n_common + len(nodes)
-    together = max(1, min(engine.n_parallel // n_labels, (engine.n_ctx - n_common) // cells))
-    scores: list[list[float]] = []
-    for start in range(0, len(prompts), together):
-        group = prompts[start : start + together]
-        scores += _score_group(engine, group, n_common, labels, nodes, paths)
-        if on_finished:
-            on_finished(len(group))
-    return scores
+    prompts = [prompt or engine.tokenizer.beginning for prompt in prompts]
+    # Scored one by one, each label would take its prompt along.
+    engine.counters.prompt_tokens += sum(
+        len(prompt) + len(label) - 1 for prompt in prompts for label in labels
+    )
+    with engine.counters.timed():
+        return _label_logprobs(engine, prompts, labels, on_finished)
 
 
-def _label_tree(labels: Sequence[TokenIds]) -> tuple[list[_Node], list[list[int]]]:
-    """The labels' tokens as a tree, and for each label the nodes whose logits its tokens are read from.
-
-    Node -1 is the prompt's end. A label's last token needs no logits after it and is no node.
-    """
-    nodes: list[_Node] = []
-    places: dict[tuple[int, int], int] = {}  # (parent, token) -> node
-    paths: list[list[int]] = []
-    for label_index, label in enumerate(labels):
-        path = [-1]
-        for depth, token in enumerate(label[:-1]):
-            node = places.setdefault((path[-1], token), len(nodes))
-            if node == len(nodes):
-                nodes.append(_Node(token, depth, []))
-            nodes[node].labels.append(label_index)
-            path.append(node)
-        paths.append(path)
-    return nodes, paths
-
-
-def _score_group(
+def _label_logprobs(
     engine: Engine,
     prompts: Sequence[TokenIds],
-    n_common: int,
     labels: Sequence[TokenIds],
-    nodes: Sequence[_Node],
-    paths: Sequence[Sequence[int]],
+    on_finished: Callable[[int], None] | None,
 ) -> list[list[float]]:
-    items: list[tuple[int, int, Sequence[int], bool]] = []
-    keys: list[tuple[int, int]] = []  # (question, node) of each item; node -1 is the prompt's end
-    for question, prompt in enumerate(prompts):
-        sequences = range(1 + question * len(labels), 1 + (question + 1) * len(labels))
-        for sequence in sequences:
-            llama_cpp.llama_memory_seq_rm(engine.memory, sequence, -1, -1)
-            if n_common:
-                llama_cpp.llama_memory_seq_cp(engine.memory, 0, sequence, 0, n_common)
-        last = len(prompt) - 1
-        items += [(prompt[place], place, sequences, place == last) for place in range(n_common, len(prompt))]
-        keys += [(question, -1)] * (len(prompt) - n_common)
-        for index, node in enumerate(nodes):
-            users = [sequences[label] for label in node.labels]
-            items.append((node.token, len(prompt) + node.depth, users, True))
-            keys.append((question, index))
-    rows: dict[
-        tuple[int, int], Logits
-    ] = {}  # log-probabilities (n_vocab,) after each place that a label needs
-    for start in range(0, len(items), engine.n_batch):
-        part = items[start : start + engine.n_batch]
-        engine.decode(part)
-        for index, item in enumerate(part):
-            if item[3]:
-                rows[keys[start + index]] = log_softmax(engine.logits_at(index))
-    return [
-        [
-            float(sum(rows[question, node][token] for node, token in zip(path, label, strict=True)))
-            for path, label in zip(paths, labels, strict=True)
-        ]
-        for question in range(len(prompts))
-    ]
+    owners: dict[TokenIds, list[int]] = {}  # prompt and label but for its last token -> indices of prompts
+    for index, prompt in enumerate(prompts):
+        for label in labels:
+            owners.setdefault((*prompt, *label[:-1]), []).append(index)
+    paths = sorted(owners)
+    prefill = Prefill(engine, paths, min(map(len, prompts)) - 1)
+    for path, end in zip(paths, prefill.ends, strict=True):
+        for index in owners[path]:
+            want(end, len(prompts[index]) - 1)
+    tokens = sorted({token for label in labels for token in label})
+    column = {token: place for place, token in enumerate(tokens)}
+    logprobs = _evaluate(engine, prefill, [owners[path] for path in paths], tokens, on_finished)
+
+    ends = dict(zip(paths, prefill.ends, strict=True))
+
+    def score(prompt: TokenIds, label: TokenIds) -> float:
+        rows = _rows(logprobs, ends[*prompt, *label[:-1]], len(prompt) - 1)
+        return float(sum(row[column[token]] for row, token in zip(rows, label, strict=True)))
+
+    return [[score(prompt, label) for label in labels] for prompt in prompts]
+
+
+def _evaluate(
+    engine: Engine,
+    prefill: Prefill,
+    owners: list[list[int]],
+    tokens: list[int],
+    on_finished: Callable[[int], None] | None,
+) -> dict[tuple[Node, int], Logits]:
+    """(Node, position) -> log p of these tokens there, for all positions that are wanted."""
+    found: dict[tuple[Node, int], Logits] = {}
+    left = Counter(index for indices in owners for index in indices)
+    free_sequences = list(range(engine.n_sequences - 1, 0, -1))
+    free_cells = engine.n_ctx - prefill.n_prefix
+
+    def admit(_number: int) -> int | None:
+        nonlocal free_cells
+        if not free_sequences or prefill.n_next > free_cells:
+            return None
+        free_cells -= prefill.n_next
+        return free_sequences.pop()
+
+    try:
+        while not prefill.is_done:
+            batch: list[BatchToken] = []
+            ended, wanted = prefill.fill(batch, engine.n_batch, admit)
+            engine.decode(batch)
+            prefill.settle()
+            engine.counters.evaluated_prompt_tokens += len(batch)
+            for item in wanted:
+                logits = engine.logits_at(item.index)
+                found[item.node, item.position] = (logits[tokens] - _log_sum_exp(logits)).astype(np.float32)
+            for end in ended:
+                engine.cut(end.sequence, 0)
+                free_sequences.append(end.sequence)
+                free_cells += release(prefill.ends[end.prompt])
+                for index in owners[end.prompt]:
+                    left[index] -= 1
+                    if not left[index] and on_finished:
+                        on_finished(index)
+    except BaseException:
+        engine.clear()  # what is left in it belongs to nobody
+        raise
+    return found
+
+
+def _rows(logprobs: dict[tuple[Node, int], Logits], end: Node, first: int) -> list[Logits]:
+    """The log-probabilities at the positions from `first` to the end of a path."""
+    found: list[Logits] = []
+    node: Node | None = end
+    while node is not None and node.stop > first:
+        found = [logprobs[node, place] for place in range(max(first, node.start), node.stop)] + found
+        node = node.parent
+    return found
 
 
 def sequence_logits(engine: Engine, tokens: TokenIds, first: int) -> Logits:
@@ -130,16 +138,24 @@ def sequence_logits(engine: Engine, tokens: TokenIds, first: int) -> Logits:
     rows: list[Logits] = []
     for start in range(0, len(tokens), engine.n_batch):
         part = [
-            (token, start + index, (0,), start + index >= first)
+            BatchToken(token, start + index, [0], start + index >= first)
             for index, token in enumerate(tokens[start : start + engine.n_batch])
         ]
         engine.decode(part)
-        rows += [engine.logits_at(index) for index, item in enumerate(part) if item[3]]
+        rows += [engine.logits_at(index).copy() for index, item in enumerate(part) if item.wants_logits]
+    engine.clear()
     return np.stack(rows)
 
 
 def log_softmax(logits: Logits) -> Logits:
     """Log-probabilities of logits (..., n_vocab), in double precision inside."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: Logits = (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))).astype(np.float32)
+    result: Logits = (logits.astype(np.float64) - _log_sum_exp(logits)).astype(np.float32)
+    return result
+
+
+def _log_sum_exp(logits: Logits) -> Doubles:
+    """log(sum(exp(logits))) over the last axis, which is kept with size 1."""
+    highest = logits.max(axis=-1, keepdims=True)
+    total = np.exp(logits - highest).sum(axis=-1, keepdims=True, dtype=np.float64)
+    result: Doubles = np.log(total) + highest
     return result

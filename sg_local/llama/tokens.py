@@ -34,6 +34,11 @@ class Tokenizer:
         self.pad: int = llama_cpp.llama_vocab_pad(model.vocab)
         self.adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(model.vocab)
 
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """What stands for an empty prompt, after which a model cannot be asked: BOS, or EOS where it has none."""
+        return (self.bos if self.bos >= 0 else self.eos,)
+
     def text_of(self, token: int) -> str:
         """The vocabulary's own text of a token, e.g. "<|im_end|>"; "" where the model has no such token."""
         if token < 0:

@@ -10,9 +10,11 @@ the commonest of n samples. Not done here: calibration and selection (see curate
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sg_local.llama.engine import Engine, Request
+from sg_local.llama.engine import Engine
+from sg_local.llama.generation import Request, generate
 from sg_local.llama.scoring import label_logprobs
 from sg_local.progress import progress
 from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
@@ -20,10 +22,14 @@ from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.selection import vote
-from sg_local.stages.common import chat_template, counters, open_with, whole_calls
+from sg_local.stages.common import chat_template, counters, open_with, speed, whole_calls
+from sg_local.stages.in_flight import DROP, guarded_call
+from sg_local.stages.weights import generating_model
 
 QUESTIONS_PER_CALL = 64
-SAMPLED_INPUTS_PER_CALL = 16
+SAMPLED_INPUTS_PER_CALL = 24
+
+Rows = list[dict[str, Any]]
 
 
 def run_annotate(run: Run) -> None:
@@ -37,25 +43,32 @@ def run_annotate(run: Run) -> None:
         if len(rows) < len(inputs):
             rows = whole_calls(rows, per_call)
         write_rows(path, rows)
+        model_path = generating_model(run)
+        details["model_file"] = model_path.name
         with (
-            open_with(run.settings, run.model.path) as engine,
-            progress("annotate", len(inputs), "inputs", len(rows)) as advance,
+            open_with(run.settings, model_path) as engine,
+            progress("annotate", len(inputs), "inputs", len(rows), detail=lambda: speed(engine)) as advance,
         ):
             template = chat_template(run, engine)
-            one_call = _score_labels if run.task.is_classification else _sample_answers
+            annotate = _score_labels if run.task.is_classification else _sample_answers
             for start in range(len(rows), len(inputs), per_call):
-                new = one_call(run, engine, template, inputs[start : start + per_call])
+                part = inputs[start : start + per_call]
+
+                def answer(places: Sequence[int], part: Rows = part) -> Rows:
+                    return annotate(run, engine, template, [part[place] for place in places], advance)
+
+                def dropped(place: int, part: Rows = part) -> dict[str, Any]:
+                    return {"id": part[place]["id"], "output": None, "drop": DROP}
+
+                new = guarded_call(run, "annotate", [row["id"] for row in part], answer, dropped)
                 append_rows(path, new)
                 rows += new
-                advance(len(new))
             details.update(counters(engine))
         drops = Counter(row["drop"] for row in rows if row["drop"])
         details["counts"] = {"annotated": len(rows), "dropped": dict(sorted(drops.items()))}
 
 
-def _prompts(
-    run: Run, engine: Engine, template: ChatTemplate, inputs: list[dict[str, Any]]
-) -> list[tuple[int, ...]]:
+def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: Rows) -> list[tuple[int, ...]]:
     return [
         tuple(
             engine.tokenizer.encode_prompt(
@@ -67,17 +80,19 @@ def _prompts(
 
 
 def _score_labels(
-    run: Run, engine: Engine, template: ChatTemplate, inputs: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    run: Run, engine: Engine, template: ChatTemplate, inputs: Rows, advance: Callable[[int], None]
+) -> Rows:
     labels = run.task.labels
     prompts = _prompts(run, engine, template, inputs)
     messages = answer_messages(run.task.instruction, inputs[0]["input"], run.task.examples)
     answers = [tuple(engine.tokenizer.encode_answer(template, messages, label)) for label in labels]
-    room = sum(map(len, answers))
+    room = max(map(len, answers))
     fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), room)]
-    found = dict(
-        zip(fitting, label_logprobs(engine, [prompts[index] for index in fitting], answers), strict=True)
+    scores_of = label_logprobs(
+        engine, [prompts[index] for index in fitting], answers, lambda _prompt: advance(1)
     )
+    advance(len(inputs) - len(fitting))
+    found = dict(zip(fitting, scores_of, strict=True))
     rows = []
     for index, row in enumerate(inputs):
         if index not in found:
@@ -90,8 +105,8 @@ def _score_labels(
 
 
 def _sample_answers(
-    run: Run, engine: Engine, template: ChatTemplate, inputs: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    run: Run, engine: Engine, template: ChatTemplate, inputs: Rows, advance: Callable[[int], None]
+) -> Rows:
     settings = run.settings
     # Demonstrations of one line ask for answers of one line.
     one_line = not any("\n" in example.output for example in run.task.examples)
@@ -113,7 +128,16 @@ def _sample_answers(
                 )
             )
     samples: list[list[str]] = [[] for _ in inputs]
-    for index, completion in zip(owners, engine.generate(requests), strict=True):
+    left = Counter(owners)
+
+    def on_finished(request: int) -> None:
+        left[owners[request]] -= 1
+        if not left[owners[request]]:
+            advance(1)
+
+    completions = generate(engine, requests, on_finished)
+    advance(len(inputs) - len(set(owners)))
+    for index, completion in zip(owners, completions, strict=True):
         # An answer that was cut off is no vote for anything, but still counts as a sample.
         samples[index].append("" if completion.finish_reason == "length" else completion.text.strip())
     rows = []

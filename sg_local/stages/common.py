@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.gguf_header import read_model_header
-from sg_local.llama.engine import Completion, Engine, Request, open_engine
+from sg_local.llama.engine import Engine, open_engine
+from sg_local.llama.generation import Completion, Request, generate
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
@@ -61,9 +62,29 @@ def counters(engine: Engine) -> dict[str, Any]:
     """The engine's numbers for the manifest."""
     found = engine.counters
     return {
-        "tokens": {"evaluated": found.evaluated_tokens, "generated": found.generated_tokens},
+        "tokens": {
+            "prompt": found.prompt_tokens,
+            "shared_prompt": found.shared_prompt_tokens,
+            "generated": found.generated_tokens,
+            "evaluated": found.evaluated_tokens,
+        },
+        **found.rates(),
+        "engine_seconds": round(found.seconds, 1),
         "decode_seconds": round(found.decode_seconds, 1),
     }
+
+
+def speed(engine: Engine) -> str:
+    """The engine's numbers for the progress line."""
+    found = engine.counters
+    if not found.evaluated_tokens:
+        return ""
+    prompt, generated = found.rates().values()
+    shared = found.shared_prompt_tokens / found.prompt_tokens if found.prompt_tokens else 0.0
+    parts = [f"{prompt:.0f} prompt tok/s ({shared:.0%} shared)", f"{generated:.0f} generated tok/s"]
+    if found.in_flight:
+        parts.append(f"{found.in_flight} in flight")
+    return ", ".join(parts)
 
 
 def longest_answer(engine: Engine, labels: Sequence[str], max_new_tokens: int) -> int:
@@ -84,19 +105,17 @@ def answer_inputs(
     max_new_tokens: int,
     on_finished: Callable[[int], None],
 ) -> list[Completion | None]:
-    """Greedy answers, one for each input; None where input and answer do not fit the context."""
-    answers: list[Completion | None] = []
-    for start in range(0, len(inputs), INPUTS_PER_CALL):
-        part = inputs[start : start + INPUTS_PER_CALL]
-        prompts = [
-            tuple(
-                engine.tokenizer.encode_prompt(template, answer_messages(instruction, text, demonstrations))
-            )
-            for text in part
-        ]
-        fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), max_new_tokens)]
-        found = engine.generate([Request(prompts[index], max_new_tokens) for index in fitting])
-        by_index = dict(zip(fitting, found, strict=True))
-        answers += [by_index.get(index) for index in range(len(part))]
-        on_finished(len(part))
-    return answers
+    """Greedy answers by one call of the engine, one for each input; None where it does not fit the context.
+
+    on_finished is told the number of inputs since its last call.
+    """
+    prompts = [
+        tuple(engine.tokenizer.encode_prompt(template, answer_messages(instruction, text, demonstrations)))
+        for text in inputs
+    ]
+    fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), max_new_tokens)]
+    requests = [Request(prompts[index], max_new_tokens) for index in fitting]
+    found = generate(engine, requests, lambda _request: on_finished(1))
+    on_finished(len(inputs) - len(fitting))
+    by_index = dict(zip(fitting, found, strict=True))
+    return [by_index.get(index) for index in range(len(inputs))]

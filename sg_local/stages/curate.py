@@ -124,7 +124,7 @@ def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str
     rules = rules_of(run.task)
     bounds = rules.output_characters if run.settings.length_filter else None
     for row, output in zip(rows, outputs, strict=True):
-        row["confidence"] = output["share"]
+        row["confidence"] = output.get("share")
         if row["drop"] is None:
             row["drop"] = text_fault(row["output"], rules.noise, bounds)
         if row["drop"] is None and output["share"] < run.settings.min_share:

@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
+from sg_local.llama.generation import Completion
 from sg_local.progress import progress
 from sg_local.records import read_json, read_rows, sha256_file, write_rows, write_text
 from sg_local.run import Run
 from sg_local.selfguide.metrics import exact_match, interval, is_label, paired_difference, rouge_l
 from sg_local.stages.common import (
+    INPUTS_PER_CALL,
     answer_inputs,
     chat_template,
     demonstrations,
     longest_answer,
     open_with,
+    speed,
 )
+from sg_local.stages.in_flight import guarded_call
 from sg_local.task import Example
 
 BASELINE = "base_few_shot"
@@ -121,20 +125,37 @@ def _predict(
 ) -> list[dict[str, Any]]:
     with (
         open_with(run.settings, model, adapter) as engine,
-        progress(f"evaluate {name}", len(rows), "rows") as advance,
+        progress(f"evaluate {name}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
     ):
-        answers = answer_inputs(
-            engine,
-            chat_template(run, engine),
-            run.task.instruction,
-            [row.input for row in rows],
-            demonstrations=shown,
-            max_new_tokens=longest_answer(engine, run.task.labels, run.settings.max_new_tokens),
-            on_finished=advance,
-        )
+        template = chat_template(run, engine)
+        limit = longest_answer(engine, run.task.labels, run.settings.max_new_tokens)
+
+        def answer_part(part: Sequence[Example]) -> list[Completion | None]:
+            return answer_inputs(
+                engine,
+                template,
+                run.task.instruction,
+                [row.input for row in part],
+                demonstrations=shown,
+                max_new_tokens=limit,
+                on_finished=advance,
+            )
+
+        answers: list[Completion | None] = []
+        for start in range(0, len(rows), INPUTS_PER_CALL):
+            part = rows[start : start + INPUTS_PER_CALL]
+            answers += guarded_call(
+                run,
+                f"evaluate {name}",
+                range(start, start + len(part)),
+                lambda places, part=part: answer_part([part[place] for place in places]),  # type: ignore[misc]
+                lambda _place: None,
+            )
     found = []
     for row, answer in zip(rows, answers, strict=True):
-        text = answer.text.strip() if answer else ""  # what does not fit the context is no answer
+        text = (
+            answer.text.strip() if answer else ""
+        )  # what does not fit the context, or crashed, is no answer
         found.append(
             {
                 "input": row.input,

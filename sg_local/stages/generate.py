@@ -9,10 +9,12 @@ before it, so a killed stage drops what its last call had written, repeats it, a
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.engine import Engine, Request
+from sg_local.llama.engine import Engine
+from sg_local.llama.generation import Completion, Request, generate
 from sg_local.progress import progress, say
 from sg_local.records import append_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
@@ -20,7 +22,9 @@ from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.filters import Pool, Rules, rules_of, text_fault
 from sg_local.selfguide.metrics import is_label
 from sg_local.selfguide.prompts import input_request, input_stops
-from sg_local.stages.common import chat_template, counters, open_with, whole_calls
+from sg_local.stages.common import chat_template, counters, open_with, speed, whole_calls
+from sg_local.stages.in_flight import DROP, guarded_call
+from sg_local.stages.weights import generating_model
 
 ROWS_PER_CALL = 64
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
@@ -40,9 +44,13 @@ def run_generate(run: Run) -> None:
                 pool.add(row["input"])
         kept = sum(row["drop"] is None for row in rows)
         rules = rules_of(run.task)
+        model_path = generating_model(run)
+        details["model_file"] = model_path.name
         with (
-            open_with(run.settings, run.model.path) as engine,
-            progress("generate", wanted, "inputs", min(kept, wanted)) as advance,
+            open_with(run.settings, model_path) as engine,
+            progress(
+                "generate", wanted, "inputs", min(kept, wanted), detail=lambda: speed(engine)
+            ) as advance,
         ):
             template = chat_template(run, engine)
             while kept < wanted and len(rows) < attempts:
@@ -70,7 +78,8 @@ def _one_call(
     """The next ROWS_PER_CALL rows, filtered in their order; kept ones join the pool."""
     settings, task = run.settings, run.task
     requests, rows = [], []
-    for row_id in range(first_id, first_id + ROWS_PER_CALL):
+    row_ids = range(first_id, first_id + ROWS_PER_CALL)
+    for row_id in row_ids:
         seed = row_seed(settings.seed, "generate", row_id)
         label = task.labels[row_id % len(task.labels)] if task.labels else None
         messages, begun = input_request(task, label, random.Random(seed))
@@ -87,7 +96,15 @@ def _one_call(
             )
         )
         rows.append({"id": row_id, "input": "", "label": label, "drop": None, "seed": seed})
-    for row, completion in zip(rows, engine.generate(requests), strict=True):
+
+    def answer(places: Sequence[int]) -> list[Completion | None]:
+        return list(generate(engine, [requests[place] for place in places]))
+
+    completions = guarded_call(run, "generate", row_ids, answer, lambda _place: None)
+    for row, completion in zip(rows, completions, strict=True):
+        if completion is None:
+            row["drop"] = DROP
+            continue
         text = completion.text.strip()
         row["input"] = text
         bounds = rules.input_characters if settings.length_filter else None

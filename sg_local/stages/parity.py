@@ -14,7 +14,8 @@ from typing import Any
 
 from sg_local.errors import SgLocalError
 from sg_local.gguf_header import read_header
-from sg_local.llama.scoring import Logits, log_softmax, sequence_logits
+from sg_local.llama.engine import Logits
+from sg_local.llama.scoring import log_softmax, sequence_logits
 from sg_local.records import read_rows
 from sg_local.run import Run
 from sg_local.selfguide.prompts import answer_messages

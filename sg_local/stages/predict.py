@@ -18,12 +18,13 @@ from typing import Any
 
 from sg_local.errors import InputError
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
+from sg_local.llama.engine import Engine
 from sg_local.models import find_by_path
 from sg_local.progress import progress, say
 from sg_local.records import Faults, read_text
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE
 from sg_local.settings import Settings
-from sg_local.stages.common import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with
+from sg_local.stages.common import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
 from sg_local.task import Example, load_task
 
 MAX_INPUT_BYTES = 256 << 20
@@ -62,7 +63,7 @@ def predict_file(
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
     served = _served(carrier, task_source, settings)
     source = _template_source(given.get("prompt_format", served.prompt_format), header)
-    with open_with(settings, model_path, adapter_path) as engine, _progress(len(inputs)) as advance:
+    with open_with(settings, model_path, adapter_path) as engine, _progress(len(inputs), engine) as advance:
         template = engine.tokenizer.chat_template(source)
         limit = longest_answer(engine, served.labels, given.get("max_new_tokens", served.max_new_tokens))
         for start in range(0, len(inputs), INPUTS_PER_CALL):
@@ -198,11 +199,11 @@ def _standard_input() -> str:
         raise InputError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def _progress(n_inputs: int) -> AbstractContextManager[Callable[[int], None]]:
+def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[[int], None]]:
     # On a terminal the answers themselves show how far the work is, and a bar would run into them.
     if sys.stdout.isatty():
         return nullcontext(lambda _n_inputs: None)
-    return progress("predict", n_inputs, "inputs")
+    return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
 
 
 def _json_line(row: dict[str, Any]) -> str:

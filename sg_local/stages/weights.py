@@ -2,21 +2,31 @@
 
     ~/.cache/sg-local/weights/b179c9523d0e6a0f/
       hf/         16-bit safetensors and config.json, dequantized from the very GGUF that is served (for torch)
-      f16.gguf    the same numbers as a GGUF (for comparing llama.cpp with torch)
+      f16.gguf    the same numbers as a GGUF (for comparing llama.cpp with torch, and for making data faster)
+      speed.json  {"x86_64, 2 processors, ...": {"base_seconds": 4.1, "f16_seconds": 2.2}}
 
 They are derived files: deleting them costs the seconds that it takes to make them again.
 """
 
+import json
 import math
+import os
+import platform
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from sg_local.errors import SgLocalError
-from sg_local.gguf_header import read_model_header
+from sg_local.errors import InputError, SgLocalError
+from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import model_store
 from sg_local.progress import say
-from sg_local.run import Run
+from sg_local.records import read_json, write_text
+from sg_local.run import Run, total_memory_bytes, versions
+
+LEAST_GAIN = 1.2  # below that, noise of the clock would decide
+MAX_COPY_SHARE_OF_MEMORY = 0.25
 
 
 def torch_weights(run: Run) -> Path:
@@ -41,6 +51,57 @@ def f16_gguf(run: Run) -> Path:
     return _working_copy(run, "f16.gguf", make)
 
 
+def generating_model(run: Run) -> Path:
+    """The file that makes and answers inputs: the base, or its 16-bit copy where that is clearly faster here.
+
+    On a CPU some quantized types are several times slower than the same weights in 16 bits. Both are timed once for a
+    machine. What is scored and served is the base's own file in any case.
+    """
+    from sg_local.llama.library import supports_gpu
+
+    settings, header = run.settings, read_model_header(run.model.path)
+    on_gpu = supports_gpu() and settings.n_gpu_layers != 0
+    quantized = {tensor.type_name for tensor in header.tensors} - {"F32", "F16", "BF16"}
+    fits = 2 * _n_parameters(header) <= MAX_COPY_SHARE_OF_MEMORY * total_memory_bytes()
+    if settings.working_copy == "never" or on_gpu or not quantized or not fits:
+        return run.model.path
+    copy = f16_gguf(run)
+    seconds = _seconds_of_both(run, copy)
+    ratio = seconds["base_seconds"] / seconds["f16_seconds"]
+    if ratio < LEAST_GAIN:
+        return run.model.path
+    say(
+        f"making data with a 16-bit copy of {run.model.path.name}, {ratio:.1f} times as fast here; "
+        "what is scored is the file itself"
+    )
+    return copy
+
+
+def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
+    """How long the base and its copy take for the same work; measured once for a machine and kept."""
+    from sg_local.llama.speed import seconds_of_work
+
+    path = copy.with_name("speed.json")
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} processors, {run.settings.n_threads} threads, "
+        f"llama-cpp-python {versions()['llama-cpp-python']}"
+    )
+    known: dict[str, Any] = {}
+    with suppress(InputError):  # missing or damaged: it is only measured again
+        found = read_json(path, 1 << 20)
+        known = found if isinstance(found, dict) else {}
+    match known.get(machine):
+        case {"base_seconds": float(base), "f16_seconds": float(f16)} if base > 0 and f16 > 0:
+            return {"base_seconds": base, "f16_seconds": f16}
+    n_threads = run.settings.n_threads
+    measured = {
+        "base_seconds": seconds_of_work(run.model.path, n_threads=n_threads),
+        "f16_seconds": seconds_of_work(copy, n_threads=n_threads),
+    }
+    write_text(path, json.dumps(known | {machine: measured}, indent=1) + "\n")
+    return measured
+
+
 def _working_copy(run: Run, name: str, make: Callable[[Path], None]) -> Path:
     """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
     from filelock import FileLock
@@ -56,11 +117,14 @@ def _working_copy(run: Run, name: str, make: Callable[[Path], None]) -> Path:
 
 
 def _check_space(run: Run, path: Path) -> None:
-    n_parameters = sum(math.prod(tensor.shape) for tensor in read_model_header(run.model.path).tensors)
-    needed = int(2.1 * n_parameters)  # 16 bits each, and headers
+    needed = int(2.1 * _n_parameters(read_model_header(run.model.path)))  # 16 bits each, and headers
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise SgLocalError(
             f"{path} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
             "free some, or set SG_LOCAL_HOME to a directory on another disk"
         )
+
+
+def _n_parameters(header: GgufHeader) -> int:
+    return sum(math.prod(tensor.shape) for tensor in header.tensors)

@@ -24,9 +24,11 @@ from gguf_bytes import TinyTensor, tiny_gguf
 
 import sg_local.finetune.process as process
 import sg_local.progress as progress_module
+import sg_local.stages.common as common_module
 import sg_local.stages.predict as predict_module
 from sg_local.cli import COMMANDS, cli
-from sg_local.llama.engine import Completion
+from sg_local.llama.engine import Counters
+from sg_local.llama.generation import Completion
 from sg_local.records import read_rows, write_rows
 from sg_local.run import Run
 
@@ -576,6 +578,7 @@ class ScriptedEngine:
             encode_plain=lambda text: list(text.encode()),
         )
         self.asked: list[str] = []
+        self.counters = Counters()
 
     def __enter__(self) -> "ScriptedEngine":
         return self
@@ -586,7 +589,7 @@ class ScriptedEngine:
     def fits(self, n_prompt_tokens: int, _max_new_tokens: int) -> bool:
         return n_prompt_tokens < 100
 
-    def generate(self, requests: list[Any]) -> list[Completion]:
+    def generate(self, requests: list[Any], _on_finished: object) -> list[Completion]:
         self.asked += [bytes(request.prompt).decode() for request in requests]
         return [Completion(asked.split()[-1], (1,), "end") for asked in self.asked[-len(requests) :]]
 
@@ -595,6 +598,7 @@ class ScriptedEngine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     scripted = ScriptedEngine()
     monkeypatch.setattr(predict_module, "open_with", lambda *_arguments: scripted)
+    monkeypatch.setattr(common_module, "generate", ScriptedEngine.generate)
     return scripted
 
 

@@ -1,0 +1,263 @@
+"""Answers many requests side by side; whatever two of them have in common is evaluated once.
+
+    Request(prompt=(1, 4093, ...), max_new_tokens=64, temperature=0.2, top_k=10, seed=7, stop=("\\n",))
+    -> Completion(text="support", token_ids=(...), finish_reason="end")
+
+Prompts grow out of their tree (prefill.py). Requests with the same prompt stay together for as long as they choose
+the same tokens: they are one branch, whose next token is evaluated once and sampled from by each with its own seed.
+Where they part, the branch forks. Ten samples at a low temperature so cost little more than one.
+
+New prompts start as sequences end. Memory is planned before anything is evaluated: a prompt waits until there is room
+for it and for its longest answer, and a fork without a sequence of its own waits behind the branch that it left.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sg_local.errors import SgLocalError
+from sg_local.llama.engine import BatchToken, Engine
+from sg_local.llama.prefill import Prefill
+from sg_local.llama.sampling import Choice, Sampling
+from sg_local.llama.tree import Node, TokenIds, release, want
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be generated; an empty prompt stands for the model's own beginning.
+
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch those off.
+    """
+
+    prompt: TokenIds
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """text ends before the stop string; token_ids are all that were sampled, the end token too."""
+
+    text: str
+    token_ids: TokenIds
+    finish_reason: Literal["end", "stop", "length"]
+
+
+def generate(
+    engine: Engine, requests: Sequence[Request], on_finished: Callable[[int], None] | None = None
+) -> list[Completion]:
+    """Answers all requests, in their order. `on_finished` is told the index of each one that is answered.
+
+    Raises SgLocalError before anything runs when a request can never fit the context.
+    """
+    prompts = [request.prompt or engine.tokenizer.beginning for request in requests]
+    for prompt, request in zip(prompts, requests, strict=True):
+        if request.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {request.max_new_tokens}, the least is 1")
+        if not engine.fits(len(prompt), request.max_new_tokens):
+            raise SgLocalError(
+                f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones do not fit "
+                f"{engine.longest_sequence} tokens: raise --n-ctx or shorten the task"
+            )
+    if not requests:
+        return []
+    engine.counters.prompt_tokens += sum(map(len, prompts))
+    with engine.counters.timed():
+        return _Schedule(engine, prompts, requests, on_finished).run()
+
+
+@dataclass(eq=False)
+class _Prompt:
+    """A distinct prompt and the requests that have it."""
+
+    tokens: TokenIds
+    users: list[int]  # indices of requests
+    end: Node
+    max_new_tokens: int  # the longest answer that one of them may give
+    n_left: int  # users without an answer
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """A sequence in use: cells are reserved for one answer in it; forks of its history wait for one of their own."""
+
+    number: int
+    cells: int
+    forks: list["_Branch"] = field(default_factory=list)  # those that parted earlier come first
+
+
+@dataclass(eq=False)
+class _Branch:
+    """Requests with one prompt that have chosen the same tokens so far; the last of these is not evaluated yet."""
+
+    prompt: _Prompt
+    users: list[int]
+    tokens: list[int]
+    text: bytes
+    sequence: _Sequence
+
+    @property
+    def position(self) -> int:
+        """Of the token that is evaluated next."""
+        return len(self.prompt.tokens) + len(self.tokens) - 1
+
+
+class _Schedule:
+    """One call of `generate`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: list[TokenIds],
+        requests: Sequence[Request],
+        on_finished: Callable[[int], None] | None,
+    ) -> None:
+        self.engine = engine
+        self.requests = requests
+        self.on_finished = on_finished
+        self.completions: list[Completion | None] = [None] * len(requests)
+        self.samplings: dict[int, Sampling] = {}
+        users: dict[TokenIds, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            users.setdefault(prompt, []).append(index)
+        distinct = sorted(users)
+        self.prefill = Prefill(engine, distinct, min(map(len, distinct)) - 1)
+        self.prompts = []
+        for tokens, end in zip(distinct, self.prefill.ends, strict=True):
+            own = users[tokens]
+            longest = max(requests[index].max_new_tokens for index in own)
+            self.prompts.append(_Prompt(tokens, own, end, longest, len(own)))
+            want(end, len(tokens) - 1)
+        self.running: list[_Branch] = []
+        self.sequences: dict[int, _Sequence] = {}  # in use, by number
+        self.free_sequences = list(range(engine.n_parallel, 0, -1))
+        self.free_cells = engine.n_ctx - self.prefill.n_prefix
+
+    def run(self) -> list[Completion]:
+        counters = self.engine.counters
+        try:
+            while self.running or not self.prefill.is_done:
+                self._step()
+        except BaseException:
+            self.engine.clear()  # what is left in it belongs to nobody
+            raise
+        finally:
+            counters.in_flight = 0
+            for sampling in self.samplings.values():
+                sampling.close()
+        return [completion for completion in self.completions if completion is not None]
+
+    def _step(self) -> None:
+        """One llama_decode: the next token of each branch, and as much of the prompts as fits."""
+        self._start_forks()
+        batch = [
+            BatchToken(branch.tokens[-1], branch.position, [branch.sequence.number], True)
+            for branch in self.running
+        ]
+        n_grown = len(batch)
+        ended, _ = self.prefill.fill(batch, self.engine.n_batch, self._admit)
+        self.engine.decode(batch)
+        self.prefill.settle()
+        self.engine.counters.evaluated_prompt_tokens += len(batch) - n_grown
+        grown, self.running = self.running, []
+        for index, branch in enumerate(grown):
+            self._choose(branch, index)
+        for end in ended:
+            prompt = self.prompts[end.prompt]
+            self._choose(_Branch(prompt, prompt.users, [], b"", self.sequences[end.sequence]), end.index)
+
+    def _admit(self, number: int) -> int | None:
+        """A sequence for the next prompt, if there is one, and memory for the prompt and an answer."""
+        prompt = self.prompts[number]
+        cells = self.prefill.n_next + prompt.max_new_tokens
+        if not self.free_sequences or cells > self.free_cells:
+            return None
+        self.free_cells -= self.prefill.n_next
+        self.engine.counters.in_flight += len(prompt.users)
+        for index in prompt.users:
+            self.samplings[index] = Sampling(self.requests[index])
+        return self._take_sequence(prompt.max_new_tokens).number
+
+    def _take_sequence(self, cells: int) -> _Sequence:
+        self.free_cells -= cells
+        sequence = _Sequence(self.free_sequences.pop(), cells)
+        self.sequences[sequence.number] = sequence
+        return sequence
+
+    def _start_forks(self) -> None:
+        """Gives sequences to forks that wait, as far as sequences and memory last."""
+        for source in list(self.sequences.values()):
+            while source.forks and self.free_sequences:
+                branch = source.forks[0]
+                # As much as for a whole answer: what it shares with its source may outlive the source.
+                if branch.prompt.max_new_tokens > self.free_cells:
+                    break
+                branch.sequence = self._take_sequence(branch.prompt.max_new_tokens)
+                self.engine.fork(source.number, branch.sequence.number, branch.position)
+                self.running.append(source.forks.pop(0))
+
+    def _choose(self, branch: _Branch, index: int) -> None:
+        """Each user samples a token; those that agree go on together, the first of them in the branch's sequence."""
+        choice = Choice(self.engine.logits_at(index), branch.prompt.tokens, branch.tokens)
+        groups: dict[int, list[int]] = {}
+        for user in branch.users:
+            groups.setdefault(choice.sample(self.samplings[user]), []).append(user)
+        self.engine.counters.generated_tokens += len(branch.users)
+        going_on = []
+        for token, users in groups.items():
+            is_end = self.engine.tokenizer.is_end(token)
+            text = branch.text if is_end else branch.text + self.engine.tokenizer.piece_bytes(token)
+            tokens = [*branch.tokens, token]
+            left = [user for user in users if not self._finish(user, branch.prompt, tokens, text, is_end)]
+            if left:
+                going_on.append(_Branch(branch.prompt, left, tokens, text, branch.sequence))
+        sequence = branch.sequence
+        sequence.forks += going_on[1:]
+        if going_on:
+            self.running.append(going_on[0])
+        elif sequence.forks:  # the latest fork shares most of what lies in the sequence
+            fork = sequence.forks.pop()
+            self.engine.cut(sequence.number, fork.position)
+            self.running.append(fork)
+        else:
+            self.engine.cut(sequence.number, 0)
+            self.free_cells += sequence.cells
+            del self.sequences[sequence.number]
+            self.free_sequences.append(sequence.number)
+            if branch.prompt.n_left == 0:
+                self.free_cells += release(branch.prompt.end)
+
+    def _finish(self, user: int, prompt: _Prompt, tokens: list[int], text: bytes, is_end: bool) -> bool:
+        """Whether the request is answered with this token; if so, its answer is noted."""
+        request = self.requests[user]
+        reason: Literal["end", "stop", "length"]
+        found = -1 if is_end else _first_stop(text, request.stop)
+        if is_end:
+            reason = "end"
+        elif found >= 0:
+            reason, text = "stop", text[:found]
+        elif len(tokens) >= request.max_new_tokens:
+            reason = "length"
+        else:
+            return False
+        # A cut inside a multi-byte character leaves no half of it behind.
+        shown = text.decode("utf-8", "ignore" if reason == "length" else "replace")
+        self.completions[user] = Completion(shown, tuple(tokens), reason)
+        self.samplings.pop(user).close()
+        prompt.n_left -= 1
+        self.engine.counters.in_flight -= 1
+        if self.on_finished:
+            self.on_finished(user)
+        return True
+
+
+def _first_stop(text: bytes, stops: Sequence[str]) -> int:
+    """Where the first stop string begins, -1 where there is none. The whole text is looked through: it is short."""
+    places = [text.find(stop.encode()) for stop in stops if stop]
+    return min((place for place in places if place >= 0), default=-1)

@@ -1,0 +1,146 @@
+"""Feeds the prompts of one call to llama_decode, depth first, each token of their tree once.
+
+    prefill = Prefill(engine, [(1, 5, 6), (1, 5, 7)], max_prefix=2)
+    batch = []
+    prefill.fill(batch, 512, admit)     -> [Ended(prompt=0, sequence=9, index=1), Ended(prompt=1, ...)], [Wanted(...)]
+    engine.decode(batch)
+    prefill.settle()
+
+Sequence 0 holds what the next prompt shares with those before it (the spine). Since prompts come sorted, everything
+that is evaluated and still waited for lies on that one path. A prompt's own sequence is forked from the spine; what
+lies in the batch that is being filled cannot be forked yet, so its tokens are labelled with the new sequence too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sg_local.llama.engine import BatchToken, Engine
+from sg_local.llama.tree import Node, TokenIds, plant, shared_lengths
+
+SPINE = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A token of the batch whose logits somebody reads: its place in the batch and in the tree."""
+
+    index: int
+    node: Node
+    position: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A prompt whose last token is in the batch."""
+
+    prompt: int
+    sequence: int
+    index: int  # of its last token in the batch
+
+
+class Prefill:
+    """The walk over one tree of prompts: at least one, sorted, distinct and not empty."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[TokenIds], max_prefix: int) -> None:
+        """max_prefix: as much of what all prompts share may lie before the first logits that somebody reads."""
+        self.engine = engine
+        self.prompts = prompts
+        self.ends = plant(prompts)
+        self._shared = shared_lengths(prompts)
+        self.n_prefix = engine.hold_prefix(_common_prefix(prompts)[:max_prefix])
+        self._shared[0] = self.n_prefix
+        self._next = 0  # the first prompt that was not begun
+        self._sequence = -1  # of the prompt that is being read, the one before _next
+        self._position = self.n_prefix  # up to which it is read
+        self._spine = self.n_prefix  # tokens of sequence 0 in memory
+        self._in_batch: dict[int, BatchToken] = {}  # position -> token of the current path in this batch
+
+    @property
+    def is_done(self) -> bool:
+        return self._sequence < 0 and self._next == len(self.prompts)
+
+    @property
+    def n_next(self) -> int:
+        """Tokens that the next prompt adds to the memory."""
+        return len(self.prompts[self._next]) - self._shared[self._next]
+
+    def fill(
+        self, batch: list[BatchToken], n_batch: int, admit: Callable[[int], int | None]
+    ) -> tuple[list[Ended], list[Wanted]]:
+        """Appends tokens up to n_batch. admit(prompt) gives the next prompt a sequence, or None to let it wait."""
+        ended: list[Ended] = []
+        wanted: list[Wanted] = []
+        while len(batch) < n_batch:
+            if self._sequence < 0:
+                sequence = admit(self._next) if self._next < len(self.prompts) else None
+                if sequence is None:
+                    break
+                self._begin(sequence)
+            number = self._next - 1
+            prompt = self.prompts[number]
+            stop = min(len(prompt), self._position + n_batch - len(batch))
+            spine = self._kept_of(number)
+            for node, start, end in _runs(self.ends[number], self._position, stop):
+                for position in range(start, end):
+                    sequences = [self._sequence, SPINE] if position < spine else [self._sequence]
+                    token = BatchToken(prompt[position], position, sequences, position in node.wanted)
+                    self._in_batch[position] = token
+                    if token.wants_logits:
+                        wanted.append(Wanted(len(batch), node, position))
+                    batch.append(token)
+            self._position = stop
+            if stop == len(prompt):
+                ended.append(Ended(number, self._sequence, len(batch) - 1))
+                self._sequence = -1
+        return ended, wanted
+
+    def settle(self) -> None:
+        """After the batch was evaluated: what it held is in memory now, and the spine keeps what is waited for."""
+        self._in_batch.clear()
+        if self._next:
+            self._cut_spine(min(self._position, self._kept_of(self._next - 1)))
+
+    def _kept_of(self, number: int) -> int:
+        """How much of a prompt the next one shares; after the last, the prefix stays for the next call."""
+        return self._shared[number + 1] if number + 1 < len(self.prompts) else self.n_prefix
+
+    def _cut_spine(self, n_tokens: int) -> None:
+        if self._spine > n_tokens:
+            self.engine.cut(SPINE, n_tokens)
+        self._spine = n_tokens
+
+    def _begin(self, sequence: int) -> None:
+        """Forks the next prompt's sequence from the path of the one before, and cuts the spine to what is shared."""
+        shared = self._shared[self._next]
+        self._cut_spine(min(self._spine, shared))
+        kept = min(
+            shared, self._kept_of(self._next)
+        )  # what comes after this prompt needs no more of the path
+        for position, token in list(self._in_batch.items()):
+            if position >= kept and SPINE in token.sequences:
+                token.sequences.remove(SPINE)
+            if position < shared:
+                token.sequences.append(sequence)
+            else:
+                del self._in_batch[position]
+        if self._spine:
+            self.engine.fork(SPINE, sequence, self._spine)
+        self._sequence = sequence
+        self._position = shared
+        self._next += 1
+
+
+def _runs(end: Node, start: int, stop: int) -> list[tuple[Node, int, int]]:
+    """The nodes of a prompt's path that cover the positions start..stop, with the part of them that lies there."""
+    found = []
+    node: Node | None = end
+    while node is not None and node.stop > start:
+        if node.start < stop:
+            found.append((node, max(start, node.start), min(stop, node.stop)))
+        node = node.parent
+    return found[::-1]
+
+
+def _common_prefix(prompts: Sequence[TokenIds]) -> TokenIds:
+    """What all prompts begin with: as they are sorted, what the first and the last of them share."""
+    return prompts[0][: shared_lengths([prompts[0], prompts[-1]])[1]]

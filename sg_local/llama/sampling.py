@@ -1,0 +1,121 @@
+"""From logits to the next token, by llama.cpp's own samplers in llama.cpp's own order.
+
+    repeat penalty -> top-k | -> top-p -> min-p -> temperature -> a draw with the request's seed
+
+What stands before the bar depends on the tokens so far alone: it is done once for all requests that share them, and
+leaves top-k candidates of a whole vocabulary. What comes after has a state, the request's own random numbers.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from sg_local.llama.tree import TokenIds
+
+PENALIZED_TOKENS = (
+    64  # the repeat penalty looks at so many, those of the prompt too, as llama.cpp's server does
+)
+
+_CANDIDATE = np.dtype(
+    [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
+)  # llama.h, llama_token_data
+
+
+class Parameters(Protocol):
+    """How a request wants to be sampled; `generation.Request` is one."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def repeat_penalty(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Sampling:
+    """The part of one request's sampling that has a state. To be closed."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.chain: Any = None  # none for greedy
+        if parameters.temperature <= 0:
+            return
+        self.chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        if parameters.top_p < 1:
+            self._add(llama_cpp.llama_sampler_init_top_p(parameters.top_p, 1))
+        if parameters.min_p > 0:
+            self._add(llama_cpp.llama_sampler_init_min_p(parameters.min_p, 1))
+        self._add(llama_cpp.llama_sampler_init_temp(parameters.temperature))
+        self._add(llama_cpp.llama_sampler_init_dist(parameters.seed))
+
+    def _add(self, sampler: Any) -> None:
+        llama_cpp.llama_sampler_chain_add(self.chain, sampler)
+
+    def close(self) -> None:
+        """Frees the samplers."""
+        if self.chain:
+            llama_cpp.llama_sampler_free(self.chain)
+            self.chain = None
+
+
+class Choice:
+    """The logits after one sequence of tokens, for all requests that sample there."""
+
+    def __init__(self, logits: npt.NDArray[np.float32], prompt: TokenIds, answer: Sequence[int]) -> None:
+        self._logits = logits  # (n_vocab,)
+        self._prompt = prompt
+        self._answer = answer
+        self._candidates: dict[tuple[float, int], tuple[npt.NDArray[Any], bool]] = {}
+
+    def sample(self, sampling: Sampling) -> int:
+        """The next token of one request."""
+        parameters = sampling.parameters
+        if sampling.chain is None and parameters.repeat_penalty == 1:
+            return int(self._logits.argmax())
+        key = (parameters.repeat_penalty, 0 if sampling.chain is None else parameters.top_k)
+        if key not in self._candidates:
+            self._candidates[key] = self._shared(*key)
+        candidates, is_sorted = self._candidates[key]
+        if sampling.chain is None:
+            return int(candidates["id"][candidates["logit"].argmax()])
+        own = candidates.copy()  # the chain works in place
+        array = _token_data_array(own, is_sorted)
+        llama_cpp.llama_sampler_apply(sampling.chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        llama_cpp.llama_sampler_accept(sampling.chain, token)
+        return token
+
+    def _shared(self, repeat_penalty: float, top_k: int) -> tuple[npt.NDArray[Any], bool]:
+        """The candidates that are left before the requests' own samplers, and whether they are sorted."""
+        candidates = np.zeros(len(self._logits), _CANDIDATE)
+        candidates["id"] = np.arange(len(self._logits))
+        candidates["logit"] = self._logits
+        array = _token_data_array(candidates, False)
+        if repeat_penalty != 1:
+            penalties = llama_cpp.llama_sampler_init_penalties(
+                len(candidates), PENALIZED_TOKENS, repeat_penalty, 0.0, 0.0
+            )
+            for token in (*self._prompt[-PENALIZED_TOKENS:], *self._answer)[-PENALIZED_TOKENS:]:
+                llama_cpp.llama_sampler_accept(penalties, token)
+            llama_cpp.llama_sampler_apply(penalties, ctypes.byref(array))
+            llama_cpp.llama_sampler_free(penalties)
+        if top_k > 0:
+            sampler = llama_cpp.llama_sampler_init_top_k(top_k)
+            llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+            llama_cpp.llama_sampler_free(sampler)
+        return candidates[: array.size].copy(), bool(array.sorted)
+
+
+def _token_data_array(candidates: npt.NDArray[Any], is_sorted: bool) -> Any:
+    data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+    return llama_cpp.llama_token_data_array(data, len(candidates), -1, is_sorted)

@@ -1,0 +1,90 @@
+"""Which rows native code is working on, so that a crash in it costs one row at most, and not the run.
+
+    .in_flight.json   {"part": "annotate", "rows": [12, 13, 14], "crashes": {"12": 1, "13": 1, "14": 1}}
+
+llama.cpp can end the whole process (a failed assertion, a bad pointer). `run` notices: it names the rows in flight,
+counts a crash for each and starts the stage again, which gives those rows to llama.cpp one at a time. A row that
+crashes it again is dropped, with the reason "crash".
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from sg_local.errors import InputError
+from sg_local.records import read_json, write_text
+from sg_local.run import Run
+
+DROP = "crash"
+MAX_CRASHES = 2  # of one row, before it is dropped
+_MAX_BYTES = 16 << 20
+
+Result = TypeVar("Result")
+
+
+def guarded_call(
+    run: Run,
+    part: str,
+    row_ids: Sequence[int],
+    answer: Callable[[Sequence[int]], list[Result]],
+    dropped: Callable[[int], Result],
+) -> list[Result]:
+    """Results for some rows by one call of native code, or one by one where a call with them crashed before.
+
+    answer: from places in row_ids to results; dropped: the result of a row that is not tried again. part names the
+    stage, and what of it: crashes are counted for each part alone.
+    """
+    crashes = _crashes(run, part)
+    places = range(len(row_ids))
+    if not any(crashes.get(row_id) for row_id in row_ids):
+        groups: list[Sequence[int]] = [places]
+    else:
+        groups = [[place] for place in places]
+    found: list[Result] = []
+    for group in groups:
+        if crashes.get(row_ids[group[0]], 0) >= MAX_CRASHES:
+            found += [dropped(place) for place in group]
+            continue
+        _write(run, part, [row_ids[place] for place in group], crashes)
+        found += answer(group)
+    _write(run, part, [], crashes)
+    return found
+
+
+def note_crash(run: Run) -> list[int]:
+    """Counts a crash for each row in flight and returns their ids; [] where the crash was elsewhere."""
+    part, rows, crashes = _read(run)
+    if rows:
+        _write(run, part, [], crashes | {row_id: crashes.get(row_id, 0) + 1 for row_id in rows})
+    return rows
+
+
+def forget(run: Run) -> None:
+    """A stage ended well: what crashed in it is settled."""
+    _path(run).unlink(missing_ok=True)
+
+
+def _path(run: Run) -> Path:
+    return run.file(".in_flight.json")
+
+
+def _crashes(run: Run, part: str) -> dict[int, int]:
+    of_part, _, crashes = _read(run)
+    return crashes if of_part == part else {}
+
+
+def _read(run: Run) -> tuple[str, list[int], dict[int, int]]:
+    if not _path(run).exists():
+        return "", [], {}
+    match read_json(_path(run), _MAX_BYTES):
+        case {"part": str(part), "rows": list(rows), "crashes": dict(crashes)} if all(
+            isinstance(row, int) for row in rows
+        ) and all(key.isdecimal() and isinstance(count, int) for key, count in crashes.items()):
+            return part, rows, {int(key): count for key, count in crashes.items()}
+    raise InputError(f"{_path(run)} is damaged: delete it, and run the same command again")
+
+
+def _write(run: Run, part: str, rows: list[int], crashes: dict[int, int]) -> None:
+    told = {"part": part, "rows": rows, "crashes": {str(row): count for row, count in crashes.items()}}
+    write_text(_path(run), json.dumps(told) + "\n")

@@ -1,0 +1,105 @@
+"""Native code that ends its process costs the stage's process, and at most the row that does it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import write_tiny_llama
+
+from sg_local.records import read_rows, write_rows
+from sg_local.run import Run, create_or_open_run, open_run
+from sg_local.settings import Settings
+from sg_local.task import load_task
+
+ROOT = Path(__file__).parents[2]
+N_ROWS = 30
+
+# As llama.cpp would: the process ends by a signal in the middle of a call, wherever the prompt holds the word.
+PLANTED = """
+import os, signal, sys
+if "-c" in sys.orig_argv:  # a stage, not the process that started it
+    import sg_local.llama.generation as generation
+    whole = generation.generate
+    def generate(engine, requests, on_finished=None):
+        for request in requests:
+            text = b"".join(map(engine.tokenizer.piece_bytes, request.prompt))
+            if os.environ["CRASH_ON"].encode() in text:
+                os.kill(os.getpid(), signal.SIGSEGV)
+        return whole(engine, requests, on_finished)
+    generation.generate = generate
+"""
+
+TASK = """
+name = "shout"
+instruction = "Say it louder."
+
+[[examples]]
+input = "abc"
+output = "ABC"
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with inputs, of which one has the word "boom", and nothing after them."""
+    (tmp_path / "task.toml").write_text(TASK)
+    model = write_tiny_llama(tmp_path / "tiny.gguf")
+    settings = Settings(prompt_format="vicuna", n_samples=2, max_new_tokens=3, n_ctx=512)
+    run, _ = create_or_open_run(tmp_path / "run", load_task(str(tmp_path / "task.toml")), model, settings)
+    inputs = [
+        {
+            "id": number + 100,
+            "input": "boom" if number == 26 else f"abc {number}",
+            "label": None,
+            "drop": None,
+        }
+        for number in range(N_ROWS)
+    ]
+    with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
+        write_rows(run.file("inputs.jsonl"), inputs)
+    return run
+
+
+def annotate(run: Run, tmp_path: Path, crash_on: str) -> "subprocess.CompletedProcess[str]":
+    (tmp_path / "sitecustomize.py").write_text(PLANTED)
+    command = [sys.executable, "-m", "sg_local", "run", tmp_path / "task.toml", "--until=annotate"]
+    settings = ["--prompt-format=vicuna", "--n-samples=2", "--max-new-tokens=3", "--n-ctx=512"]
+    return subprocess.run(
+        [*map(str, command), "--model", str(run.model.path), "--run", str(run.path), *settings],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+            "CRASH_ON": crash_on,
+            "SG_LOCAL_HOME": str(tmp_path / "store"),
+        },
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_row_that_crashes_llama_cpp_twice_is_dropped_and_the_run_goes_on(run: Run, tmp_path: Path) -> None:
+    result = annotate(run, tmp_path, "boom")
+    assert result.returncode == 0, result.stderr
+    assert "annotate was ended by SIGSEGV with the rows 124..129 in flight" in result.stderr
+    assert "annotate was ended by SIGSEGV on row 126" in result.stderr
+    rows = read_rows(run.file("outputs.jsonl"))
+    assert [row["id"] for row in rows] == list(range(100, 100 + N_ROWS))
+    assert [row["id"] for row in rows if row["drop"] == "crash"] == [126]
+    assert open_run(run.path).is_finished("annotate")
+    assert not run.file(".in_flight.json").exists()
+
+
+def test_where_every_row_crashes_the_run_stops_and_is_kept(run: Run, tmp_path: Path) -> None:
+    result = annotate(run, tmp_path, "louder")
+    assert result.returncode == 1
+    assert "goes on with annotate" in result.stderr
+    assert result.stderr.count("was ended by SIGSEGV") == 7  # six tries told, and the error
+    assert open_run(run.path).is_finished("generate")
+    result = annotate(run, tmp_path, "never said")
+    assert result.returncode == 0, result.stderr
+    # the first crash was of all rows in flight, the five after it of one row each; the others are answered now
+    assert [row["drop"] for row in read_rows(run.file("outputs.jsonl"))].count("crash") == 5
