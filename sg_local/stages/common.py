@@ -18,7 +18,7 @@ from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import Settings
 from sg_local.task import Example
 
-INPUTS_PER_CALL = 64
+INPUTS_PER_CALL = 128
 LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
 
 
