@@ -56,8 +56,10 @@ test-unit: install ## unit tests alone
 test-model: install ## tests with a real model alone
 	@$(BIN)/pytest tests/model --durations=10
 
-bench: install ## measure start-up side by side with `import click`
+bench: install ## measure side by side with peers: start-up, generation (half an hour; installs xllamacpp)
 	@$(BIN)/python tests/benchmarks/startup.py
+	@$(BIN)/pip install --quiet --no-deps xllamacpp==2026.10.11549
+	@$(BIN)/python tests/benchmarks/engine.py
 
 lock: ## resolve requirements.lock anew (needs the network)
 	@$(PYTHON) .ci/lock.py

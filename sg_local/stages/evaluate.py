@@ -25,6 +25,7 @@ from sg_local.stages.common import (
     INPUTS_PER_CALL,
     answer_inputs,
     chat_template,
+    counters,
     demonstrations,
     longest_answer,
     open_with,
@@ -48,13 +49,15 @@ def run_evaluate(run: Run) -> None:
         rows, source = _scored_rows(run)
         run.file("predictions").mkdir(exist_ok=True)
         answered = {}
+        details["engine"] = {}
         for name, (model, adapter, shown) in contenders.items():
             path = run.file(f"predictions/{name}.jsonl")
             done = read_rows(path) if path.exists() else []
             if [(row["input"], row["reference"]) for row in done] != [
                 (row.input, row.output) for row in rows
             ]:
-                write_rows(path, _predict(run, name, rows, model, adapter, shown))
+                found, details["engine"][name] = _predict(run, name, rows, model, adapter, shown)
+                write_rows(path, found)
             answered[name] = read_rows(path)
         evaluation = _evaluation(run, answered, contenders, source)
         write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
@@ -122,7 +125,8 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
 
 def _predict(
     run: Run, name: str, rows: list[Example], model: Path, adapter: Path | None, shown: Sequence[Example]
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A contender's answers with their scores, and what the engine counted."""
     with (
         open_with(run.settings, model, adapter) as engine,
         progress(f"evaluate {name}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
@@ -151,6 +155,7 @@ def _predict(
                 lambda places, part=part: answer_part([part[place] for place in places]),  # type: ignore[misc]
                 lambda _place: None,
             )
+        counted = counters(engine)
     found = []
     for row, answer in zip(rows, answers, strict=True):
         text = (
@@ -165,7 +170,7 @@ def _predict(
                 "rouge_l": round(rouge_l(text, row.output), 5),
             }
         )
-    return found
+    return found, counted
 
 
 def _evaluation(

@@ -45,7 +45,7 @@ def f16_gguf(run: Run) -> Path:
     from sg_local.llama.quantize import requantize
 
     def make(path: Path) -> None:
-        say(f"writing a 16-bit copy of {run.model.path.name} to compare with")
+        say(f"writing a 16-bit copy of {run.model.path.name}")
         requantize(run.model.path, path, "F16", run.settings.n_threads)
 
     return _working_copy(run, "f16.gguf", make)
@@ -71,8 +71,7 @@ def generating_model(run: Run) -> Path:
     if ratio < LEAST_GAIN:
         return run.model.path
     say(
-        f"making data with a 16-bit copy of {run.model.path.name}, {ratio:.1f} times as fast here; "
-        "what is scored is the file itself"
+        f"making data with its 16-bit copy, {ratio:.1f} times as fast here; what is scored is the file itself"
     )
     return copy
 

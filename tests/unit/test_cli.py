@@ -958,12 +958,15 @@ def test_progress_is_plain_lines_where_nobody_looks(
 ) -> None:
     now = iter([0.0, 4.0, 20.0])
     monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    with progress_module.progress("annotate", 100, "inputs", done=20) as advance:
+    with progress_module.progress("annotate", 100, "inputs", 20, lambda: "95 tok/s") as advance:
         advance(10)  # after 4 s: too early for a line
         advance(30)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["annotate: 80 inputs", "annotate: 60/100 inputs, 2.0 inputs/s, 20 s left"]
+    assert err.splitlines() == [
+        "annotate: 80 inputs",
+        "annotate: 60/100 inputs, 2.0 inputs/s, 20 s left (95 tok/s)",
+    ]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
