@@ -75,8 +75,3 @@ def want(end: Node, first: int) -> None:
     while node is not None and node.stop > first:
         node.wanted.update(range(max(first, node.start), node.stop))
         node = node.parent
-
-
-def n_nodes(prompts: Sequence[TokenIds]) -> int:
-    """Tokens to evaluate for these sorted, distinct prompts when each shared one is evaluated once."""
-    return sum(map(len, prompts)) - sum(shared_lengths(prompts))
