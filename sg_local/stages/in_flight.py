@@ -48,7 +48,10 @@ def guarded_call(
             continue
         _write(run, part, [row_ids[place] for place in group], crashes)
         found += answer(group)
-    _write(run, part, [], crashes)
+    if crashes:
+        _write(run, part, [], crashes)
+    else:
+        forget(run)
     return found
 
 
@@ -61,7 +64,7 @@ def note_crash(run: Run) -> list[int]:
 
 
 def forget(run: Run) -> None:
-    """A stage ended well: what crashed in it is settled."""
+    """Nothing is in flight, and what crashed is settled or was never there."""
     _path(run).unlink(missing_ok=True)
 
 
