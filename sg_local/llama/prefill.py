@@ -113,9 +113,8 @@ class Prefill:
         """Forks the next prompt's sequence from the path of the one before, and cuts the spine to what is shared."""
         shared = self._shared[self._next]
         self._cut_spine(min(self._spine, shared))
-        kept = min(
-            shared, self._kept_of(self._next)
-        )  # what comes after this prompt needs no more of the path
+        # What comes after this prompt needs no more of the path than this.
+        kept = min(shared, self._kept_of(self._next))
         for position, token in list(self._in_batch.items()):
             if position >= kept and SPINE in token.sequences:
                 token.sequences.remove(SPINE)
