@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sg_local.llama.engine import BatchToken, Engine
-from sg_local.llama.tree import Node, TokenIds, plant, shared_lengths
+from sg_local.llama.tree import Node, TokenIds, plant, runs, shared_lengths
 
 SPINE = 0
 
@@ -80,7 +80,7 @@ class Prefill:
             prompt = self.prompts[number]
             stop = min(len(prompt), self._position + n_batch - len(batch))
             spine = self._kept_of(number)
-            for node, start, end in _runs(self.ends[number], self._position, stop):
+            for node, start, end in runs(self.ends[number], self._position, stop):
                 for position in range(start, end):
                     sequences = [self._sequence, SPINE] if position < spine else [self._sequence]
                     token = BatchToken(prompt[position], position, sequences, position in node.wanted)
@@ -127,17 +127,6 @@ class Prefill:
         self._sequence = sequence
         self._position = shared
         self._next += 1
-
-
-def _runs(end: Node, start: int, stop: int) -> list[tuple[Node, int, int]]:
-    """The nodes of a prompt's path that cover the positions start..stop, with the part of them that lies there."""
-    found = []
-    node: Node | None = end
-    while node is not None and node.stop > start:
-        if node.start < stop:
-            found.append((node, max(start, node.start), min(stop, node.stop)))
-        node = node.parent
-    return found[::-1]
 
 
 def _common_prefix(prompts: Sequence[TokenIds]) -> TokenIds:

@@ -17,7 +17,7 @@ import numpy as np
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import BatchToken, Engine, Logits
 from sg_local.llama.prefill import Prefill
-from sg_local.llama.tree import Node, TokenIds, release, want
+from sg_local.llama.tree import Node, TokenIds, release, runs, want
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -72,7 +72,9 @@ def _label_logprobs(
     ends = dict(zip(paths, prefill.ends, strict=True))
 
     def score(prompt: TokenIds, label: TokenIds) -> float:
-        rows = _rows(logprobs, ends[*prompt, *label[:-1]], len(prompt) - 1)
+        end = ends[*prompt, *label[:-1]]
+        parts = runs(end, len(prompt) - 1, end.stop)
+        rows = [logprobs[node, place] for node, start, stop in parts for place in range(start, stop)]
         return float(sum(row[column[token]] for row, token in zip(rows, label, strict=True)))
 
     return [[score(prompt, label) for label in labels] for prompt in prompts]
@@ -119,16 +121,6 @@ def _evaluate(
     except BaseException:
         engine.clear()  # what is left in it belongs to nobody
         raise
-    return found
-
-
-def _rows(logprobs: dict[tuple[Node, int], Logits], end: Node, first: int) -> list[Logits]:
-    """The log-probabilities at the positions from `first` to the end of a path."""
-    found: list[Logits] = []
-    node: Node | None = end
-    while node is not None and node.stop > first:
-        found = [logprobs[node, place] for place in range(max(first, node.start), node.stop)] + found
-        node = node.parent
     return found
 
 

@@ -24,9 +24,7 @@ def seconds_of_work(path: Path, *, n_threads: int) -> float:
         for _ in range(2):
             engine.clear()
             started = time.perf_counter()
-            prompt = [BatchToken(token, place, [0], False) for place in range(_PROMPT_TOKENS)]
-            for start in range(0, len(prompt), engine.n_batch):
-                engine.decode(prompt[start : start + engine.n_batch])
+            engine.hold_prefix((token,) * _PROMPT_TOKENS)
             for sequence in range(1, _SEQUENCES + 1):
                 engine.fork(0, sequence, _PROMPT_TOKENS)
             for step in range(_STEPS):

@@ -69,9 +69,18 @@ def release(node: Node | None) -> int:
     return freed
 
 
+def runs(end: Node, start: int, stop: int) -> list[tuple[Node, int, int]]:
+    """The nodes on the path to this end that cover the positions start..stop, with the part of them that lies there."""
+    found = []
+    node: Node | None = end
+    while node is not None and node.stop > start:
+        if node.start < stop:
+            found.append((node, max(start, node.start), min(stop, node.stop)))
+        node = node.parent
+    return found[::-1]
+
+
 def want(end: Node, first: int) -> None:
     """Marks the positions from `first` up to this end of a prompt as wanted."""
-    node: Node | None = end
-    while node is not None and node.stop > first:
-        node.wanted.update(range(max(first, node.start), node.stop))
-        node = node.parent
+    for node, start, stop in runs(end, first, end.stop):
+        node.wanted.update(range(start, stop))
