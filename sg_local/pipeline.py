@@ -137,10 +137,10 @@ def end_with_parent() -> None:
 
 def _require_packages(run: Run, stages: tuple[str, ...]) -> None:
     """Raises InputError now, and not after the hours of the stages before, where training cannot work here."""
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.process import require_trainer
 
     if "train" in stages and not run.is_finished("train"):
-        require_training_packages()
+        require_trainer(run.settings.trainer)
 
 
 def _in_own_process_until_it_holds(run: Run, stage: str) -> int:

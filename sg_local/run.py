@@ -37,7 +37,12 @@ MAX_MANIFEST_BYTES = 16 << 20
 LOCK_SECONDS = 5.0  # a stage whose `run` was killed ends within a second or two
 
 # Files that a stage writes piece by piece and goes on with when it is called again.
-_PIECES = {"generate": "inputs.jsonl", "annotate": "outputs.jsonl", "evaluate": "predictions/*.jsonl"}
+_PIECES = {
+    "generate": "inputs.jsonl",
+    "annotate": "outputs.jsonl",
+    "train": "checkpoints/*/*",
+    "evaluate": "predictions/*.jsonl",
+}
 # Where a person may have edited what a stage had read. Weights are left to `verify`: hashing them takes minutes.
 _EDITABLE = {".jsonl", ".toml"}
 # What a run that was killed while it was made may have left: these, and temporaries of the files.

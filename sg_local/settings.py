@@ -126,11 +126,27 @@ class Settings:
         8, "curate", "How often a row may be repeated to give every label equal numbers.", low=1
     )
 
+    trainer: str = _setting(
+        "unsloth",
+        "train",
+        "Train through Unsloth, or through PEFT alone, which runs wherever torch does.",
+        choices=("unsloth", "peft"),
+    )
     rank: int = _setting(
         16, "train", "LoRA rank r; higher learns more and needs more memory.", low=1, high=512
     )
     alpha: float = _setting(
         16.0, "train", "LoRA alpha; the adapter is scaled by alpha / r.", low=0.001, high=65536
+    )
+    lora_dropout: float = _setting(
+        0.0,
+        "train",
+        "LoRA dropout; over 0, rows are padded instead of sharing their prompts.",
+        low=0,
+        high=0.9,
+    )
+    target_modules: str = _setting(
+        "all", "train", "Matrices of a layer that get LoRA: all, or names with commas (q_proj,v_proj)."
     )
     learning_rate: float = _setting(
         5e-4, "train", "Peak learning rate (AdamW, linear decay).", low=1e-8, high=1
@@ -139,6 +155,21 @@ class Settings:
     batch_size: int = _setting(8, "train", "Rows of one optimizer step.", low=1)
     load_in_4bit: bool = _setting(
         False, "train", "QLoRA: hold the base weights in 4 bit while training (less GPU memory)."
+    )
+    gradient_checkpointing: str = _setting(
+        "auto",
+        "train",
+        "Compute activations again in the backward pass (less memory, a third more time); auto: on GPUs.",
+        choices=("auto", "always", "never"),
+    )
+    prompt_tree: bool = _setting(
+        True, "train", "Compute what the rows of a batch share once; checked against padded rows first."
+    )
+    checkpoint_seconds: int = _setting(
+        60,
+        "train",
+        "Save a checkpoint of the training after so many seconds; a killed one goes on there.",
+        low=0,
     )
     train_demonstrations: bool = _setting(
         False,

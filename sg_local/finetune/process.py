@@ -33,7 +33,17 @@ SWITCHES = {
 NEEDED = ("torch", "transformers", "peft", "trl", "datasets", "unsloth")
 
 
-def require_training_packages(names: tuple[str, ...] = NEEDED) -> None:
+def require_trainer(trainer: str) -> None:
+    """`require_training_packages` for a trainer; it says where the other one would do."""
+    require_training_packages(tuple(name for name in NEEDED if name != "unsloth"))
+    if trainer == "unsloth" and find_spec("unsloth") is None:
+        raise InputError(
+            "--trainer unsloth needs unsloth, not installed here: `pip install 'sg-local[train]'`, "
+            "or `make install` in a source checkout; or start a run with --trainer peft, which does without it"
+        )
+
+
+def require_training_packages(names: tuple[str, ...]) -> None:
     """Raises InputError that names what is not installed and how to install it."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
@@ -57,5 +67,7 @@ def prepare_process(work_dir: Path) -> None:
     """Goes offline and moves into work_dir, which is made if need be. Call it before the heavy imports."""
     go_offline()
     work_dir.mkdir(parents=True, exist_ok=True)
+    # One GPU: with several, the trainer would spread a batch over copies of the model. The user's choice holds.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(work_dir.resolve() / "unsloth_compiled_cache")
     os.chdir(work_dir)

@@ -1,52 +1,31 @@
-"""Rows of token ids to a LoRA adapter: Unsloth's FastLanguageModel in TRL's SFTTrainer.
+"""Rows of token ids to a LoRA adapter, in TRL's SFTTrainer with a loss of our own (loss.py).
 
     TrainRow(prompt=(1, 9690, ...), answer=(6827, 2))   loss on the answer and its end token only
     -> adapter/adapter_config.json, adapter/adapter_model.safetensors
 
-No tokenizer takes part: the ids are llama.cpp's. Settings that differ from TRL's defaults are named below.
-Source: QLoRA (arXiv 2305.14314) for --load-in-4bit; LoRA on all seven projections of a layer.
+No tokenizer takes part: the ids are llama.cpp's. The rows of a batch are packed as a tree (batches.py) where the first
+batch shows that the model computes the same with it. Settings that differ from TRL's defaults are named below.
 """
 
 import json
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
+from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
+from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
+from sg_local.finetune.load import TrainSettings, load_with_lora
+from sg_local.finetune.loss import batch_loss, check_tree, tensors
+from sg_local.finetune.stand_in_tokenizer import Vocabulary
+from sg_local.progress import say
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True)
-class TrainRow:
-    """Token ids of one row: the prompt with BOS where the model wants one, the answer with its end token."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.prompt) + len(self.answer)
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What the trainer needs to know; the words are those of `sg_local.settings`."""
-
-    rank: int
-    alpha: float
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    load_in_4bit: bool
-    n_threads: int
-    seed: int
+N_CHECKPOINTS = 2  # kept at most: the newer one may be half-written when the process is killed
 
 
 def train_adapter(
@@ -54,101 +33,59 @@ def train_adapter(
     vocabulary: Vocabulary,
     rows: Sequence[TrainRow],
     adapter_dir: Path,
+    checkpoints_dir: Path,
+    base: str,
     settings: TrainSettings,
     on_step: Callable[[int], None],
 ) -> dict[str, Any]:
     """Trains on the rows and saves the adapter into adapter_dir; call `prepare_process` first.
 
-    Works in the current directory, which `prepare_process` made.
+    Works in the current directory, which `prepare_process` made. Goes on with a whole checkpoint of the same training
+    (rows, settings, `base`: a hash of the base model) if checkpoints_dir has one.
 
-    on_step is told the number of optimizer steps since its last call. Returns loss by step and token counts.
-    Raises InputError when the training diverged (a loss that is no number).
+    on_step is told the number of optimizer steps since its last call. Returns loss by step, token counts and whether
+    trees were used. Raises InputError when the training diverged (a loss that is no number).
     """
-    with _quiet():
-        from unsloth import FastLanguageModel  # before trl, transformers and peft, which it patches
-
-        # isort: split
-        import torch
-        from datasets import Dataset
-        from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
-        from trl import SFTConfig, SFTTrainer
-
-        write_stand_in_tokenizer(Path("tokenizer"), vocabulary)
-        if settings.n_threads > 0:
-            torch.set_num_threads(settings.n_threads)
-        has_gpu = torch.cuda.is_available()
-        longest = max(row.n_tokens for row in rows)
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            str(weights_dir),
-            tokenizer_name="tokenizer",
-            max_seq_length=longest,
-            dtype=None if has_gpu else torch.float32,
-            load_in_4bit=settings.load_in_4bit,
-            local_files_only=True,
-        )
-        model = FastLanguageModel.get_peft_model(
-            model,
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            target_modules=list(TARGETS),
-            lora_dropout=0,
-            bias="none",
-            use_gradient_checkpointing="unsloth" if has_gpu else False,
-            random_state=settings.seed,
-            use_rslora=False,  # a GGUF adapter knows alpha / r only
-        )
-
-    class Report(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, _args: Any, _state: Any, _control: Any, **_rest: Any) -> None:
-            on_step(1)
-
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)
-    dataset = Dataset.from_list(
-        [
-            {
-                "input_ids": [*row.prompt, *row.answer],
-                "attention_mask": [1] * row.n_tokens,
-                "labels": [IGNORED_LABEL] * len(row.prompt) + list(row.answer),
-            }
-            for row in shuffled
-        ]
-    )
-    use_bf16 = has_gpu and torch.cuda.is_bf16_supported()
-    arguments = SFTConfig(
-        output_dir="trainer",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=longest,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=1,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=5,
-        weight_decay=0.0,
-        optim="adamw_8bit" if has_gpu else "adamw_torch",
-        bf16=use_bf16,
-        fp16=has_gpu and not use_bf16,
-        train_sampling_strategy="group_by_length",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        disable_tqdm=True,
-        packing=False,
-    )
+    longest = max(row.n_tokens for row in rows)
     with _quiet():
-        trainer = SFTTrainer(
-            model=model,
-            processing_class=tokenizer,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED_LABEL),
-            callbacks=[Report()],
-        )
+        # First of all: it imports Unsloth, which patches what is imported after it.
+        model, tokenizer = load_with_lora(weights_dir, vocabulary, settings, longest * settings.batch_size)
+
+        import torch
+        from transformers import PrinterCallback, TrainerCallback
+
+        if settings.n_threads > 0:
+            torch.set_num_threads(settings.n_threads)
+        key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **asdict(settings)})
+        trainer = _trainer(model, tokenizer, shuffled, checkpoints_dir, settings)
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
-        trainer.train()
+        how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
+
+    class Report(TrainerCallback):  # type: ignore[misc]
+        """Tells the steps, and saves a checkpoint now and then."""
+
+        def __init__(self) -> None:
+            self.saved_at = time.monotonic()
+            self.steps = 0
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            on_step(state.global_step - self.steps)  # more than one after a checkpoint
+            self.steps = state.global_step
+            if time.monotonic() - self.saved_at >= settings.checkpoint_seconds:
+                control.should_save = state.global_step < state.max_steps
+
+        def on_save(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+            mark_complete(checkpoints_dir / f"checkpoint-{state.global_step}", key)
+            self.saved_at = time.monotonic()
+
+    trainer.add_callback(Report())
+    checkpoint = last_complete(checkpoints_dir, key)
+    if checkpoint:
+        say(f"train: going on from {checkpoint.name}")
+    with _quiet():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
     if any(loss != loss for loss in losses):
         raise InputError(
@@ -162,8 +99,109 @@ def train_adapter(
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "rows_tokens": sum(row.n_tokens for row in rows),
-        "device": torch.cuda.get_device_name() if has_gpu else "cpu",
+        "computed_tokens": trainer.computed_tokens,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **how,
     }
+
+
+def _trainer(
+    model: Any, tokenizer: Any, rows: Sequence[TrainRow], checkpoints_dir: Path, settings: TrainSettings
+) -> Any:
+    """TRL's SFTTrainer on rows of token ids; its `to_batch` says which shape the rows of a batch get."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    class RowTrainer(SFTTrainer):  # type: ignore[misc]
+        to_batch: Callable[[Sequence[TrainRow]], Batch] = staticmethod(padded_batch)
+        computed_tokens = 0
+
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+            with self.accelerator.autocast():
+                return batch_loss(self.accelerator.unwrap_model(model), inputs)
+
+        def loss_of(self, batch: Batch) -> Any:
+            return self.compute_loss(self.model, self._prepare_inputs(tensors(batch, self.model.config)))
+
+        def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = self.to_batch([rows[item["row"]] for item in items])
+            self.computed_tokens += batch.input_ids.size
+            return tensors(batch, self.model.config)
+
+    has_gpu = torch.cuda.is_available()
+    use_bf16 = has_gpu and torch.cuda.is_bf16_supported()
+    # The rows stay here; TRL wants to see ids and labels.
+    dataset = Dataset.from_list(
+        [
+            {"row": index, "input_ids": [*row.prompt, *row.answer], "labels": [*row.prompt, *row.answer]}
+            for index, row in enumerate(rows)
+        ]
+    )
+    arguments = SFTConfig(
+        output_dir=str(checkpoints_dir),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        max_length=None,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=1,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=5,
+        weight_decay=0.0,
+        optim="adamw_8bit" if has_gpu else "adamw_torch",
+        bf16=use_bf16,
+        fp16=has_gpu and not use_bf16,
+        gradient_checkpointing=False,  # set when the model was loaded
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show the last good loss in the place of NaN
+        dataloader_pin_memory=has_gpu,
+        save_strategy="no",
+        save_total_limit=N_CHECKPOINTS,
+        report_to="none",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        disable_tqdm=True,
+        packing=False,
+    )
+    trainer: Any = RowTrainer(
+        model=model,
+        processing_class=tokenizer,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=lambda items: trainer.collate(items),
+    )
+    return trainer
+
+
+def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, Any]:
+    """Trees, where the first rows give the same loss and gradient as padded; else padded, and length-grouped."""
+    reason = None
+    if not settings.prompt_tree:
+        reason = "--no-prompt-tree"
+    elif settings.lora_dropout > 0:
+        reason = f"--lora-dropout {settings.lora_dropout} would be drawn once for what rows share"
+    else:
+        try:
+            check = check_tree(trainer.model.train(), rows, trainer.loss_of)
+        except RuntimeError as error:  # torch's own; a kernel that cannot take the mask
+            reason = f"this model cannot be computed with a tree ({str(error).splitlines()[0]:.200})"
+        else:
+            if check.is_equal:
+                trainer.to_batch = tree_batch
+                say(
+                    f"train: rows packed as a tree; first batch equals padded: loss {check.loss:.4f}, differences "
+                    f"{check.loss_difference:.1e} in loss, {check.gradient_difference:.1e} in gradient"
+                )
+                return {"batches": "tree", "tree_check": asdict(check)}
+            reason = (
+                f"the first batch as a tree differs by {check.loss_difference:.1e} in loss and "
+                f"{check.gradient_difference:.1e} in gradient, the bound is {check.bound:.0e}"
+            )
+    trainer.args.train_sampling_strategy = "group_by_length"
+    say(f"train: rows padded and grouped by length: {reason}")
+    return {"batches": "padded", "padded_because": reason}
 
 
 def _clean_config(path: Path) -> None:

@@ -71,6 +71,12 @@ TENSOR_NAMES = {
 }
 
 
+def lora_targets(architecture: str) -> tuple[str, ...]:
+    """The modules that a LoRA adapter trains, by Hugging Face's names: all matrices of a layer."""
+    rows = TENSOR_NAMES[architecture].of_layer
+    return tuple(row.hf.split(".")[-2] for row in rows if len(row.shape) == 2)
+
+
 @dataclass(frozen=True)
 class Dimensions:
     """The sizes of a model, from its metadata and its token embedding."""

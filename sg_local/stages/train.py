@@ -11,10 +11,14 @@ import os
 import shutil
 from collections import Counter
 
-from sg_local.errors import SgLocalError
-from sg_local.finetune.process import prepare_process, require_training_packages
+from sg_local.errors import InputError, SgLocalError
+from sg_local.finetune.batches import TrainRow
+from sg_local.finetune.load import TrainSettings
+from sg_local.finetune.process import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
-from sg_local.finetune.train import TrainRow, TrainSettings, train_adapter
+from sg_local.finetune.train import train_adapter
+from sg_local.gguf_header import read_model_header
+from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress, say
@@ -30,15 +34,16 @@ ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetenso
 def run_train(run: Run) -> None:
     """Trains the adapter on the rows that curate kept, each as often as its `copies` say."""
     run.require("train")
-    require_training_packages()
+    require_trainer(run.settings.trainer)
     with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
-        settings = run.settings
         rows, dropped, vocabulary = _tokenized(run)
+        settings = _train_settings(run)
         weights_dir = torch_weights(run).resolve()  # the trainer works in another directory
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
-        say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading Unsloth")
+        say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
         final = run.file("adapter").resolve()
         work = run.file(".work").resolve()
+        checkpoints = run.file("checkpoints").resolve()
         here = os.getcwd()
         # Code that others could write must not be imported from: the work directory begins empty.
         shutil.rmtree(work, ignore_errors=True)
@@ -50,16 +55,9 @@ def run_train(run: Run) -> None:
                     vocabulary,
                     rows,
                     work / "adapter",
-                    TrainSettings(
-                        rank=settings.rank,
-                        alpha=settings.alpha,
-                        learning_rate=settings.learning_rate,
-                        epochs=settings.epochs,
-                        batch_size=settings.batch_size,
-                        load_in_4bit=settings.load_in_4bit,
-                        n_threads=settings.n_threads,
-                        seed=settings.seed,
-                    ),
+                    checkpoints,
+                    run.model.sha256,
+                    settings,
                     advance,
                 )
         finally:
@@ -67,7 +65,37 @@ def run_train(run: Run) -> None:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(work / "adapter", final)
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
+
+
+def _train_settings(run: Run) -> TrainSettings:
+    """The run's settings in the trainer's words. Raises InputError for matrices that the model does not have."""
+    settings = run.settings
+    possible = lora_targets(read_model_header(run.model.path).architecture)
+    named = tuple(name.strip() for name in settings.target_modules.split(","))
+    chosen = possible if named == ("all",) else named
+    if unknown := [name for name in chosen if name not in possible]:
+        raise InputError(
+            f"target_modules = {settings.target_modules!r:.200} names {', '.join(map(repr, unknown))}; "
+            f"{run.model.path.name} has {', '.join(possible)}: start a run with these, or with all"
+        )
+    return TrainSettings(
+        trainer=settings.trainer,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=chosen,
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        load_in_4bit=settings.load_in_4bit,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        prompt_tree=settings.prompt_tree,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        n_threads=settings.n_threads,
+        seed=settings.seed,
+    )
 
 
 def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
@@ -87,6 +115,7 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
             item = TrainRow(
                 tuple(tokenizer.encode_prompt(template, messages)),
                 tuple(tokenizer.encode_answer(template, messages, row["output"])),
+                row.get("weight", 1.0),
             )
             if item.n_tokens > limit:  # never cut: a cut answer teaches to stop in the middle
                 dropped["over_context"] += 1

@@ -168,7 +168,7 @@ def test_every_setting_is_explained() -> None:
         assert rule["group"] in {"engine", *STAGES}, item.name
         assert re.fullmatch(r"[A-Z].{20,}[.]", rule["help"]), item.name
         if item.type is str:
-            assert item.default in rule["choices"], item.name
+            assert item.default in (rule["choices"] or rule["help"]), item.name
         elif item.type is not bool:
             assert rule["low"] is not None, item.name
 
@@ -186,13 +186,24 @@ def test_every_stage_has_its_module() -> None:
 
 def test_unsloth_is_imported_before_what_it_patches() -> None:
     # A formatter once sorted it behind trl; Unsloth then trains unpatched, with a warning that nobody reads.
-    source = (PACKAGE / "finetune" / "train.py").read_text("utf-8")
-    imported = [
-        (node.module or "").partition(".")[0]
-        for function in ast.walk(ast.parse(source))
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-        if isinstance(node, ast.ImportFrom)
+    patched = {"torch", "transformers", "trl", "peft"}
+
+    def function(module: str, name: str) -> ast.FunctionDef:
+        nodes = ast.walk(parse(PACKAGE / "finetune" / f"{module}.py"))
+        return next(node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name)
+
+    def heads(tree: ast.AST) -> list[tuple[int, str]]:
+        return [(line, name.partition(".")[0]) for line, name in imports(tree)]
+
+    for path in (PACKAGE / "finetune").glob("*.py"):
+        at_top = [node for node in parse(path).body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        assert not patched & {name for node in at_top for _, name in heads(node)}, path.name
+    assert min(heads(function("load", "_load_with_unsloth")))[1] == "unsloth"
+    train = function("train", "train_adapter")
+    loads = [
+        node.lineno
+        for node in ast.walk(train)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "load_with_lora"
     ]
-    assert imported[0] == "unsloth"
-    assert {"trl", "transformers"} <= set(imported[1:])
+    assert loads
+    assert all(line > loads[0] for line, name in heads(train) if name in patched)

@@ -1,0 +1,92 @@
+"""Rows of token ids to a batch: padded, one row beside the other, or as a tree, in which nothing occurs twice.
+
+    rows (prompt | answer)     1 5 6 | 7 2      1 5 8 | 9 2
+    tree, one sequence         1 5 6 7 2 8 9 2
+    its positions              0 1 2 3 4 2 3 4      they restart where a row leaves the others
+    read at                    6 -> 7, 7 -> 2, 8 -> 9, 9 -> 2
+
+The rows of a task share their instruction and demonstrations, and equal rows share everything. A token sees the tokens
+before it in its own rows and nothing else, so activations, loss and gradients are those of the padded batch, and what
+is shared is computed once. Logits are read only where a token of an answer is predicted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """Token ids of one row: the prompt with BOS where the model wants one, the answer with its end token."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    weight: float = 1.0  # of each of the answer's tokens in the loss
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+class Batch(NamedTuple):
+    """Sequences of tokens and what the loss reads of them; loss = sum(weight * nll) / sum(weight)."""
+
+    input_ids: Ints  # (n_sequences, n_tokens)
+    position_ids: Ints  # (n_sequences, n_tokens)
+    visible: Bools | None  # (n_tokens, n_tokens), [i, j]: token i sees token j; None: all before it
+    sources: Ints  # (n_targets,) places in the flattened input_ids, one for each token to predict
+    targets: Ints  # (n_targets,) the tokens to predict
+    weights: npt.NDArray[np.float32]  # (n_targets,)
+
+
+def padded_batch(rows: Sequence[TrainRow]) -> Batch:
+    """Each row in a sequence of its own, filled up at the end with tokens that no row's token sees."""
+    longest = max(row.n_tokens for row in rows)
+    input_ids = np.zeros((len(rows), longest), np.int64)
+    reads: dict[tuple[int, int], float] = {}
+    for index, row in enumerate(rows):
+        input_ids[index, : row.n_tokens] = (*row.prompt, *row.answer)
+        for place, token in enumerate(row.answer, index * longest + len(row.prompt) - 1):
+            reads[place, token] = row.weight
+    position_ids = np.broadcast_to(np.arange(longest), input_ids.shape).copy()
+    return Batch(input_ids, position_ids, None, *_columns(reads))
+
+
+def tree_batch(rows: Sequence[TrainRow]) -> Batch:
+    """All rows in one sequence, each beginning of theirs only once."""
+    nodes: dict[tuple[int, int], int] = {}  # (the token before, token id) -> place in the sequence
+    reads: dict[tuple[int, int], float] = {}
+    for row in rows:
+        place = -1
+        for index, token in enumerate((*row.prompt, *row.answer)):
+            if index >= len(row.prompt):
+                reads[place, token] = reads.get((place, token), 0.0) + row.weight
+            place = nodes.setdefault((place, token), len(nodes))
+    visible = np.eye(len(nodes), dtype=np.bool_)
+    position_ids = np.zeros((1, len(nodes)), np.int64)
+    for (before, _), place in nodes.items():  # a token's place is after that of the one before it
+        if before >= 0:
+            visible[place] |= visible[before]
+            position_ids[0, place] = position_ids[0, before] + 1
+    input_ids = np.array([[token for _, token in nodes]], np.int64)
+    return Batch(input_ids, position_ids, visible, *_columns(reads))
+
+
+def within_window(batch: Batch, window: int) -> Bools:
+    """What a token of a tree sees in a layer with sliding attention: the last `window` tokens, itself included."""
+    assert batch.visible is not None
+    positions = batch.position_ids[0]
+    near: Bools = batch.visible & (positions[:, None] - positions[None, :] < window)
+    return near
+
+
+def _columns(reads: dict[tuple[int, int], float]) -> tuple[Ints, Ints, Any]:
+    """(place, token) -> weight, as sources, targets and weights."""
+    pairs = np.array(list(reads), np.int64)
+    return pairs[:, 0], pairs[:, 1], np.array(list(reads.values()), np.float32)

@@ -1,0 +1,52 @@
+"""Checkpoints that can be trusted: one counts when its completion mark is there and every file is what the mark says.
+
+    checkpoints/checkpoint-40/adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json
+    checkpoints/checkpoint-40/complete.json    {"key": "5d1c...", "sha256": {"optimizer.pt": "a3f0...", ...}}
+
+The mark is written last. Its key stands for rows, settings and base weights: a checkpoint of another training is not
+gone on with.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sg_local.errors import InputError
+from sg_local.records import canonical_json, read_json, sha256_file, write_text
+
+MARK = "complete.json"
+MAX_MARK_BYTES = 1 << 20
+
+
+def training_key(parts: Any) -> str:
+    """A name for all that a training depends on; parts is JSON data."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def mark_complete(checkpoint: Path, key: str) -> None:
+    """Writes the mark; call it when everything else is on disk."""
+    write_text(checkpoint / MARK, json.dumps({"key": key, "sha256": _hashes(checkpoint)}, indent=1) + "\n")
+
+
+def last_complete(directory: Path, key: str) -> Path | None:
+    """The newest checkpoint of this training that is whole, None where there is none."""
+    found = [
+        path for path in directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()
+    ]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            mark = read_json(path / MARK, MAX_MARK_BYTES)
+        except InputError:  # no mark, or half of one: it was being written
+            continue
+        if mark == {"key": key, "sha256": _hashes(path)}:
+            return path
+    return None
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(checkpoint)): sha256_file(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MARK
+    }

@@ -1,0 +1,128 @@
+"""The dequantized weights as a torch model with a LoRA adapter on it, through Unsloth or through PEFT alone.
+
+    load_with_lora(weights_dir, tokenizer_dir, settings, 512) -> (PeftModel, tokenizer)
+
+Unsloth is faster and smaller on NVIDIA, AMD and Intel GPUs; PEFT runs wherever torch does. Both give the same adapter
+files. Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314) for load_in_4bit: NF4 with double quantization.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the trainer needs to know; the words are those of `sg_local.settings`."""
+
+    trainer: str  # "unsloth" or "peft"
+    rank: int
+    alpha: float
+    lora_dropout: float
+    target_modules: tuple[str, ...]
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    load_in_4bit: bool
+    gradient_checkpointing: str  # "auto", "always" or "never"; auto is on GPUs
+    prompt_tree: bool
+    checkpoint_seconds: int
+    n_threads: int
+    seed: int
+
+    def uses_checkpointing(self, has_gpu: bool) -> bool:
+        """Whether activations are computed again in the backward pass; on a CPU memory is rarely what is short."""
+        return self.gradient_checkpointing == "always" or (self.gradient_checkpointing == "auto" and has_gpu)
+
+
+def load_with_lora(
+    weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings, max_tokens: int
+) -> tuple[Any, Any]:
+    """The model with a new adapter, and a stand-in tokenizer, which is written into the current directory.
+
+    max_tokens: of the longest sequence of a batch. Call `prepare_process` first.
+    """
+    if settings.trainer == "unsloth":
+        return _load_with_unsloth(weights_dir, vocabulary, settings, max_tokens)
+    return _load_with_peft(weights_dir, vocabulary, settings)
+
+
+def _load_with_unsloth(
+    weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings, max_tokens: int
+) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel  # before trl, transformers and peft, which it patches
+
+    # isort: split
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    write_stand_in_tokenizer(Path("tokenizer"), vocabulary)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(weights_dir),
+        tokenizer_name="tokenizer",
+        max_seq_length=max_tokens,
+        dtype=None if has_gpu else torch.float32,
+        load_in_4bit=settings.load_in_4bit,
+        local_files_only=True,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.target_modules),
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        use_gradient_checkpointing="unsloth" if settings.uses_checkpointing(has_gpu) else False,
+        random_state=settings.seed,
+        use_rslora=False,  # a GGUF adapter knows alpha / r only
+    )
+    return model, tokenizer
+
+
+def _load_with_peft(weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings) -> tuple[Any, Any]:
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+
+    set_seed(settings.seed)
+    has_gpu = torch.cuda.is_available()
+    dtype = torch.float32
+    if has_gpu:
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    quantization = None
+    if settings.load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    write_stand_in_tokenizer(Path("tokenizer"), vocabulary)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(weights_dir),
+        dtype=dtype,
+        quantization_config=quantization,
+        attn_implementation="sdpa",  # it takes any mask; a flash kernel would ignore a tree's
+        device_map={"": 0} if has_gpu else None,
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    checkpointing = settings.uses_checkpointing(has_gpu)
+    if settings.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=list(settings.target_modules),
+            lora_dropout=settings.lora_dropout,
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    return model, AutoTokenizer.from_pretrained("tokenizer", local_files_only=True)

@@ -1,0 +1,272 @@
+"""Training: a tree of rows gives the padded batch's gradients, and a killed training ends as an unbroken one.
+
+Tiny random models, made here: the arithmetic is the same as in large ones. The real model is trained in test_loop.py.
+"""
+
+import importlib.util
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import TOKENS, write_tiny_llama
+
+from sg_local.finetune import loss as loss_module
+from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
+from sg_local.finetune.loss import batch_loss, check_tree, tensors
+from sg_local.finetune.process import go_offline
+from sg_local.gguf_io.base_weights import write_base_weights
+
+for package in ("torch", "transformers", "peft", "trl"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+VOCABULARY, WINDOW = 97, 8
+MAX_GRADIENT_DIFFERENCE = 1e-4
+
+
+def rows(n: int = 6, *, weighted: bool = False, seed: int = 0) -> list[TrainRow]:
+    """Rows behind one prefix of 12 tokens; the last is there twice, and one prompt has two answers."""
+    draw = random.Random(seed)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randint(low, high)))
+
+    prefix = tokens(12, 12)
+    found = [
+        TrainRow(
+            prefix + tokens(3, 14), (*tokens(1, 4), 2), draw.choice([0.25, 1.0, 3.0]) if weighted else 1.0
+        )
+        for _ in range(n)
+    ]
+    return [*found, found[-1], TrainRow(found[0].prompt, (*tokens(2, 3), 2))]
+
+
+def tiny_model(architecture: str) -> Any:
+    """A PEFT model in float32 whose adapter already does something, so that gradients reach both of its halves."""
+    go_offline()
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+    }
+    torch.manual_seed(0)
+    if architecture == "llama":
+        base = LlamaForCausalLM(LlamaConfig(**sizes))
+    else:
+        layers = ["sliding_attention", "full_attention", "sliding_attention"]
+        base = Gemma3ForCausalLM(
+            Gemma3TextConfig(**sizes, sliding_window=WINDOW, layer_types=layers, query_pre_attn_scalar=12)
+        )
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=names))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model.train()
+
+
+def gradient(model: Any, batch: Batch) -> tuple[float, Any]:
+    import torch
+
+    model.zero_grad()
+    loss = batch_loss(model, tensors(batch, model.config))
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_tree_gives_the_gradients_of_the_padded_batch(architecture: str, weighted: bool) -> None:
+    model = tiny_model(architecture)
+    batch = rows(weighted=weighted)
+    assert max(row.n_tokens for row in batch) > 2 * WINDOW
+    loss, expected = gradient(model, padded_batch(batch))
+    tree_loss, found = gradient(model, tree_batch(batch))
+    assert tree_loss == pytest.approx(loss, rel=1e-5)
+    assert float((found - expected).norm() / expected.norm()) <= MAX_GRADIENT_DIFFERENCE
+
+
+def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers() -> None:
+    import torch
+
+    model = tiny_model("llama")
+    batch = rows(weighted=True)
+    nlls, weights = [], []
+    with torch.no_grad():
+        for row in batch:
+            logits = model(input_ids=torch.tensor([[*row.prompt, *row.answer]])).logits[0]
+            log_probabilities = logits.log_softmax(-1)[len(row.prompt) - 1 : -1]
+            nlls += [-log_probabilities[i, token].item() * row.weight for i, token in enumerate(row.answer)]
+            weights += [row.weight] * len(row.answer)
+    loss, _ = gradient(model, tree_batch(batch))
+    assert loss == pytest.approx(sum(nlls) / sum(weights), rel=1e-5)
+
+
+def check(model: Any, batch: Sequence[TrainRow]) -> loss_module.TreeCheck:
+    return check_tree(model, batch, lambda it: batch_loss(model, tensors(it, model.config)))
+
+
+def test_the_check_of_the_first_batch_passes_a_right_tree() -> None:
+    found = check(tiny_model("gemma3"), rows())
+    assert found.is_equal
+    assert found.gradient_difference < MAX_GRADIENT_DIFFERENCE
+
+
+def test_the_check_of_the_first_batch_finds_a_leak_between_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an attention kernel that ignores the mask has it: every token sees all before it."""
+
+    def leaking(batch: Sequence[TrainRow]) -> Batch:
+        right = tree_batch(batch)
+        return right._replace(visible=np.tri(right.input_ids.size, dtype=np.bool_))
+
+    monkeypatch.setattr(loss_module, "tree_batch", leaking)
+    assert not check(tiny_model("llama"), rows()).is_equal
+
+
+def test_the_check_of_the_first_batch_finds_one_token_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(batch: Sequence[TrainRow]) -> Batch:
+        right = tree_batch(batch)
+        visible = right.visible.copy()  # type: ignore[union-attr]
+        last = right.sources[-1]
+        visible[last, np.flatnonzero(~visible[last, :last])[-1]] = True  # a word of the row before it
+        return right._replace(visible=visible)
+
+    monkeypatch.setattr(loss_module, "tree_batch", leaking)
+    assert not check(tiny_model("llama"), rows()).is_equal
+
+
+def test_the_check_of_the_first_batch_finds_a_lost_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "within_window", lambda batch, _window: batch.visible)
+    assert not check(tiny_model("gemma3"), rows()).is_equal
+
+
+_PROGRAM = """
+import json, os, signal, sys
+from pathlib import Path
+from sg_local.finetune.process import prepare_process
+given = json.loads(sys.argv[1])
+prepare_process(Path(given["work"]))
+from sg_local.finetune.batches import TrainRow
+from sg_local.finetune.load import TrainSettings
+from sg_local.finetune.stand_in_tokenizer import Vocabulary
+from sg_local.finetune.train import train_adapter
+steps = 0
+def on_step(n):
+    global steps
+    steps += n
+    if steps == given["kill_at"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+rows = [TrainRow(tuple(a), tuple(b), w) for a, b, w in given["rows"]]
+settings = dict(given["settings"], target_modules=tuple(given["settings"]["target_modules"]))
+print(json.dumps(train_adapter(
+    Path(given["weights"]), Vocabulary([f"t{i}" for i in range(given["n_vocab"])], 1, 2, 2), rows,
+    Path(given["adapter"]), Path(given["checkpoints"]), "base", TrainSettings(**settings), on_step)))
+"""
+
+SETTINGS = {
+    "trainer": "peft",
+    "rank": 4,
+    "alpha": 8.0,
+    "lora_dropout": 0.0,
+    "target_modules": ["q_proj", "v_proj", "down_proj"],
+    "learning_rate": 1e-3,
+    "epochs": 3,
+    "batch_size": 2,
+    "load_in_4bit": False,
+    "gradient_checkpointing": "never",
+    "prompt_tree": True,
+    "checkpoint_seconds": 0,
+    "n_threads": 1,
+    "seed": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("training")
+    write_base_weights(write_tiny_llama(directory / "tiny.gguf"), directory / "weights")
+    return directory / "weights"
+
+
+def train(
+    weights: Path, place: Path, *, kill_at: int = 0, scale: float = 1.0, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    given = {
+        "weights": str(weights),
+        "work": str(place / "work"),
+        "adapter": str(place / "adapter"),
+        "checkpoints": str(place / "checkpoints"),
+        "kill_at": kill_at,
+        "n_vocab": len(TOKENS),
+        "rows": [[row.prompt, row.answer, scale * row.weight] for row in rows(8, weighted=True)],
+        "settings": {**SETTINGS, **changes},
+    }
+    command = [sys.executable, "-c", _PROGRAM, json.dumps(given)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def adapter_weights(place: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(place / "adapter" / "adapter_model.safetensors")
+
+
+def test_a_killed_training_ends_with_the_adapter_of_an_unbroken_one(weights: Path, tmp_path: Path) -> None:
+    whole = train(weights, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    told = json.loads(whole.stdout)
+    assert (told["steps"], told["batches"]) == (15, "tree")
+    assert told["computed_tokens"] < told["rows_tokens"] * SETTINGS["epochs"]
+
+    killed = train(weights, tmp_path / "killed", kill_at=9)
+    assert killed.returncode == -signal.SIGKILL
+    checkpoints = (tmp_path / "killed" / "checkpoints").glob("checkpoint-*")
+    newest = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
+    damaged = newest / "adapter_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])  # as if power had gone before it was on disk
+
+    again = train(weights, tmp_path / "killed")
+    assert again.returncode == 0, again.stderr
+    assert f"going on from checkpoint-{int(newest.name.rpartition('-')[2]) - 1}" in again.stderr
+    assert json.loads(again.stdout)["steps"] == 15
+    expected, found = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(weights: Path, tmp_path: Path) -> None:
+    assert train(weights, tmp_path, kill_at=4).returncode == -signal.SIGKILL
+    again = train(weights, tmp_path, learning_rate=2e-3)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" not in again.stderr
+
+
+def test_dropout_trains_padded_and_says_so(weights: Path, tmp_path: Path) -> None:
+    trained = train(weights, tmp_path, lora_dropout=0.1, gradient_checkpointing="always")
+    assert trained.returncode == 0, trained.stderr
+    assert "train: rows padded and grouped by length: --lora-dropout 0.1" in trained.stderr
+    assert json.loads(trained.stdout)["batches"] == "padded"
+
+
+def test_a_training_that_diverges_says_what_to_do(weights: Path, tmp_path: Path) -> None:
+    trained = train(weights, tmp_path, scale=1e39)
+    assert trained.returncode != 0
+    assert "InputError: the training diverged" in trained.stderr
+    assert "lower --learning-rate 0.001" in trained.stderr
+    assert not (tmp_path / "adapter").exists()
