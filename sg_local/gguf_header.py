@@ -24,7 +24,7 @@ from sg_local.errors import InputError
 
 MetadataValue: TypeAlias = "bool | int | float | str | list[MetadataValue]"
 
-SUPPORTED_ARCHITECTURES = ("llama",)
+SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
 
 MAX_HEADER_BYTES = 512 * 1024**2
 MAX_METADATA_KEYS = 65_536

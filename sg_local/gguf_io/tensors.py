@@ -3,8 +3,9 @@
     blk.0.attn_q.weight, (576, 576) Q4_1  →  model.layers.0.self_attn.q_proj.weight, (576, 576) float32,
     rows in the order rope_row_order(576, 9) = [0, 32, 1, 33, ..., 31, 63, 64, 96, ...]
 
-Names and row order: llama.cpp's convert_hf_to_gguf.py (class LlamaModel, function permute); quantized blocks:
-the gguf package. Shapes here are (rows, columns), the reverse of the GGUF's own order.
+Names, row order and values: llama.cpp's conversion (conversion/llama.py: function permute; qwen.py; gemma.py:
+norm_shift; phi.py) and its src/models/*.cpp; quantized blocks: the gguf package. Shapes here are (rows, columns), the
+reverse of the GGUF's own order.
 """
 
 import math
@@ -31,10 +32,11 @@ class TensorName(NamedTuple):
     """One tensor of an architecture: its two names, and its shape in fields of Dimensions."""
 
     gguf: str
-    hf: str
+    hf: str  # "" for what Hugging Face has in config.json
     shape: tuple[str, ...]
     heads: str = ""  # the field of Dimensions that counts the heads by which llama.cpp permutes the rows
     optional: str = ""  # all tensors of a model that have the same word here are there, or none
+    plus_one: bool = False  # the GGUF has the value that is multiplied with, Hugging Face that minus one
 
 
 class TensorNames(NamedTuple):
@@ -45,29 +47,94 @@ class TensorNames(NamedTuple):
 
 
 _BIAS = "attention_bias"
+_LONGROPE = "rope_factors"
+
+_OF_MODEL = (
+    TensorName("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
+    TensorName("output_norm.weight", "model.norm.weight", ("hidden",)),
+    TensorName("output.weight", "lm_head.weight", ("vocab", "hidden"), optional="lm_head"),
+)
+_NORMS = (
+    TensorName("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+    TensorName("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+)
+_ATTENTION = (
+    TensorName("attn_q.weight", "self_attn.q_proj.weight", ("q_rows", "hidden")),
+    TensorName("attn_k.weight", "self_attn.k_proj.weight", ("kv_rows", "hidden")),
+    TensorName("attn_v.weight", "self_attn.v_proj.weight", ("kv_rows", "hidden")),
+    TensorName("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "q_rows")),
+)
+_HEAD_NORMS = (
+    TensorName("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
+    TensorName("attn_k_norm.weight", "self_attn.k_norm.weight", ("head_dim",)),
+)
+_MLP = (
+    TensorName("ffn_gate.weight", "mlp.gate_proj.weight", ("intermediate", "hidden")),
+    TensorName("ffn_up.weight", "mlp.up_proj.weight", ("intermediate", "hidden")),
+    TensorName("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "intermediate")),
+)
+
+
+def _plus_one(rows: tuple[TensorName, ...]) -> tuple[TensorName, ...]:
+    return tuple(row._replace(plus_one=len(row.shape) == 1) for row in rows)
+
+
 TENSOR_NAMES = {
     "llama": TensorNames(
-        of_model=(
-            TensorName("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
-            TensorName("output_norm.weight", "model.norm.weight", ("hidden",)),
-            TensorName("output.weight", "lm_head.weight", ("vocab", "hidden"), optional="lm_head"),
-        ),
+        of_model=(*_OF_MODEL, TensorName("rope_freqs.weight", "", ("rope_pairs",), optional="rope_freqs")),
         of_layer=(
-            TensorName("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+            *_NORMS,
             TensorName("attn_q.weight", "self_attn.q_proj.weight", ("q_rows", "hidden"), "n_heads"),
             TensorName("attn_k.weight", "self_attn.k_proj.weight", ("kv_rows", "hidden"), "n_kv_heads"),
-            TensorName("attn_v.weight", "self_attn.v_proj.weight", ("kv_rows", "hidden")),
-            TensorName("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "q_rows")),
+            *_ATTENTION[2:],
             TensorName("attn_q.bias", "self_attn.q_proj.bias", ("q_rows",), "n_heads", _BIAS),
             TensorName("attn_k.bias", "self_attn.k_proj.bias", ("kv_rows",), "n_kv_heads", _BIAS),
             TensorName("attn_v.bias", "self_attn.v_proj.bias", ("kv_rows",), optional=_BIAS),
             TensorName("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), optional=_BIAS),
-            TensorName("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
-            TensorName("ffn_gate.weight", "mlp.gate_proj.weight", ("intermediate", "hidden")),
-            TensorName("ffn_up.weight", "mlp.up_proj.weight", ("intermediate", "hidden")),
+            *_MLP,
+        ),
+    ),
+    "qwen2": TensorNames(
+        of_model=_OF_MODEL,
+        of_layer=(
+            *_NORMS,
+            *_ATTENTION,
+            TensorName("attn_q.bias", "self_attn.q_proj.bias", ("q_rows",)),
+            TensorName("attn_k.bias", "self_attn.k_proj.bias", ("kv_rows",)),
+            TensorName("attn_v.bias", "self_attn.v_proj.bias", ("kv_rows",)),
+            *_MLP,
+        ),
+    ),
+    "qwen3": TensorNames(of_model=_OF_MODEL, of_layer=(*_NORMS, *_ATTENTION, *_HEAD_NORMS, *_MLP)),
+    "gemma3": TensorNames(
+        of_model=_plus_one(_OF_MODEL),
+        of_layer=_plus_one(
+            (
+                TensorName("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+                # Llama's norm of that name comes before the MLP, this one before the residual is added.
+                TensorName("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+                TensorName("ffn_norm.weight", "pre_feedforward_layernorm.weight", ("hidden",)),
+                TensorName("post_ffw_norm.weight", "post_feedforward_layernorm.weight", ("hidden",)),
+                *_ATTENTION,
+                *_HEAD_NORMS,
+                *_MLP,
+            )
+        ),
+    ),
+    "phi3": TensorNames(
+        of_model=(
+            *_OF_MODEL,
+            TensorName("rope_factors_long.weight", "", ("rope_pairs",), optional=_LONGROPE),
+            TensorName("rope_factors_short.weight", "", ("rope_pairs",), optional=_LONGROPE),
+        ),
+        of_layer=(
+            *_NORMS,
+            TensorName("attn_qkv.weight", "self_attn.qkv_proj.weight", ("qkv_rows", "hidden")),
+            TensorName("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "q_rows")),
+            TensorName("ffn_up.weight", "mlp.gate_up_proj.weight", ("gate_up_rows", "hidden")),
             TensorName("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "intermediate")),
         ),
-    )
+    ),
 }
 
 
@@ -88,6 +155,7 @@ class Dimensions:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    n_rotated: int  # the first so many dimensions of a head are rotated by position
 
     @property
     def q_rows(self) -> int:
@@ -97,15 +165,28 @@ class Dimensions:
     def kv_rows(self) -> int:
         return self.n_kv_heads * self.head_dim
 
+    @property
+    def qkv_rows(self) -> int:
+        return self.q_rows + 2 * self.kv_rows
+
+    @property
+    def gate_up_rows(self) -> int:
+        return 2 * self.intermediate
+
+    @property
+    def rope_pairs(self) -> int:
+        return self.n_rotated // 2
+
 
 @dataclass(frozen=True)
 class ModelTensor:
     """A tensor that a model of this architecture and these dimensions has, or may have."""
 
-    hf: str
+    hf: str  # "" for what Hugging Face has in config.json
     shape: tuple[int, ...]  # (rows, columns), or (elements,)
     n_heads: int  # its rows are permuted by so many heads; 0: they are not
     optional: str
+    plus_one: bool  # see TensorName
 
     @property
     def takes_lora(self) -> bool:
@@ -131,7 +212,7 @@ def read_dimensions(header: GgufHeader) -> Dimensions:
         if isinstance(value, list) and value and all(element == value[0] for element in value):
             value = value[0]
         if isinstance(value, list):
-            fault(f"{name} differs between layers, which Hugging Face's Llama cannot express")
+            fault(f"{name} differs between layers, which transformers cannot express")
         elif value is None:
             fault(f"{name} is missing")
         elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -154,9 +235,10 @@ def read_dimensions(header: GgufHeader) -> Dimensions:
         n_heads=n_heads,
         n_kv_heads=size("attention.head_count_kv", n_heads),
         head_dim=head_dim,
+        n_rotated=size("rope.dimension_count", head_dim),
     )
     if size("attention.value_length", head_dim) != head_dim:
-        fault("its attention keys and values differ in length, which Llama cannot express")
+        fault("its attention keys and values differ in length, which transformers cannot express")
     if n_heads % dimensions.n_kv_heads:
         fault(f"{n_heads} attention heads are not a multiple of {dimensions.n_kv_heads} KV heads")
     if head_dim % 2:
@@ -173,10 +255,11 @@ def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, Model
 
     def sized(row: TensorName, hf_prefix: str) -> ModelTensor:
         return ModelTensor(
-            hf=hf_prefix + row.hf,
+            hf=hf_prefix + row.hf if row.hf else "",
             shape=tuple(getattr(dimensions, field) for field in row.shape),
             n_heads=getattr(dimensions, row.heads) if row.heads else 0,
             optional=row.optional,
+            plus_one=row.plus_one,
         )
 
     names = TENSOR_NAMES[header.architecture]

@@ -731,5 +731,6 @@ def test_other_architectures_are_refused_by_name(write: Write) -> None:
     with pytest.raises(InputError) as caught:
         require_supported(read_header(path))
     assert str(caught.value) == (
-        f"{path} has the architecture 'mamba', which is not supported; give a model of one of: llama"
+        f"{path} has the architecture 'mamba', which is not supported; "
+        "give a model of one of: llama, qwen2, qwen3, gemma3, phi3"
     )

@@ -1,9 +1,11 @@
 """Tiny random models that llama.cpp runs: hidden 64, 2 layers, a SentencePiece vocabulary of 324 tokens, all F32.
 
 write_tiny_llama(path) -> "<s>", "</s>", 256 bytes, and pieces such as "▁a" and "th"; BOS first, as Vicuna has it
+write_tiny_model(path, "gemma3", tied=True, n_layers=6) -> blk.0.attn_q.weight (128, 64), blk.0.post_ffw_norm.weight
 """
 
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +105,103 @@ def write_tiny_llama(path: Path, seed: int = 0, scale: float = 0.3) -> Path:
     ]
     path.write_bytes(tiny_gguf(metadata, tensors))
     return path
+
+
+WIDE_HEAD_DIM = 32  # of the architectures whose heads need not be hidden / heads wide
+
+
+def write_tiny_model(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Value | None] | None = None,
+    *,
+    tied: bool = False,
+    biases: bool = False,
+    n_layers: int = LAYERS,
+    vectors: Mapping[str, Sequence[float]] | None = None,
+    without: str = "",
+    seed: int = 0,
+) -> Path:
+    """A random model of one of the five architectures, its logits some units wide.
+
+    metadata: keys of the architecture without its name, to add, replace or (None) leave out. biases: on the four
+    matrices of a llama's attention. vectors: to add or replace. without: a tensor to leave out. Matrices are exact in
+    float16, so that torch computes with the very same numbers.
+    """
+    random = np.random.default_rng(seed)
+    sizes: dict[str, Value | None] = {
+        "block_count": n_layers,
+        "context_length": CONTEXT,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": FEED_FORWARD,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+    }
+    head_dim = HEAD_DIM
+    if architecture in ("qwen3", "gemma3"):
+        head_dim = WIDE_HEAD_DIM
+        sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    keys = {f"{architecture}.{key}": value for key, value in {**sizes, **(metadata or {})}.items()}
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (len(TOKENS), HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+    }
+    if not tied:
+        shapes["output.weight"] = (len(TOKENS), HIDDEN)
+    for layer in range(n_layers):
+        of_layer = _layer_shapes(architecture, HEADS * head_dim, KV_HEADS * head_dim, head_dim, biases)
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in of_layer.items()}
+
+    arrays = {}
+    for name, shape in shapes.items():
+        values = random.normal(size=shape)
+        if name in ("token_embd.weight", "output.weight"):
+            values *= 2 * HIDDEN**-0.5
+        elif len(shape) == 2:
+            values *= shape[1] ** -0.5
+        elif name.endswith("norm.weight"):
+            values = 1 + 0.2 * values
+        arrays[name] = values.astype(np.float16) if len(shape) == 2 else values
+    arrays |= {name: np.array(vector) for name, vector in (vectors or {}).items()}
+    tensors = [
+        TinyTensor(name, values.shape[::-1], 0, values.astype(np.float32).tobytes())
+        for name, values in arrays.items()
+        if name != without
+    ]
+    general: dict[str, Value] = {
+        "general.architecture": architecture,
+        "general.name": "tiny",
+        "general.file_type": 0,
+    }
+    own = {key: value for key, value in keys.items() if value is not None}
+    path.write_bytes(tiny_gguf({**general, **own, **VOCABULARY}, tensors))
+    return path
+
+
+def _layer_shapes(
+    architecture: str, q_rows: int, kv_rows: int, head_dim: int, biases: bool
+) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer, (rows, columns), as llama.cpp's src/models/<architecture>.cpp loads them."""
+    found: dict[str, tuple[int, ...]] = {"attn_norm.weight": (HIDDEN,), "ffn_norm.weight": (HIDDEN,)}
+    if architecture == "phi3":
+        found |= {
+            "attn_qkv.weight": (q_rows + 2 * kv_rows, HIDDEN),
+            "ffn_up.weight": (2 * FEED_FORWARD, HIDDEN),
+        }
+    else:
+        found |= {"attn_q.weight": (q_rows, HIDDEN)}
+        found |= {f"attn_{letter}.weight": (kv_rows, HIDDEN) for letter in "kv"}
+        found |= {f"ffn_{name}.weight": (FEED_FORWARD, HIDDEN) for name in ("gate", "up")}
+    found |= {"attn_output.weight": (HIDDEN, q_rows), "ffn_down.weight": (HIDDEN, FEED_FORWARD)}
+    if architecture == "qwen2" or biases:
+        found |= {"attn_q.bias": (q_rows,), "attn_k.bias": (kv_rows,), "attn_v.bias": (kv_rows,)}
+    if architecture == "llama" and biases:
+        found["attn_output.bias"] = (HIDDEN,)
+    if architecture in ("qwen3", "gemma3"):
+        found |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture == "gemma3":
+        found |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
+    return found

@@ -1,0 +1,285 @@
+"""A GGUF's metadata as config.json, so that transformers computes what llama.cpp computes.
+
+    gemma3.attention.sliding_window 512, gemma3.block_count 18 → {"model_type": "gemma3_text", "sliding_window": 512,
+    "layer_types": ["sliding_attention", ... five times, "full_attention", ...], ...}
+
+Source: what transformers 5.17's configuration classes read, and what llama.cpp's src/models/*.cpp do with the metadata.
+Where the original config.json and llama.cpp differ, llama.cpp counts: it serves the model.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sg_local.gguf_header import GgufHeader
+from sg_local.gguf_io.tensors import Dimensions, row_blocks
+
+Fault: TypeAlias = Callable[[str], None]
+
+# architecture → class and model_type of transformers
+_MODELS = {
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
+    "phi3": ("Phi3ForCausalLM", "phi3"),
+}
+# llama.cpp gives the layers of this number a scale of their own: Gemma 3 27B.
+_GEMMA3_27B_LAYERS = 62
+
+
+def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    """config.json as transformers 5.17 reads it; what it cannot express goes to `fault`, a reason each."""
+    metadata, prefix = header.metadata, header.architecture
+    class_name, model_type = _MODELS[header.architecture]
+
+    def token_id(name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return value if isinstance(value, int) and 0 <= value < dimensions.vocab else None
+
+    if dimensions.hidden % dimensions.n_heads:
+        fault(
+            f"an embedding of {dimensions.hidden} is not a multiple of {dimensions.n_heads} heads, which "
+            "transformers refuses; give another model"
+        )
+    context_length = metadata.get(f"{prefix}.context_length")
+    if not isinstance(context_length, int) or context_length <= 0:
+        fault(f"{prefix}.context_length is {context_length!r:.40}, not a positive integer")
+    rms_norm_eps = metadata.get(f"{prefix}.attention.layer_norm_rms_epsilon")
+    if not isinstance(rms_norm_eps, float) or not 0 < rms_norm_eps < 1:
+        fault(f"{prefix}.attention.layer_norm_rms_epsilon is {rms_norm_eps!r:.40}, not a small number")
+    return {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "dtype": "float16",
+        "vocab_size": dimensions.vocab,
+        "hidden_size": dimensions.hidden,
+        "intermediate_size": dimensions.intermediate,
+        "num_hidden_layers": dimensions.n_layers,
+        "num_attention_heads": dimensions.n_heads,
+        "num_key_value_heads": dimensions.n_kv_heads,
+        "head_dim": dimensions.head_dim,
+        "max_position_embeddings": context_length,
+        "rms_norm_eps": _shortest(rms_norm_eps),
+        "tie_word_embeddings": header.tensor("output.weight") is None,
+        "bos_token_id": token_id("bos"),
+        "eos_token_id": token_id("eos"),
+        "pad_token_id": token_id("padding"),
+        **_OWN_KEYS[header.architecture](header, dimensions, fault),
+    }
+
+
+def _llama(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    return {
+        "hidden_act": "silu",
+        "attention_bias": header.tensor("blk.0.attn_q.bias") is not None,
+        "mlp_bias": False,
+        "rope_parameters": _llama3_rope(header, dimensions, _rope(header, dimensions, fault), fault),
+    }
+
+
+def _qwen2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    # Biases of q, k and v are always there; llama.cpp has no sliding window for it.
+    return {
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "rope_parameters": _rope(header, dimensions, fault),
+    }
+
+
+def _qwen3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    return {**_qwen2(header, dimensions, fault), "attention_bias": False}
+
+
+def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    metadata = header.metadata
+    softcap = metadata.get("gemma3.final_logit_softcapping", 0.0)
+    if softcap:
+        fault(
+            f"gemma3.final_logit_softcapping is {softcap!r:.40}: training with capped logits is not supported; "
+            "give another model"
+        )
+    window = metadata.get("gemma3.attention.sliding_window", 0)
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        fault(f"gemma3.attention.sliding_window is {window!r:.40}, not a number of tokens")
+        window = 0
+    is_local = _local_layers(header, dimensions, fault) if window else [False] * dimensions.n_layers
+    local_theta = _theta(header, "gemma3.rope.freq_base_swa", fault)
+    is_27b = dimensions.n_layers == _GEMMA3_27B_LAYERS
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim,
+        # transformers wants a window also where no layer has one
+        "sliding_window": window or metadata.get("gemma3.context_length"),
+        "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
+        "rope_parameters": {
+            # a scaling factor is for the global layers alone
+            "full_attention": _rope(header, dimensions, fault),
+            "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
+        },
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+    }
+
+
+def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> list[bool]:
+    """Which layers look back a window only: all but every n-th, or as a list in the metadata says."""
+    key = "gemma3.attention.sliding_window_pattern"
+    pattern = header.metadata.get(key, 6)
+    if isinstance(pattern, list) and len(pattern) == dimensions.n_layers:
+        return [bool(local) for local in pattern]
+    if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
+        fault(f"{key} is {pattern!r:.40}, neither a number nor a list of {dimensions.n_layers} layers")
+        pattern = 0
+    return [not pattern or layer % pattern < pattern - 1 for layer in range(dimensions.n_layers)]
+
+
+def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    metadata = header.metadata
+    context_length = metadata.get("phi3.context_length")
+    original = metadata.get("phi3.rope.scaling.original_context_length", context_length)
+    if isinstance(original, bool) or not isinstance(original, int) or original <= 0:
+        fault(f"phi3.rope.scaling.original_context_length is {original!r:.40}, not a positive integer")
+    share = dimensions.n_rotated / dimensions.head_dim
+    if share > 1 or dimensions.n_rotated % 2 or int(dimensions.head_dim * share) != dimensions.n_rotated:
+        fault(
+            f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which transformers "
+            "cannot express; give another model"
+        )
+    long, short = (_divisors(header, f"rope_factors_{name}.weight", fault) for name in ("long", "short"))
+    has_factors = long is not None and short is not None
+    rope = _rope(header, dimensions, fault, partial=True, attn_factor=has_factors)
+    if rope["rope_type"] != "default":
+        fault(
+            "phi3.rope.scaling.factor is given, which Phi 3 in transformers cannot express; give another model"
+        )
+    rope["partial_rotary_factor"] = share
+    if long is not None and short is not None:
+        # llama.cpp takes the long factors in a context of more tokens than the original one, transformers in a
+        # sequence of more; up to the original context both take the short ones.
+        rope |= {
+            "rope_type": "longrope",
+            "long_factor": [_shortest(float(number)) for number in long],
+            "short_factor": [_shortest(float(number)) for number in short],
+            "original_max_position_embeddings": original,
+            "attention_factor": metadata.get("phi3.rope.scaling.attn_factor", 1.0),
+        }
+        if isinstance(context_length, int) and isinstance(original, int):
+            rope["factor"] = max(1.0, context_length / max(1, original))
+    return {
+        "hidden_act": "silu",
+        # llama.cpp ignores Phi 3's window (https://github.com/ggml-org/llama.cpp/pull/13676)
+        "sliding_window": None,
+        "original_max_position_embeddings": original,
+        "rope_parameters": rope,
+    }
+
+
+_OWN_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, Any]]] = {
+    "llama": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma3": _gemma3,
+    "phi3": _phi3,
+}
+
+
+def _rope(
+    header: GgufHeader,
+    dimensions: Dimensions,
+    fault: Fault,
+    *,
+    partial: bool = False,
+    attn_factor: bool = False,
+) -> dict[str, Any]:
+    """Rotation with or without linear scaling. partial, attn_factor: the caller expresses these itself."""
+    metadata, prefix = header.metadata, f"{header.architecture}.rope"
+    if dimensions.n_rotated != dimensions.head_dim and not partial:
+        fault(
+            f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which "
+            f"{_MODELS[header.architecture][0]} cannot express; give another model"
+        )
+    parameters = {"rope_type": "default", "rope_theta": _theta(header, f"{prefix}.freq_base", fault)}
+
+    # llama.cpp takes a factor without a type as linear; 0 means that there is none.
+    kind = metadata.get(f"{prefix}.scaling.type", "linear")
+    factor = metadata.get(f"{prefix}.scaling.factor", 0.0) or metadata.get(f"{prefix}.scale_linear", 0.0)
+    if kind not in ("none", "linear"):
+        fault(f"{prefix}.scaling.type is {kind!r:.40}, which cannot be converted; give a model without it")
+    elif not isinstance(factor, float) or not 0 <= factor < 1e6:
+        fault(f"{prefix}.scaling.factor is {factor!r:.40}, not a number that scales")
+    elif kind == "linear" and factor not in (0.0, 1.0):
+        parameters |= {"rope_type": "linear", "factor": _shortest(factor)}
+
+    attention_factor = metadata.get(f"{prefix}.scaling.attn_factor", 1.0)
+    if not isinstance(attention_factor, float) or not 0 < attention_factor < 1e6:
+        fault(f"{prefix}.scaling.attn_factor is {attention_factor!r:.40}, not a number over 0")
+    elif attention_factor != 1.0 and not attn_factor:
+        fault(
+            f"{prefix}.scaling.attn_factor is {attention_factor}, which transformers cannot express without "
+            "long and short factors; give another model"
+        )
+    return parameters
+
+
+def _theta(header: GgufHeader, key: str, fault: Fault) -> Any:
+    theta = header.metadata.get(key, 10000.0)
+    if not isinstance(theta, float) or not 1 < theta < 1e12:
+        fault(f"{key} is {theta!r:.40}, not a number over 1")
+        return 10000.0
+    return _shortest(theta)
+
+
+def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.float32] | None:
+    """The numbers of a tensor that divide the rotation's frequencies; None where it is not there."""
+    tensor = header.tensor(name)
+    if tensor is None:
+        return None
+    if tensor.type_name != "F32":
+        fault(f"tensor {name} is of type {tensor.type_name}, which llama.cpp cannot use; get another copy")
+        return None
+    return np.concatenate([block.ravel() for _, block in row_blocks(header, tensor)])
+
+
+def _llama3_rope(
+    header: GgufHeader, dimensions: Dimensions, parameters: dict[str, Any], fault: Fault
+) -> dict[str, Any]:
+    divisors = _divisors(header, "rope_freqs.weight", fault)
+    if divisors is None or len(divisors) != dimensions.head_dim // 2 or np.all(divisors == 1):
+        return parameters
+    # The file holds the divisors that Llama 3.1's rule gave, not the rule. All released models that have them
+    # use these three numbers; only the factor, the divisor of the longest waves, differs (8 or 32).
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": _shortest(float(divisors[-1])),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    wanted = _llama3_divisors(parameters["rope_theta"], dimensions.head_dim, llama3)
+    if parameters["rope_type"] != "default" or not np.allclose(divisors, wanted, rtol=1e-4):
+        fault(
+            "tensor rope_freqs.weight does not follow the rule of Llama 3.1, which transformers could express; "
+            "give another model"
+        )
+    return parameters | llama3
+
+
+def _llama3_divisors(theta: float, head_dim: int, parameters: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """What Llama 3.1's rule divides each of the head_dim/2 rotation frequencies by."""
+    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high, factor = (parameters[key] for key in ("low_freq_factor", "high_freq_factor", "factor"))
+    turns = parameters["original_max_position_embeddings"] / wavelengths
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    divisors: npt.NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)
+    return divisors
+
+
+def _shortest(number: Any) -> Any:
+    """A float32 from the file as the decimal that was meant: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number))) if isinstance(number, float) else number

@@ -1,0 +1,340 @@
+"""Each supported architecture gives the same logits in llama.cpp and in torch: the base, an adapter, the merged file.
+
+    gemma3: hidden 64, 6 layers, a window of 16 tokens in five of them, random numbers
+    -> torch against llama.cpp, 60 tokens: base 0.003, adapter.gguf 0.003, model.gguf 0.003; without a layer 5.8
+
+llama.cpp computes in float32 here, its key-value memory included, so that what differs is not rounding.
+"""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf_models import bytes_of
+from tiny_models import HIDDEN, TOKENS, write_tiny_model
+
+from sg_local.errors import InputError
+from sg_local.gguf_header import SUPPORTED_ARCHITECTURES, read_header
+from sg_local.gguf_io.adapter import Floats, write_adapter_gguf
+from sg_local.gguf_io.base_weights import write_base_weights
+from sg_local.gguf_io.merge import merge_gguf
+from sg_local.gguf_io.tensors import TENSOR_NAMES, TensorName, lora_targets
+
+for package in ("llama_cpp", "torch", "transformers", "peft"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+MAX_LOGIT_DIFFERENCE = (
+    1e-2  # measured 1e-5, for gemma3 4e-3: llama.cpp looks its GELU up in a table of float16
+)
+MIN_PLANTED_ERROR = 0.1
+MIN_ADAPTER_EFFECT = 1.0
+ADAPTERS = ((8, 16), (16, 16))  # rank, alpha
+
+LONG_FACTORS = {
+    "rope_factors_long.weight": np.linspace(1, 40, 6),
+    "rope_factors_short.weight": np.linspace(1, 3, 6),
+}
+# what is given to write_tiny_model
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama, tied": {"tied": True},
+    "llama, biases": {"biases": True},
+    "qwen2": {},
+    "qwen2, tied": {"tied": True},
+    "qwen3": {},
+    "qwen3, tied, scaled": {
+        "tied": True,
+        "metadata": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    },
+    # as Gemma 3 from 4B on: five local layers, then a global one with scaled rotation
+    "gemma3, tied": {
+        "tied": True,
+        "n_layers": 6,
+        "metadata": {
+            "attention.sliding_window": 16,
+            "rope.freq_base": 1e6,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+    },
+    "gemma3, every second layer local": {
+        "metadata": {
+            "attention.sliding_window": 16,
+            "attention.sliding_window_pattern": 2,
+            "rope.freq_base_swa": 500.0,
+        }
+    },
+    "gemma3, no window": {"tied": True},
+    "phi3": {"metadata": {"attention.sliding_window": 16}},  # which llama.cpp ignores
+    "phi3, tied, long factors": {
+        "tied": True,
+        "metadata": {
+            "context_length": 4096,
+            "rope.dimension_count": 12,
+            "rope.scaling.original_context_length": 512,
+            "rope.scaling.attn_factor": 1.2,
+        },
+        "vectors": LONG_FACTORS,
+    },
+}
+PROMPT = (1, *np.random.default_rng(1).integers(3, len(TOKENS), size=59).tolist())
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model, its weights for torch, and what torch says with and without each adapter."""
+
+    directory: Path
+    base: Path
+    torch_base: Floats
+    torch_adapted: dict[tuple[int, int], Floats]
+
+    @property
+    def architecture(self) -> str:
+        return read_header(self.base).architecture
+
+    def adapter_dir(self, rank: int, alpha: int) -> Path:
+        return self.directory / f"adapter-{rank}-{alpha}"
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    directory = tmp_path_factory.mktemp("tiny")
+    architecture = request.param.split(",")[0]
+    base = write_tiny_model(directory / "base.gguf", architecture, **VARIANTS[request.param])
+    write_base_weights(base, directory / "weights")
+    torch_base = torch_logits(directory / "weights")
+    adapted = {}
+    for rank, alpha in ADAPTERS:
+        adapter_dir = directory / f"adapter-{rank}-{alpha}"
+        adapted[rank, alpha] = _random_adapter(directory / "weights", adapter_dir, architecture, rank, alpha)
+        assert _difference(adapted[rank, alpha], torch_base) > MIN_ADAPTER_EFFECT
+    return Case(directory, base, torch_base, adapted)
+
+
+@pytest.fixture(autouse=True)
+def exact_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys, values and attention in float32; the float16 of the default alone costs 0.02."""
+    import llama_cpp
+
+    default_params = llama_cpp.llama_context_default_params
+
+    def params() -> Any:
+        found = default_params()
+        found.type_k = found.type_v = llama_cpp.GGML_TYPE_F32
+        found.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return found
+
+    monkeypatch.setattr(llama_cpp, "llama_context_default_params", params)
+
+
+def test_every_supported_architecture_is_here() -> None:
+    assert {name.split(",")[0] for name in VARIANTS} == set(SUPPORTED_ARCHITECTURES) == set(TENSOR_NAMES)
+
+
+def test_base_gives_the_same_logits(case: Case) -> None:
+    difference = _difference(llama_logits(case.base), case.torch_base)
+    print(f"base {difference:.6f}")
+    assert difference <= MAX_LOGIT_DIFFERENCE
+    assert 3 < np.abs(case.torch_base).max() < 30  # so that the bound says something
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_adapter_and_merged_file_give_the_logits_of_peft(
+    case: Case, adapter: tuple[int, int], tmp_path: Path
+) -> None:
+    hot, merged = _differences(case, adapter, case.adapter_dir(*adapter), tmp_path)
+    print(f"hot {hot:.6f}, merged {merged:.6f}")
+    assert hot <= MAX_LOGIT_DIFFERENCE
+    assert merged <= MAX_LOGIT_DIFFERENCE
+
+    header = read_header(tmp_path / "adapter.gguf")
+    layers = read_header(case.base).metadata[f"{case.architecture}.block_count"]
+    assert isinstance(layers, int)
+    assert len(header.tensors) == 2 * layers * len(lora_targets(case.architecture))
+    changed = {tensor.name.removesuffix(".lora_a") for tensor in header.tensors}
+    assert read_header(tmp_path / "merged.gguf").metadata == read_header(case.base).metadata
+    for tensor in read_header(case.base).tensors:
+        same = bytes_of(tmp_path / "merged.gguf", tensor.name) == bytes_of(case.base, tensor.name)
+        assert same != (tensor.name in changed), tensor.name
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_planted_errors_show(
+    case: Case, adapter: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(name: str, change: Callable[[Path], None]) -> None:
+        directory = tmp_path / name
+        shutil.copytree(case.adapter_dir(*adapter), directory / "peft")
+        change(directory / "peft")
+        hot, merged = _differences(case, adapter, directory / "peft", directory)
+        print(f"{name}: hot {hot:.3f}, merged {merged:.3f}")
+        assert hot > MIN_PLANTED_ERROR, name
+        assert merged > MIN_PLANTED_ERROR, name
+
+    planted("alpha doubled", lambda peft: _change_alpha(peft, 2 * adapter[1]))
+    planted("a layer dropped", _drop_layer)
+    # permuted where they are not, and not where they are
+    names = TENSOR_NAMES[case.architecture]
+    wrong = names._replace(of_layer=tuple(_wrong_order(row) for row in names.of_layer))
+    monkeypatch.setitem(TENSOR_NAMES, case.architecture, wrong)
+    planted("rows of q and k in the wrong order", lambda peft: None)
+
+
+@pytest.mark.parametrize(
+    ("variant", "keys", "value"),
+    [
+        ("gemma3, tied", ("sliding_window",), 17),
+        ("gemma3, tied", ("layer_types",), ["full_attention"] * 6),
+        ("gemma3, tied", ("query_pre_attn_scalar",), 16),
+        ("gemma3, tied", ("rope_parameters", "sliding_attention", "rope_theta"), 1e6),
+        ("gemma3, tied", ("rope_parameters", "full_attention", "rope_theta"), 1e4),
+        ("gemma3, tied", ("rope_parameters", "full_attention", "factor"), 1.0),
+        ("gemma3, every second layer local", ("layer_types",), ["full_attention", "sliding_attention"]),
+        ("qwen3, tied, scaled", ("rope_parameters", "factor"), 1.0),
+        ("qwen3, tied, scaled", ("rms_norm_eps",), 1e-1),
+        ("phi3", ("sliding_window",), 16),
+        ("phi3, tied, long factors", ("rope_parameters", "attention_factor"), 1.0),
+        ("phi3, tied, long factors", ("rope_parameters", "partial_rotary_factor"), 1.0),
+        (
+            "phi3, tied, long factors",
+            ("rope_parameters", "short_factor"),
+            LONG_FACTORS["rope_factors_long.weight"].tolist(),
+        ),
+    ],
+)
+def test_the_comparison_sees_each_setting(
+    variant: str, keys: tuple[str, ...], value: object, tmp_path: Path
+) -> None:
+    base = write_tiny_model(tmp_path / "base.gguf", variant.split(",")[0], **VARIANTS[variant])
+    write_base_weights(base, tmp_path / "weights")
+    config_path = tmp_path / "weights" / "config.json"
+    config = json.loads(config_path.read_text())
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    assert place[keys[-1]] != value
+    place[keys[-1]] = value
+    if keys[-1] == "partial_rotary_factor":
+        for name in ("long_factor", "short_factor"):
+            place[name] = [*place[name], 1.0, 1.0]
+    config_path.write_text(json.dumps(config))
+    difference = _difference(torch_logits(tmp_path / "weights"), llama_logits(base))
+    print(f"{keys[-1]}: {difference:.3f}")
+    assert difference > MIN_PLANTED_ERROR
+
+
+def test_the_layers_of_gemma3_27b_have_their_own_scale(tmp_path: Path) -> None:
+    # A small share of the MLPs, so that the errors of llama.cpp's GELU do not add up over 62 layers.
+    vectors = {f"blk.{layer}.post_ffw_norm.weight": [0.1] * HIDDEN for layer in range(62)}
+    base = write_tiny_model(tmp_path / "base.gguf", "gemma3", tied=True, n_layers=62, vectors=vectors)
+    write_base_weights(base, tmp_path / "weights")
+    config = json.loads((tmp_path / "weights" / "config.json").read_text())
+    assert (config["query_pre_attn_scalar"], config["head_dim"]) == (16, 32)
+    wanted = llama_logits(base)
+    difference = _difference(torch_logits(tmp_path / "weights"), wanted)
+    print(f"62 layers: {difference:.6f}")
+    assert difference <= MAX_LOGIT_DIFFERENCE
+    (tmp_path / "weights" / "config.json").write_text(json.dumps({**config, "query_pre_attn_scalar": 32}))
+    assert _difference(torch_logits(tmp_path / "weights"), wanted) > MIN_PLANTED_ERROR
+
+
+def test_an_adapter_of_the_multimodal_class_is_refused(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base.gguf", "gemma3", tied=True)
+    write_base_weights(base, tmp_path / "weights")
+    _random_adapter(tmp_path / "weights", tmp_path / "peft", "gemma3", 8, 16)
+    _change_names(tmp_path / "peft", lambda name: name.replace(".layers.", ".language_model.layers."))
+    with pytest.raises(InputError, match=r"language_model\.layers\.0\..* has no place in base\.gguf"):
+        write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+
+
+def llama_logits(model: Path, adapter: Path | None = None) -> Floats:
+    from sg_local.llama.engine import open_engine
+    from sg_local.llama.scoring import sequence_logits
+
+    with open_engine(model, n_ctx=256, n_parallel=1, n_threads=1, adapter_path=adapter) as engine:
+        logits: Floats = sequence_logits(engine, PROMPT, 0)
+    return logits
+
+
+def torch_logits(weights_dir: Path) -> Floats:
+    return _logits_of(_torch_model(weights_dir))
+
+
+def _torch_model(weights_dir: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(weights_dir, dtype=torch.float32, local_files_only=True)
+
+
+def _logits_of(model: Any) -> Floats:
+    import torch
+
+    with torch.no_grad():
+        logits: Floats = model(torch.tensor([PROMPT])).logits[0].numpy()
+    return logits
+
+
+def _random_adapter(weights_dir: Path, out_dir: Path, architecture: str, rank: int, alpha: int) -> Floats:
+    """Saves a random adapter on all matrices of the layers, a tenth as large as they are, and says its logits."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lora_targets(architecture)))
+    model = get_peft_model(_torch_model(weights_dir), config)
+    generator = torch.Generator().manual_seed(rank)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                scale = weight.shape[1] ** -0.5 if "lora_A" in name else 0.1
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    logits = _logits_of(model)
+    model.save_pretrained(out_dir)
+    return logits
+
+
+def _differences(
+    case: Case, adapter: tuple[int, int], adapter_dir: Path, out_dir: Path
+) -> tuple[float, float]:
+    """Largest logit difference from PEFT of llama.cpp with the exported adapter, and of the merged file."""
+    hot, merged = out_dir / "adapter.gguf", out_dir / "merged.gguf"
+    write_adapter_gguf(adapter_dir, case.base, hot, {})
+    merge_gguf(case.base, hot, merged, metadata={})
+    wanted = case.torch_adapted[adapter]
+    return _difference(llama_logits(case.base, hot), wanted), _difference(llama_logits(merged), wanted)
+
+
+def _difference(left: Floats, right: Floats) -> float:
+    assert left.shape == right.shape == (len(PROMPT), len(TOKENS))
+    return float(np.abs(left - right).max())
+
+
+def _wrong_order(row: TensorName) -> TensorName:
+    heads = {"attn_q.weight": "n_heads", "attn_k.weight": "n_kv_heads", "attn_qkv.weight": "n_heads"}
+    return row._replace(heads="" if row.heads else heads.get(row.gguf, ""))
+
+
+def _change_alpha(peft: Path, alpha: int) -> None:
+    path = peft / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": alpha}))
+
+
+def _drop_layer(peft: Path) -> None:
+    _change_names(peft, lambda name: "" if ".layers.1." in name else name)
+
+
+def _change_names(peft: Path, renamed: Callable[[str], str]) -> None:
+    """Renames the adapter's tensors, and leaves out those that become nameless."""
+    from safetensors.numpy import load_file, save_file
+
+    path = peft / "adapter_model.safetensors"
+    arrays = {renamed(name): array for name, array in load_file(path).items()}
+    save_file({name: array for name, array in arrays.items() if name}, path)

@@ -1,0 +1,330 @@
+"""config.json and tensors of each architecture from its GGUF, and what is refused, on the models of tiny_models.py.
+
+That llama.cpp and torch compute the same with them is tested in tests/model/test_architectures.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf_models import values_of, write_peft
+from tiny_models import (
+    CONTEXT,
+    FEED_FORWARD,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    TOKENS,
+    WIDE_HEAD_DIM,
+    write_tiny_model,
+)
+
+from sg_local.errors import InputError
+from sg_local.gguf_header import SUPPORTED_ARCHITECTURES
+from sg_local.gguf_io.adapter import write_adapter_gguf
+from sg_local.gguf_io.base_weights import write_base_weights
+from sg_local.gguf_io.merge import merge_gguf
+from sg_local.gguf_io.tensors import TENSOR_NAMES, lora_targets
+
+pytest.importorskip("safetensors")  # comes with the extra "train"
+
+COMMON = {
+    "dtype": "float16",
+    "vocab_size": len(TOKENS),
+    "hidden_size": HIDDEN,
+    "intermediate_size": FEED_FORWARD,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+FACTORS = {"rope_factors_long.weight": [2.0] * 6, "rope_factors_short.weight": [1.1] * 6}
+PARTIAL = {"rope.dimension_count": 12}
+
+
+def config_of(directory: Path, architecture: str, metadata: Any = None, **arguments: Any) -> dict[str, Any]:
+    base = write_tiny_model(directory / "base.gguf", architecture, metadata, **arguments)
+    write_base_weights(base, directory / "weights")
+    config: dict[str, Any] = json.loads((directory / "weights" / "config.json").read_text())
+    return config
+
+
+def test_config_of_qwen2(tmp_path: Path) -> None:
+    assert config_of(tmp_path, "qwen2") == {
+        **COMMON,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "rope_parameters": PLAIN_ROPE,
+    }
+
+
+def test_config_of_qwen3(tmp_path: Path) -> None:
+    assert config_of(tmp_path, "qwen3", {"rope.scaling.factor": 2.0}, tied=True) == {
+        **COMMON,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": WIDE_HEAD_DIM,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    }
+
+
+def test_config_of_gemma3(tmp_path: Path) -> None:
+    metadata = {"attention.sliding_window": 16, "rope.freq_base": 1e6, "rope.scaling.factor": 8.0}
+    assert config_of(tmp_path, "gemma3", metadata, tied=True, n_layers=7) == {
+        **COMMON,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "head_dim": WIDE_HEAD_DIM,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": WIDE_HEAD_DIM,
+        "sliding_window": 16,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention", "sliding_attention"],
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": PLAIN_ROPE,
+        },
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("window", "pattern", "is_local"),
+    [
+        (16, 2, [True, False, True]),
+        (16, 0, [True, True, True]),
+        (16, 1, [False, False, False]),
+        (16, [True, True, False], [True, True, False]),
+        (0, 2, [False, False, False]),
+        (None, None, [False, False, False]),
+    ],
+)
+def test_local_layers_of_gemma3(window: Any, pattern: Any, is_local: list[bool], tmp_path: Path) -> None:
+    metadata = {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
+    config = config_of(tmp_path, "gemma3", metadata, n_layers=3)
+    assert [kind == "sliding_attention" for kind in config["layer_types"]] == is_local
+    assert config["sliding_window"] == (window or CONTEXT)
+
+
+def test_config_of_phi3(tmp_path: Path) -> None:
+    metadata = {
+        **PARTIAL,
+        "attention.sliding_window": 8,
+        "rope.scaling.original_context_length": 128,
+        "rope.scaling.attn_factor": 1.25,
+    }
+    assert config_of(tmp_path, "phi3", metadata, vectors=FACTORS) == {
+        **COMMON,
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "original_max_position_embeddings": 128,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "long_factor": [2.0] * 6,
+            "short_factor": [1.1] * 6,
+            "original_max_position_embeddings": 128,
+            "attention_factor": 1.25,
+            "factor": CONTEXT / 128,
+        },
+    }
+
+
+def test_phi3_without_factors_has_plain_rotation(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "phi3")
+    assert config["rope_parameters"] == {**PLAIN_ROPE, "partial_rotary_factor": 1.0}
+    assert config["original_max_position_embeddings"] == CONTEXT
+
+
+@pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
+def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    base = write_tiny_model(tmp_path / "base.gguf", architecture)
+    write_base_weights(base, tmp_path / "weights")
+    loaded = load_file(tmp_path / "weights" / "model-00001-of-00001.safetensors")
+    values = values_of(base)
+    assert len(loaded) == len(values)
+    names = TENSOR_NAMES[architecture]
+    for row in names.of_layer:
+        if not row.optional and not row.heads:
+            got = loaded[f"model.layers.1.{row.hf}"]
+            norm_shift = 1 if architecture == "gemma3" and "norm" in row.gguf else 0
+            assert np.array_equal(got, values[f"blk.1.{row.gguf}"] - np.float32(norm_shift)), row.gguf
+    shift = np.float32(architecture == "gemma3")
+    assert np.array_equal(loaded["model.norm.weight"], values["output_norm.weight"] - shift)
+    assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
+
+
+def test_lora_targets_are_the_matrices_of_a_layer() -> None:
+    seven = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    for architecture in ("llama", "qwen2", "qwen3", "gemma3"):
+        assert lora_targets(architecture) == seven
+    assert lora_targets("phi3") == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "qwen2 without biases": ("qwen2", {"without": "blk.1.attn_k.bias"}, r"blk\.1\.attn_k\.bias is missing"),
+    "qwen2 with a bias of the output": (
+        "qwen2",
+        {"vectors": {"output.bias": [0.0] * len(TOKENS)}},
+        r"'output\.bias' has no place in a qwen2 model",
+    ),
+    "qwen2 with Llama's divisors": (
+        "qwen2",
+        {"vectors": {"rope_freqs.weight": [1.0] * 8}},
+        r"'rope_freqs\.weight' has no place in a qwen2 model",
+    ),
+    "qwen2 with yarn": ("qwen2", {"metadata": {"rope.scaling.type": "yarn"}}, r"scaling\.type is 'yarn'"),
+    "qwen2, partly rotated": (
+        "qwen2",
+        {"metadata": PARTIAL},
+        "rotates 12 of 16 dimensions of a head, which Qwen2ForCausalLM cannot express",
+    ),
+    "qwen3 without a norm": (
+        "qwen3",
+        {"without": "blk.0.attn_k_norm.weight"},
+        r"attn_k_norm\.weight is missing",
+    ),
+    "qwen3 with biases": ("qwen3", {"biases": True}, r"'blk\.0\.attn_q\.bias' has no place"),
+    "qwen3 with another head": (
+        "qwen3",
+        {"n_layers": 1, "metadata": {"attention.key_length": 16, "attention.value_length": 16}},
+        r"attn_q_norm\.weight has the shape \(32,\), and the metadata says \(16,\)",
+    ),
+    "llama with an attention factor": (
+        "llama",
+        {"metadata": {"rope.scaling.attn_factor": 1.19}},
+        r"attn_factor is 1\.19.*, which transformers cannot express",
+    ),
+    "gemma3 without a norm": (
+        "gemma3",
+        {"without": "blk.1.post_ffw_norm.weight"},
+        r"post_ffw_norm\.weight is missing",
+    ),
+    "gemma3 with its vision part": (
+        "gemma3",
+        {"vectors": {"v.patch_embd.bias": [0.0], "mm.soft_emb_norm.weight": [0.0]}},
+        r"'v\.patch_embd\.bias' has no place in a gemma3 model of text",
+    ),
+    "gemma3 with capped logits": (
+        "gemma3",
+        {"metadata": {"final_logit_softcapping": 30.0}},
+        r"final_logit_softcapping is 30\.0",
+    ),
+    "gemma3 with an odd window": (
+        "gemma3",
+        {"metadata": {"attention.sliding_window": 0.5}},
+        r"sliding_window is 0\.5",
+    ),
+    "gemma3 with a pattern for other layers": (
+        "gemma3",
+        {
+            "metadata": {
+                "attention.sliding_window": 8,
+                "attention.sliding_window_pattern": [True, False, True],
+            }
+        },
+        r"sliding_window_pattern is \[True, False, True\], neither a number nor a list of 2 layers",
+    ),
+    "gemma3 with a strange base": (
+        "gemma3",
+        {"metadata": {"rope.freq_base_swa": 0.5}},
+        "freq_base_swa is 0.5",
+    ),
+    "phi3 with short factors alone": (
+        "phi3",
+        {"metadata": PARTIAL, "vectors": {"rope_factors_short.weight": [1.0] * 6}},
+        r"rope_factors_long\.weight is missing",
+    ),
+    "phi3 with factors for another rotation": (
+        "phi3",
+        {"vectors": FACTORS},
+        r"rope_factors_long\.weight has the shape \(6,\), and the metadata says \(8,\)",
+    ),
+    "phi3 scaled linearly": (
+        "phi3",
+        {"metadata": {"rope.scaling.factor": 4.0}},
+        r"phi3\.rope\.scaling\.factor is given, which Phi 3 in transformers cannot express",
+    ),
+    "phi3 rotated too far": (
+        "phi3",
+        {"metadata": {"rope.dimension_count": 18}},
+        "rotates 18 of 16 dimensions",
+    ),
+    "phi3, an odd rotation": (
+        "phi3",
+        {"metadata": {"rope.dimension_count": 11}},
+        "rotates 11 of 16 dimensions",
+    ),
+    "phi3 with an attention factor alone": (
+        "phi3",
+        {"metadata": {"rope.scaling.attn_factor": 1.19}},
+        "cannot express without long and short factors",
+    ),
+    "phi3 without an original context": (
+        "phi3",
+        {"metadata": {"rope.scaling.original_context_length": 0}},
+        "original_context_length is 0, not a positive integer",
+    ),
+    "phi3 in three matrices": (
+        "phi3",
+        {"vectors": {"blk.0.attn_q.weight": [[0.0]]}},
+        r"'blk\.0\.attn_q\.weight' has no place in a phi3 model",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_model_that_transformers_cannot_express_is_refused(what: str, tmp_path: Path) -> None:
+    architecture, arguments, message = REFUSALS[what]
+    base = write_tiny_model(tmp_path / "base.gguf", architecture, **arguments)
+    with pytest.raises(InputError, match=message) as caught:
+        write_base_weights(base, tmp_path / "weights")
+    assert all(line.startswith(f"{base}: ") for line in str(caught.value).splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
+
+
+def test_other_architectures_are_refused_by_name_before_a_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_tiny_model(tmp_path / "base.gguf", "qwen2moe")
+    peft = write_peft(tmp_path / "peft")
+
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(np, "fromfile", fail)
+    message = (
+        r"the architecture 'qwen2moe', which is not supported; give a model of one of: llama, qwen2, qwen3,"
+    )
+    with pytest.raises(InputError, match=message):
+        write_base_weights(base, tmp_path / "weights")
+    with pytest.raises(InputError, match=message):
+        write_adapter_gguf(peft, base, tmp_path / "adapter.gguf", {})
+    with pytest.raises(InputError, match=message):
+        merge_gguf(base, tmp_path / "adapter.gguf", tmp_path / "merged.gguf", metadata={})
