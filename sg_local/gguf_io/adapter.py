@@ -26,6 +26,7 @@ from sg_local.gguf_header import (
     require_supported,
 )
 from sg_local.gguf_io.layout import OutputTensor, float32_value, pad, string_value, write_header
+from sg_local.gguf_io.safetensors_file import DTYPES, stored_tensors
 from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
@@ -63,7 +64,6 @@ _INITIALIZATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 _PEFT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 _VOCABULARY = re.compile("embed_tokens|lm_head|lora_embedding")
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 @dataclass(frozen=True)
@@ -217,37 +217,19 @@ def _check_config(path: Path, config: dict[str, Any], faults: Faults) -> tuple[f
 
 
 def _read_safetensors(path: Path) -> dict[str, Floats]:
-    # Only finetuning has safetensors installed.
-    from safetensors import SafetensorError, deserialize
-
     pickled = path.with_name("adapter_model.bin")
     if not path.exists() and pickled.exists():
         raise InputError(
             f"{pickled} is a pickle, which can run code when it is read; "
             "save the adapter with safe_serialization=True"
         )
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{path} has {size_bytes} bytes, over the limit of {MAX_WEIGHTS_BYTES}")
-        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; give a directory that PEFT saved") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file: {error}; train again") from error
-
+    if path.exists() and (size_bytes := path.stat().st_size) > MAX_WEIGHTS_BYTES:
+        raise InputError(f"{path} has {size_bytes} bytes, over the limit of {MAX_WEIGHTS_BYTES}")
     arrays: dict[str, Floats] = {}
-    for name, entry in entries:
-        if entry["dtype"] not in _DTYPES:
-            raise InputError(f"{path}: tensor {name!r:.120} is of type {entry['dtype']}; save it as float32")
-        array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":
-            # bfloat16 is the upper half of a float32; numpy has no type for it.
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is refused
-            arrays[name] = array.astype(np.float32)
+    for name, tensor in stored_tensors(path).items():
+        if tensor.dtype not in DTYPES:
+            raise InputError(f"{path}: tensor {name!r:.120} is of type {tensor.dtype}; save it as float32")
+        arrays[name] = tensor.values()
     return arrays
 
 

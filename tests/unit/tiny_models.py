@@ -118,6 +118,8 @@ def write_tiny_model(
     tied: bool = False,
     biases: bool = False,
     n_layers: int = LAYERS,
+    hidden: int = HIDDEN,
+    matrix_type: str = "F32",
     vectors: Mapping[str, Sequence[float]] | None = None,
     without: str = "",
     seed: int = 0,
@@ -125,52 +127,55 @@ def write_tiny_model(
     """A random model of one of the five architectures, its logits some units wide.
 
     metadata: keys of the architecture without its name, to add, replace or (None) leave out. biases: on the four
-    matrices of a llama's attention. vectors: to add or replace. without: a tensor to leave out. Matrices are exact in
-    float16, so that torch computes with the very same numbers.
+    matrices of a llama's attention. matrix_type: one that the gguf package encodes. vectors: to add or replace.
+    without: a tensor to leave out. Matrices are exact in float16, so that torch computes with the very same numbers.
     """
+    import gguf
+
     random = np.random.default_rng(seed)
     sizes: dict[str, Value | None] = {
         "block_count": n_layers,
         "context_length": CONTEXT,
-        "embedding_length": HIDDEN,
+        "embedding_length": hidden,
         "feed_forward_length": FEED_FORWARD,
         "attention.head_count": HEADS,
         "attention.head_count_kv": KV_HEADS,
         "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.freq_base": 10000.0,
     }
-    head_dim = HEAD_DIM
+    head_dim = hidden // HEADS
     if architecture in ("qwen3", "gemma3"):
         head_dim = WIDE_HEAD_DIM
         sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     keys = {f"{architecture}.{key}": value for key, value in {**sizes, **(metadata or {})}.items()}
 
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (len(TOKENS), HIDDEN),
-        "output_norm.weight": (HIDDEN,),
+        "token_embd.weight": (len(TOKENS), hidden),
+        "output_norm.weight": (hidden,),
     }
     if not tied:
-        shapes["output.weight"] = (len(TOKENS), HIDDEN)
+        shapes["output.weight"] = (len(TOKENS), hidden)
     for layer in range(n_layers):
-        of_layer = _layer_shapes(architecture, HEADS * head_dim, KV_HEADS * head_dim, head_dim, biases)
+        of_layer = _layer_shapes(architecture, hidden, head_dim, biases)
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in of_layer.items()}
 
     arrays = {}
     for name, shape in shapes.items():
         values = random.normal(size=shape)
         if name in ("token_embd.weight", "output.weight"):
-            values *= 2 * HIDDEN**-0.5
+            values *= 2 * hidden**-0.5
         elif len(shape) == 2:
             values *= shape[1] ** -0.5
         elif name.endswith("norm.weight"):
             values = 1 + 0.2 * values
         arrays[name] = values.astype(np.float16) if len(shape) == 2 else values
     arrays |= {name: np.array(vector) for name, vector in (vectors or {}).items()}
-    tensors = [
-        TinyTensor(name, values.shape[::-1], 0, values.astype(np.float32).tobytes())
-        for name, values in arrays.items()
-        if name != without
-    ]
+    tensors = []
+    for name, values in arrays.items():
+        kind = gguf.GGMLQuantizationType[matrix_type if values.ndim == 2 else "F32"]
+        data = gguf.quants.quantize(values.astype(np.float32), kind).tobytes()
+        if name != without:
+            tensors.append(TinyTensor(name, values.shape[::-1], int(kind), data))
     general: dict[str, Value] = {
         "general.architecture": architecture,
         "general.name": "tiny",
@@ -181,27 +186,26 @@ def write_tiny_model(
     return path
 
 
-def _layer_shapes(
-    architecture: str, q_rows: int, kv_rows: int, head_dim: int, biases: bool
-) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(architecture: str, hidden: int, head_dim: int, biases: bool) -> dict[str, tuple[int, ...]]:
     """The tensors of a layer, (rows, columns), as llama.cpp's src/models/<architecture>.cpp loads them."""
-    found: dict[str, tuple[int, ...]] = {"attn_norm.weight": (HIDDEN,), "ffn_norm.weight": (HIDDEN,)}
+    q_rows, kv_rows = HEADS * head_dim, KV_HEADS * head_dim
+    found: dict[str, tuple[int, ...]] = {"attn_norm.weight": (hidden,), "ffn_norm.weight": (hidden,)}
     if architecture == "phi3":
         found |= {
-            "attn_qkv.weight": (q_rows + 2 * kv_rows, HIDDEN),
-            "ffn_up.weight": (2 * FEED_FORWARD, HIDDEN),
+            "attn_qkv.weight": (q_rows + 2 * kv_rows, hidden),
+            "ffn_up.weight": (2 * FEED_FORWARD, hidden),
         }
     else:
-        found |= {"attn_q.weight": (q_rows, HIDDEN)}
-        found |= {f"attn_{letter}.weight": (kv_rows, HIDDEN) for letter in "kv"}
-        found |= {f"ffn_{name}.weight": (FEED_FORWARD, HIDDEN) for name in ("gate", "up")}
-    found |= {"attn_output.weight": (HIDDEN, q_rows), "ffn_down.weight": (HIDDEN, FEED_FORWARD)}
+        found |= {"attn_q.weight": (q_rows, hidden)}
+        found |= {f"attn_{letter}.weight": (kv_rows, hidden) for letter in "kv"}
+        found |= {f"ffn_{name}.weight": (FEED_FORWARD, hidden) for name in ("gate", "up")}
+    found |= {"attn_output.weight": (hidden, q_rows), "ffn_down.weight": (hidden, FEED_FORWARD)}
     if architecture == "qwen2" or biases:
         found |= {"attn_q.bias": (q_rows,), "attn_k.bias": (kv_rows,), "attn_v.bias": (kv_rows,)}
     if architecture == "llama" and biases:
-        found["attn_output.bias"] = (HIDDEN,)
+        found["attn_output.bias"] = (hidden,)
     if architecture in ("qwen3", "gemma3"):
         found |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
     if architecture == "gemma3":
-        found |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
+        found |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
     return found
