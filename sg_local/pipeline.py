@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def begin_run(
     Raises InputError where one of them is wrong, or is not what the run was begun with.
     """
     task, _ = check_task(task_source)
+    if settings.base_weights:  # the run goes on from any directory
+        settings = replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
     return create_or_open_run(
         run_dir or Path("runs") / task.name, task, resolve_model(model_source), settings
     )

@@ -239,8 +239,11 @@ def total_memory_bytes() -> int:
         return 0
 
 
-def describe_model(path: Path, prompt_format: str) -> BaseModel:
-    """The facts of a model file that a run keeps. Raises InputError when it is no model that runs here."""
+def describe_base(path: Path, prompt_format: str = "gguf") -> BaseModel:
+    """The facts of a model file, with or without a chat template.
+
+    Raises InputError when it is no model that can be finetuned here.
+    """
     from sg_local.gguf_header import read_model_header, require_supported
 
     try:
@@ -252,15 +255,23 @@ def describe_model(path: Path, prompt_format: str) -> BaseModel:
     listed: Model | None = find_by_path(path)
     if prompt_format == "auto":
         prompt_format = listed.prompt_format if listed else "gguf"
-    if prompt_format == "gguf" and not header.chat_template:
-        raise InputError(
-            f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
-            "or use a GGUF with tokenizer.chat_template"
-        )
     licence = str(header.metadata.get("general.license", "unknown"))
     if listed:  # with the notice that some licences want to be passed on
         licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
     return BaseModel(path.resolve(), sha256_file(path), path.stat().st_size, licence, prompt_format)
+
+
+def describe_model(path: Path, prompt_format: str) -> BaseModel:
+    """The facts of a model file that a run keeps. Raises InputError when it is no model that runs here."""
+    from sg_local.gguf_header import read_model_header
+
+    found = describe_base(path, prompt_format)
+    if found.prompt_format == "gguf" and not read_model_header(path).chat_template:
+        raise InputError(
+            f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
+            "or use a GGUF with tokenizer.chat_template"
+        )
+    return found
 
 
 def open_run(path: Path) -> Run:

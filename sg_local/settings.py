@@ -132,6 +132,12 @@ class Settings:
         "Train through Unsloth, or through PEFT alone, which runs wherever torch does.",
         choices=("unsloth", "peft"),
     )
+    base_weights: str = _setting(
+        "",
+        "train",
+        "Directory of the 16-bit safetensors that the GGUF was made from, to train on; checked against it. "
+        "Without one, the GGUF's own weights are dequantized.",
+    )
     rank: int = _setting(
         16, "train", "LoRA rank r; higher learns more and needs more memory.", low=1, high=512
     )

@@ -21,7 +21,7 @@ COMMANDS = {
     "annotate": ("stages", "Stage 2: the model answers its inputs."),
     "curate": ("stages", "Stage 3: choose the pairs to train on."),
     "train": ("stages", "Stage 4: finetune the model on them."),
-    "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
+    "export": ("export", "Stage 5: write the GGUF files, and prove that they are the trained model."),
     "evaluate": ("stages", "Stage 6: score the served files beside the untuned model."),
     "predict": ("predict", "Answers for a file of inputs, JSON lines out."),
     "verify": ("verify", "Hashes, fingerprint and parity of a run, again."),
@@ -30,7 +30,7 @@ COMMANDS = {
     "doctor": ("doctor", "What this machine can do and what is missing, with the fix."),
 }
 # The modules whose commands go on where they stopped when they are called again.
-_RESUMING = {"run", "stages"}
+_RESUMING = {"run", "stages", "export"}
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -1,6 +1,10 @@
-"""`sg-local generate|annotate|curate|train|export|evaluate RUN`: one stage of a run that `sg-local run` began."""
+"""`sg-local generate|annotate|curate|train|evaluate RUN`: one stage of a run that `sg-local run` began.
+
+`export`, which also takes adapters from elsewhere, is in export.py.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,19 +12,36 @@ from sg_local.cli import COMMANDS
 from sg_local.cli.options import RUN_ARGUMENT
 from sg_local.settings import STAGES
 
+if TYPE_CHECKING:
+    from sg_local.run import Run
+
+
+REDO_OPTION = click.option(
+    "--redo", is_flag=True, help="Run it again, and forget it and the stages after it."
+)
+
+
+def run_one(stage: str, run_dir: Path, redo: bool) -> "Run":
+    """Runs one stage of a run, or says that there is nothing to do."""
+    from sg_local.pipeline import run_stage
+    from sg_local.progress import say
+    from sg_local.run import open_run
+
+    run = open_run(run_dir)
+    if not run_stage(run, stage, redo=redo):
+        say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
+    return run
+
 
 def _stage_command(stage: str) -> click.Command:
     @click.command(stage, help=f"\b\nsg-local {stage} runs/support-inbox\n\n{COMMANDS[stage][1]}")
     @RUN_ARGUMENT
-    @click.option("--redo", is_flag=True, help="Run it again, and forget it and the stages after it.")
+    @REDO_OPTION
     def command(run_dir: Path, redo: bool) -> None:
-        from sg_local.pipeline import is_tied, run_stage
-        from sg_local.progress import printable, say
-        from sg_local.run import open_run
+        from sg_local.pipeline import is_tied
+        from sg_local.progress import printable
 
-        run = open_run(run_dir)
-        if not run_stage(run, stage, redo=redo):
-            say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
+        run = run_one(stage, run_dir, redo)
         if stage == "evaluate" and not is_tied():
             from sg_local.stages.evaluate import score_table
 
@@ -29,4 +50,4 @@ def _stage_command(stage: str) -> click.Command:
     return command
 
 
-generate, annotate, curate, train, export, evaluate = map(_stage_command, STAGES)
+generate, annotate, curate, train, evaluate = (_stage_command(stage) for stage in STAGES if stage != "export")

@@ -81,6 +81,23 @@ def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def link_base_weights(gguf_path: Path, weights_dir: Path, out_dir: Path) -> None:
+    """Makes a checkpoint directory of the safetensors in weights_dir and the GGUF's own configuration.
+
+    The files are linked, not copied. What weights_dir says about rope scaling or attention windows does not count:
+    llama.cpp, which serves the model, goes by the GGUF. Call `check_base_weights` before.
+    """
+    header = read_model_header(gguf_path)
+    faults = Faults()
+    config = hf_config(header, read_dimensions(header), lambda reason: faults.add(f"{gguf_path}: {reason}"))
+    faults.raise_any()
+    out_dir.mkdir(parents=True)
+    for path in weights_dir.resolve().iterdir():
+        if path.suffix == ".safetensors" or path.name == "model.safetensors.index.json":
+            (out_dir / path.name).symlink_to(path)
+    write_text(out_dir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
 def _check_tensors(
     header: GgufHeader, expected: dict[str, ModelTensor], fault: Callable[[str], None]
 ) -> None:

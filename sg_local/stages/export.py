@@ -8,27 +8,32 @@ writes adapter.gguf   LoRA adapter for the base GGUF
 Nothing gets its final name before llama.cpp with these files was compared with torch (parity.py).
 """
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
+from sg_local.errors import InputError
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
 from sg_local.llama.library import load_model
 from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
+from sg_local.models import resolve_model
 from sg_local.progress import say
-from sg_local.records import sha256_file, write_text
-from sg_local.run import Run
+from sg_local.records import canonical_json, sha256_file, write_text
+from sg_local.run import BaseModel, Run, describe_base
 from sg_local.selfguide.modelfile import modelfile
 from sg_local.selfguide.prompts import answer_messages
+from sg_local.settings import STAGES, Settings
 from sg_local.stages.common import demonstrations, template_source
-from sg_local.stages.parity import measure, require_parity
+from sg_local.stages.parity import Parity, measure_on_texts, measure_run, require_parity
 from sg_local.stages.train import ADAPTER_FILES
 
 EXPORTED = ("adapter.gguf", "model.gguf", "Modelfile")
+EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
 
 
 def run_export(run: Run) -> None:
@@ -42,38 +47,72 @@ def run_export(run: Run) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         metadata = _metadata(run)
-        say("export: adapter.gguf")
-        write_adapter_gguf(run.file("adapter"), run.model.path, work / "adapter.gguf", metadata)
-        say(f"export: model.gguf ({'the base' if run.settings.quant == 'base' else run.settings.quant})")
-        _merge(run, work, metadata)
+        _write_ggufs(run.model, run.settings, run.file("adapter"), work, metadata)
         write_text(work / "Modelfile", _modelfile(run))
         say("export: comparing llama.cpp with torch")
-        parity = measure(run, work / "adapter.gguf", work / "model.gguf")
+        parity = measure_run(run, work / "adapter.gguf", work / "model.gguf")
         details["parity"] = parity.as_dict()
-        say(
-            f"export: adapter within {parity.max_logit_difference:.3f} logits of torch (it moves them by "
-            f"{parity.adapter_effect:.1f}); model.gguf ({parity.merged_type}): mean KL {parity.mean_kl_nats:.4f} nats, "
-            f"the base {parity.base_mean_kl_nats:.1f}; same first choice at {parity.argmax_equal_share:.1%} of "
-            f"{parity.n_positions} positions"
-        )
+        say(f"export: {parity.in_words()}")
         require_parity(parity)
         for name in EXPORTED:
             os.replace(work / name, run.file(name))
         shutil.rmtree(run.file(".work"), ignore_errors=True)
 
 
-def _merge(run: Run, work: Path, metadata: dict[str, str]) -> None:
-    """Writes work/model.gguf. Another quantization is made of the base, and the adapter added on its grid.
+def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings: Settings) -> Parity:
+    """Writes adapter.gguf and model.gguf of a PEFT adapter from elsewhere into out_dir, with the same proof.
 
-    Quantizing after the merge would be shorter, but rounds the adapter away wherever a matrix keeps its type.
+    Of the settings it reads quant and those of the engine. Raises InputError where the adapter or the model cannot be
+    exported or out_dir has such files, and SgLocalError where the proof fails; then nothing is left behind.
     """
-    base, adapter, merged = run.model.path, work / "adapter.gguf", work / "model.gguf"
-    if run.settings.quant == "F16":
-        merge_gguf(base, adapter, merged, metadata=metadata, matrix_type="F16")
-    elif run.settings.quant == "base":
-        merge_gguf(base, adapter, merged, metadata=metadata)
+    from sg_local.finetune.process import require_training_packages
+
+    require_training_packages(("torch", "transformers", "peft"))
+    base = describe_base(resolve_model(model_source))
+    if there := [name for name in EXPORTED_FROM_ELSEWHERE if (out_dir / name).exists()]:
+        raise InputError(f"{out_dir / there[0]} exists already: move it away, or give another --out")
+    is_new = not out_dir.exists()
+    work = out_dir / ".work"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        metadata = {
+            "general.name": f"{base.path.stem} with {adapter_dir.resolve().name}",
+            **_origin(base),
+        }
+        _write_ggufs(base, settings, adapter_dir, work, metadata)
+        say("export: comparing llama.cpp with torch")
+        parity = measure_on_texts(base, settings, adapter_dir, work / "adapter.gguf", work / "model.gguf")
+        say(f"export: {parity.in_words()}")
+        require_parity(parity)
+        write_text(work / "parity.json", json.dumps(parity.as_dict(), indent=1) + "\n")
+        for name in EXPORTED_FROM_ELSEWHERE:
+            os.replace(work / name, out_dir / name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if is_new and out_dir.is_dir() and not any(out_dir.iterdir()):
+            out_dir.rmdir()
+    return parity
+
+
+def _write_ggufs(
+    base: BaseModel, settings: Settings, adapter_dir: Path, work: Path, metadata: dict[str, str]
+) -> None:
+    """Writes work/adapter.gguf and work/model.gguf.
+
+    Another quantization is made of the base, and the adapter added on its grid. Quantizing after the merge would be
+    shorter, but rounds the adapter away wherever a matrix keeps its type.
+    """
+    adapter, merged = work / "adapter.gguf", work / "model.gguf"
+    say("export: adapter.gguf")
+    write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
+    say(f"export: model.gguf ({'the types of the base' if settings.quant == 'base' else settings.quant})")
+    if settings.quant == "F16":
+        merge_gguf(base.path, adapter, merged, metadata=metadata, matrix_type="F16")
+    elif settings.quant == "base":
+        merge_gguf(base.path, adapter, merged, metadata=metadata)
     else:
-        requantize(base, work / "base.gguf", run.settings.quant, run.settings.n_threads)
+        requantize(base.path, work / "base.gguf", settings.quant, settings.n_threads)
         merge_gguf(work / "base.gguf", adapter, merged, metadata=metadata, force=True)
         (work / "base.gguf").unlink()
 
@@ -90,12 +129,30 @@ def _metadata(run: Run) -> dict[str, str]:
     }
     return {
         "general.name": f"{run.model.path.stem} tuned for {run.task.name}",
-        "general.license": run.model.licence,
         "sg_local.task": json.dumps(task, ensure_ascii=False),
-        "sg_local.base_fingerprint": fingerprint(run.model.path),
-        "sg_local.base_sha256": run.model.sha256,
         "sg_local.train_sha256": sha256_file(run.file("train.jsonl")),
+        "sg_local.manifest_sha256": _manifest_sha256(run),
+        **_origin(run.model),
     }
+
+
+def _origin(base: BaseModel) -> dict[str, str]:
+    """Which model the files were made from, and its licence."""
+    return {
+        "general.license": base.licence,
+        "sg_local.base_fingerprint": fingerprint(base.path),
+        "sg_local.base_sha256": base.sha256,
+    }
+
+
+def _manifest_sha256(run: Run) -> str:
+    """A hash of what the stages so far read and wrote, and of their settings: not of times and versions."""
+    stages = run.manifest()["stages"]
+    kept = {
+        stage: {key: stages[stage][key] for key in ("reads", "writes", "settings")}
+        for stage in STAGES[: STAGES.index("export")]
+    }
+    return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
 
 
 def _modelfile(run: Run) -> str:

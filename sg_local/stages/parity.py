@@ -8,21 +8,39 @@ rounding, and a wrong scale, a missing layer or an unpermuted matrix stands out.
 is served; its quantization is part of the difference, so its bounds depend on its type.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sg_local.errors import SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.llama.engine import Logits
+from sg_local.llama.library import load_model
 from sg_local.llama.scoring import log_softmax, sequence_logits
+from sg_local.llama.tokens import Tokenizer
 from sg_local.records import read_rows
-from sg_local.run import Run
+from sg_local.run import BaseModel, Run
 from sg_local.selfguide.prompts import answer_messages
+from sg_local.settings import Settings
 from sg_local.stages.common import demonstrations, open_with, template_source
 from sg_local.stages.weights import f16_gguf, torch_weights
 
 N_PROMPTS = 16
+TokensFrom: TypeAlias = tuple[tuple[int, ...], int]  # token ids, and the first position that is compared
+# One of a text's first tokens takes the attention that goes nowhere else; its activations are hundreds of times as
+# large, and float16 rounds them coarsely: SmolLM2 without any adapter differs by 0.27 logits there, by 0.05 elsewhere.
+N_UNCOMPARED = 6
+TEXTS = (
+    "The capital of France is Paris, and the river that runs through it is the Seine.",
+    "Question: How many legs do three spiders have?\nAnswer: Three spiders have 24 legs.",
+    "Dear Ms. Ortega, thank you for your order. It left our warehouse on Tuesday and should be with you by Friday.",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    '{"name": "lamp", "price": 39.5, "in_stock": true, "tags": ["home", "light"]}',
+    "Ich habe gestern ein Buch gekauft, aber noch keine Zeit gefunden, es zu lesen.",
+    "Water boils at a lower temperature on a mountain, because the air presses less on its surface.",
+    "Sentiment: the room was clean and the staff kind, but the breakfast was cold. -> mixed",
+)
 MAX_LOGIT_DIFFERENCE = 0.1  # hot adapter on the 16-bit base
 
 # Mean KL divergence in nats from torch, by the coarsest type among the merged matrices. A quantized file differs
@@ -72,6 +90,15 @@ class Parity:
             )
         return found
 
+    def in_words(self) -> str:
+        """The numbers on one line."""
+        return (
+            f"adapter within {self.max_logit_difference:.3f} logits of torch (it moves them by "
+            f"{self.adapter_effect:.1f}); model.gguf ({self.merged_type}): mean KL {self.mean_kl_nats:.4f} nats, "
+            f"the base {self.base_mean_kl_nats:.1f}; same first choice at {self.argmax_equal_share:.1%} of "
+            f"{self.n_positions} positions"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {
@@ -79,28 +106,34 @@ class Parity:
         }
 
 
-def measure(run: Run, adapter_gguf: Path, model_gguf: Path) -> Parity:
-    """Compares both exported files with torch on rows of the run, wherever a token of the answer is chosen."""
+def measure(
+    base: BaseModel,
+    settings: Settings,
+    adapter_dir: Path,
+    adapter_gguf: Path,
+    model_gguf: Path,
+    sequences: Sequence[TokensFrom],
+) -> Parity:
+    """Compares both exported files with torch at every position from a sequence's first one on."""
     import numpy as np
 
     from sg_local.finetune.reference import reference_logits
 
-    adapter_dir = run.file("adapter")
-    with open_with(run.settings, f16_gguf(run), n_parallel=1) as engine:
-        sequences = _sequences(run, engine.tokenizer)
-        base = [sequence_logits(engine, *sequence) for sequence in sequences]
-    with open_with(run.settings, f16_gguf(run), adapter_gguf, n_parallel=1) as engine:
-        hot = [sequence_logits(engine, *sequence) for sequence in sequences]
-    with open_with(run.settings, model_gguf, n_parallel=1) as engine:
-        merged = [sequence_logits(engine, *sequence) for sequence in sequences]
-    trained = reference_logits(torch_weights(run), adapter_dir, sequences)
+    f16 = f16_gguf(base, settings.n_threads)
+
+    def served(model_path: Path, adapter_path: Path | None = None) -> list[Logits]:
+        with open_with(settings, model_path, adapter_path, n_parallel=1) as engine:
+            return [sequence_logits(engine, *sequence) for sequence in sequences]
+
+    untuned, hot, merged = served(f16), served(f16, adapter_gguf), served(model_gguf)
+    trained = reference_logits(torch_weights(base), adapter_dir, sequences)
 
     equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
     return Parity(
         max_logit_difference=max(float(np.abs(a - b).max()) for a, b in zip(hot, trained, strict=True)),
-        adapter_effect=max(float(np.abs(a - b).max()) for a, b in zip(hot, base, strict=True)),
+        adapter_effect=max(float(np.abs(a - b).max()) for a, b in zip(hot, untuned, strict=True)),
         mean_kl_nats=_mean_kl_nats(trained, merged),
-        base_mean_kl_nats=_mean_kl_nats(trained, base),
+        base_mean_kl_nats=_mean_kl_nats(trained, untuned),
         argmax_equal_share=float(np.concatenate(equal).mean()),
         merged_type=_merged_type(model_gguf),
         n_prompts=len(sequences),
@@ -129,8 +162,25 @@ def require_parity(parity: Parity) -> None:
         )
 
 
-def _sequences(run: Run, tokenizer: Any) -> list[tuple[tuple[int, ...], int]]:
-    """(Token ids of prompt and answer, place of the prompt's last token) of rows spread over the training rows."""
+def measure_run(run: Run, adapter_gguf: Path, model_gguf: Path) -> Parity:
+    """`measure` on rows of the run, wherever a token of the answer is chosen."""
+    with load_model(run.model.path, vocab_only=True) as model:
+        sequences = _sequences(run, Tokenizer(model))
+    return measure(run.model, run.settings, run.file("adapter"), adapter_gguf, model_gguf, sequences)
+
+
+def measure_on_texts(
+    base: BaseModel, settings: Settings, adapter_dir: Path, adapter_gguf: Path, model_gguf: Path
+) -> Parity:
+    """`measure` where nothing is known of the adapter's task: on plain texts, after their first tokens."""
+    with load_model(base.path, vocab_only=True) as model:
+        tokenizer = Tokenizer(model)
+        sequences = [((*tokenizer.beginning, *tokenizer.encode_plain(text)), N_UNCOMPARED) for text in TEXTS]
+    return measure(base, settings, adapter_dir, adapter_gguf, model_gguf, sequences)
+
+
+def _sequences(run: Run, tokenizer: Tokenizer) -> list[TokensFrom]:
+    """Prompt and answer, from the prompt's last token on, of rows spread over the training rows."""
     template = tokenizer.chat_template(template_source(run))
     rows = [row for row in read_rows(run.file("train.jsonl")) if row["drop"] is None]
     found = []

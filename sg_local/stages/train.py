@@ -26,7 +26,7 @@ from sg_local.records import read_rows
 from sg_local.run import Run
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.stages.common import demonstrations, template_source
-from sg_local.stages.weights import torch_weights
+from sg_local.stages.weights import training_weights
 
 ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
@@ -38,7 +38,6 @@ def run_train(run: Run) -> None:
     with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
         rows, dropped, vocabulary = _tokenized(run)
         settings = _train_settings(run)
-        weights_dir = torch_weights(run).resolve()  # the trainer works in another directory
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
         final = run.file("adapter").resolve()
@@ -47,6 +46,7 @@ def run_train(run: Run) -> None:
         here = os.getcwd()
         # Code that others could write must not be imported from: the work directory begins empty.
         shutil.rmtree(work, ignore_errors=True)
+        weights_dir = training_weights(run).resolve()  # the trainer works in another directory
         prepare_process(work)
         try:
             with progress("train", steps, "steps") as advance:

@@ -79,9 +79,9 @@ def _exported(run: Run, faults: list[str]) -> Iterator[str]:
 
 
 def _parity(run: Run, faults: list[str]) -> Iterator[str]:
-    from sg_local.stages.parity import measure
+    from sg_local.stages.parity import measure_run
 
-    parity = measure(run, run.file("adapter.gguf"), run.file("model.gguf"))
+    parity = measure_run(run, run.file("adapter.gguf"), run.file("model.gguf"))
     if parity.faults():
         faults += parity.faults()
         return

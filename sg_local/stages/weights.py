@@ -23,32 +23,50 @@ from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import model_store
 from sg_local.progress import say
 from sg_local.records import read_json, write_text
-from sg_local.run import Run, total_memory_bytes, versions
+from sg_local.run import BaseModel, Run, total_memory_bytes, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 MAX_COPY_SHARE_OF_MEMORY = 0.25
 
 
-def torch_weights(run: Run) -> Path:
+def torch_weights(base: BaseModel) -> Path:
     """The directory of the base's dequantized weights, made if need be."""
     from sg_local.gguf_io.base_weights import write_base_weights
 
     def make(path: Path) -> None:
-        say(f"dequantizing {run.model.path.name} for torch")
-        write_base_weights(run.model.path, path)
+        say(f"dequantizing {base.path.name} for torch")
+        write_base_weights(base.path, path)
 
-    return _working_copy(run, "hf", make)
+    return _working_copy(base, "hf", make)
 
 
-def f16_gguf(run: Run) -> Path:
+def training_weights(run: Run) -> Path:
+    """What is trained on: the base's dequantized weights, or those of --base-weights, which are checked first.
+
+    They get the configuration that the GGUF stands for; their own is only compared with it.
+    """
+    given = run.settings.base_weights
+    if not given:
+        return torch_weights(run.model)
+    from sg_local.gguf_io.base_weights import link_base_weights
+    from sg_local.gguf_io.check_weights import check_base_weights
+
+    say(f"comparing {given} with {run.model.path.name}, tensor by tensor")
+    check_base_weights(run.model.path, Path(given))
+    linked = run.file(".work") / "base_weights"
+    link_base_weights(run.model.path, Path(given), linked)
+    return linked
+
+
+def f16_gguf(base: BaseModel, n_threads: int) -> Path:
     """The base as a 16-bit GGUF, made if need be."""
     from sg_local.llama.quantize import requantize
 
     def make(path: Path) -> None:
-        say(f"writing a 16-bit copy of {run.model.path.name}")
-        requantize(run.model.path, path, "F16", run.settings.n_threads)
+        say(f"writing a 16-bit copy of {base.path.name}")
+        requantize(base.path, path, "F16", n_threads)
 
-    return _working_copy(run, "f16.gguf", make)
+    return _working_copy(base, "f16.gguf", make)
 
 
 def generating_model(run: Run) -> Path:
@@ -65,7 +83,7 @@ def generating_model(run: Run) -> Path:
     fits = 2 * _n_parameters(header) <= MAX_COPY_SHARE_OF_MEMORY * total_memory_bytes()
     if settings.working_copy == "never" or on_gpu or not quantized or not fits:
         return run.model.path
-    copy = f16_gguf(run)
+    copy = f16_gguf(run.model, settings.n_threads)
     seconds = _seconds_of_both(run, copy)
     ratio = seconds["base_seconds"] / seconds["f16_seconds"]
     if ratio < LEAST_GAIN:
@@ -101,22 +119,22 @@ def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
     return measured
 
 
-def _working_copy(run: Run, name: str, make: Callable[[Path], None]) -> Path:
+def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> Path:
     """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
     from filelock import FileLock
 
-    place = model_store().parent / "weights" / run.model.sha256[:16]
+    place = model_store().parent / "weights" / base.sha256[:16]
     place.mkdir(parents=True, exist_ok=True)
     path = place / name
     with FileLock(place / ".lock"):
         if not path.exists():
-            _check_space(run, path)
+            _check_space(base, path)
             make(path)
     return path
 
 
-def _check_space(run: Run, path: Path) -> None:
-    needed = int(2.1 * _n_parameters(read_model_header(run.model.path)))  # 16 bits each, and headers
+def _check_space(base: BaseModel, path: Path) -> None:
+    needed = int(2.1 * _n_parameters(read_model_header(base.path)))  # 16 bits each, and headers
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise SgLocalError(
