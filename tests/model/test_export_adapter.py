@@ -1,0 +1,95 @@
+"""An adapter from elsewhere becomes GGUF files that llama.cpp runs as torch does, or nothing is left behind."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_models import adapter_arrays, names_in, write_peft
+from tiny_models import write_tiny_llama
+
+import sg_local.stages.export as export_module
+from sg_local.errors import InputError, SgLocalError
+from sg_local.gguf_header import read_header
+from sg_local.gguf_io.adapter import read_adapter_gguf
+from sg_local.gguf_io.fingerprint import fingerprint
+from sg_local.gguf_io.tensors import lora_targets
+from sg_local.settings import Settings
+from sg_local.stages.export import export_adapter
+
+for package in ("torch", "transformers", "peft"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+SETTINGS = Settings(n_ctx=512, n_threads=1)
+SMALL = adapter_arrays(scale=0.1)  # as adapters are: far less than the weights
+ALL = {"target_modules": list(lora_targets("llama"))}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SG_LOCAL_HOME", str(tmp_path / "store"))
+    return write_tiny_llama(tmp_path / "tiny.gguf", scale=0.15)
+
+
+def test_an_adapter_from_elsewhere_is_exported_and_proved(base: Path, tmp_path: Path) -> None:
+    adapter_dir = write_peft(tmp_path / "my-lora", {"lora_alpha": 8, **ALL}, SMALL)
+    parity = export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
+    assert parity.max_logit_difference < 0.1 < 1 < parity.adapter_effect
+    assert names_in(tmp_path / "out") == {"adapter.gguf", "model.gguf", "parity.json"}
+    assert json.loads((tmp_path / "out" / "parity.json").read_text()) == parity.as_dict()
+    assert read_adapter_gguf(tmp_path / "out" / "adapter.gguf").alpha == 8
+    for name in ("adapter.gguf", "model.gguf"):
+        metadata = read_header(tmp_path / "out" / name).metadata
+        assert metadata["general.name"] == "tiny with my-lora"
+        assert metadata["general.license"] == "unknown"
+        assert metadata["sg_local.base_fingerprint"] == fingerprint(base)
+
+    before = (tmp_path / "out" / "model.gguf").read_bytes()
+    with pytest.raises(
+        InputError, match=r"adapter\.gguf exists already: move it away, or give another --out"
+    ):
+        export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
+    assert (tmp_path / "out" / "model.gguf").read_bytes() == before
+
+
+def test_another_quantization_is_proved_too(base: Path, tmp_path: Path) -> None:
+    settings = Settings(n_ctx=512, n_threads=1, quant="Q8_0")
+    parity = export_adapter(write_peft(tmp_path / "lora", ALL, SMALL), str(base), tmp_path / "out", settings)
+    assert parity.merged_type == "Q8_0"
+
+
+def test_an_export_that_is_not_the_trained_model_leaves_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that forgets to look at alpha, the commonest fault of its kind."""
+    adapter_dir = write_peft(tmp_path / "lora", {"lora_alpha": 8, **ALL}, SMALL)
+    wrong_dir = write_peft(tmp_path / "wrong", {"lora_alpha": 4})
+    right = export_module.write_adapter_gguf
+    monkeypatch.setattr(export_module, "write_adapter_gguf", lambda _dir, *rest: right(wrong_dir, *rest))
+    with pytest.raises(
+        SgLocalError, match=r"differs from the trained adapter in torch by \d.* Nothing was exported"
+    ):
+        export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_whole_adapter_is_refused_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
+    arrays = adapter_arrays()
+    truncated = write_peft(tmp_path / "truncated")
+    weights = truncated / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    name = sorted(arrays)[3]
+    arrays[name][0, 0] = np.nan
+    cases = {
+        truncated: "is not a safetensors file",
+        write_peft(tmp_path / "nan", arrays=arrays): "has NaN or infinite values",
+        write_peft(tmp_path / "dora", {"use_dora": True}): "use_dora is True",
+        write_peft(tmp_path / "rslora", {"use_rslora": True}): "use_rslora is True",
+        tmp_path / "missing": "adapter_config.json",
+    }
+    for adapter_dir, reason in cases.items():
+        with pytest.raises(InputError, match=reason):
+            export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
+        assert not (tmp_path / "out").exists()
