@@ -59,7 +59,7 @@ def train_adapter(
         if settings.n_threads > 0:
             torch.set_num_threads(settings.n_threads)
         key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **asdict(settings)})
-        trainer = _trainer(model, tokenizer, shuffled, checkpoints_dir, settings)
+        trainer = row_trainer(model, tokenizer, shuffled, checkpoints_dir, settings)
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
         how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
 
@@ -105,7 +105,7 @@ def train_adapter(
     }
 
 
-def _trainer(
+def row_trainer(
     model: Any, tokenizer: Any, rows: Sequence[TrainRow], checkpoints_dir: Path, settings: TrainSettings
 ) -> Any:
     """TRL's SFTTrainer on rows of token ids; its `to_batch` says which shape the rows of a batch get."""
