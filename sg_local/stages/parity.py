@@ -9,7 +9,7 @@ is served; its quantization is part of the difference, so its bounds depend on i
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -120,12 +120,15 @@ def measure(
     from sg_local.finetune.reference import reference_logits
 
     f16 = f16_gguf(base, settings.n_threads)
+    # On the CPU, as torch below: the 16-bit copy of a 7B model does not fit the card that serves it in 4 bits.
+    on_cpu = replace(settings, n_gpu_layers=0)
 
-    def served(model_path: Path, adapter_path: Path | None = None) -> list[Logits]:
-        with open_with(settings, model_path, adapter_path, n_parallel=1) as engine:
+    def served(where: Settings, model_path: Path, adapter_path: Path | None = None) -> list[Logits]:
+        with open_with(where, model_path, adapter_path, n_parallel=1) as engine:
             return [sequence_logits(engine, *sequence) for sequence in sequences]
 
-    untuned, hot, merged = served(f16), served(f16, adapter_gguf), served(model_gguf)
+    untuned, hot = served(on_cpu, f16), served(on_cpu, f16, adapter_gguf)
+    merged = served(settings, model_gguf)
     trained = reference_logits(torch_weights(base), adapter_dir, sequences)
 
     equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
