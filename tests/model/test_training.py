@@ -270,3 +270,18 @@ def test_a_training_that_diverges_says_what_to_do(weights: Path, tmp_path: Path)
     assert "InputError: the training diverged" in trained.stderr
     assert "lower --learning-rate 0.001" in trained.stderr
     assert not (tmp_path / "adapter").exists()
+
+
+def test_the_reference_holds_only_the_logits_that_are_compared(tmp_path: Path) -> None:
+    from sg_local.finetune.reference import reference_logits
+
+    write_base_weights(write_tiny_llama(tmp_path / "tiny.gguf"), tmp_path / "hf")
+    tokens = (1, *range(3, 40))
+    (whole,), (end,) = (
+        reference_logits(tmp_path / "hf", None, [(tokens, first)]) for first in (0, len(tokens) - 2)
+    )
+    assert whole.shape == (len(tokens), len(TOKENS))
+    np.testing.assert_allclose(end, whole[-2:], rtol=1e-5, atol=1e-5)
+    # A view of all logits held 336 MB in the export of a quick run, and would hold gigabytes with long rows.
+    assert end.base is not None
+    assert end.base.untyped_storage().nbytes() == end.nbytes
