@@ -21,7 +21,7 @@ from sg_local.run import total_memory_bytes
 Finding = dict[str, Any]
 
 LLAMA_REQUIREMENT = "llama-cpp-python==0.3.36"  # as in pyproject.toml
-NEEDED_BYTES = 25_000_000_000  # a run of a 7B model: 16-bit weights, a copy to compare with, the merged file
+NEEDED_BYTES = 33_000_000_000  # a run of a 7B model: two 16-bit copies, the merged file (see memory.py)
 INSTALL = "pip install sg-local, or `make install` in a source checkout"
 INSTALL_TRAINING = "pip install 'sg-local[train]', or `make install` in a source checkout"
 BUILD_WITH_CUDA = (
@@ -36,7 +36,7 @@ TORCH_WITH_CUDA = (
 
 def examine() -> list[Finding]:
     """All findings, in the order in which a user should mend them."""
-    gpus = _gpus()
+    gpus = nvidia_gpus()
     return [
         _python(),
         *(_package(name, INSTALL) for name in ("gguf", "rapidfuzz", "rouge-score", "scipy")),
@@ -106,7 +106,7 @@ def _machine() -> Finding:
     return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory" if total else processors)
 
 
-def _gpus() -> list[str]:
+def nvidia_gpus() -> list[str]:
     """Names and memory of the NVIDIA GPUs."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -30,7 +30,7 @@ from sg_local.records import (
     write_rows,
     write_text,
 )
-from sg_local.settings import STAGES, Settings, resolve_settings
+from sg_local.settings import STAGES, Settings, as_flag, resolve_settings
 from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -363,8 +363,8 @@ def _open_same_run(
     new = settings.as_dict()
     changed = {name: value for name, value in old.settings.as_dict().items() if value != new[name]}
     # As on the command line, to be copied from there.
-    before = [" ".join(_flag(name, value) for name, value in changed.items())] if changed else []
-    now = [" ".join(_flag(name, new[name]) for name in changed)] if changed else []
+    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
+    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
     if base.sha256 != old.model.sha256:
         before.append(f"the model {old.model.path}")
         now.append("other bytes in that file" if base.path == old.model.path else f"the model {base.path}")
@@ -387,14 +387,6 @@ def _open_same_run(
             "call it as it was begun, or begin a new run with --run DIR"
         )
     return old
-
-
-def _flag(name: str, value: Any) -> str:
-    """A setting as it is written on the command line."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

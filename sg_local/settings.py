@@ -232,6 +232,14 @@ def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:
     return Settings(**values)
 
 
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is written on the command line: ("n_ctx", 2048) is --n-ctx 2048."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
 def _check(values: dict[str, Any], faults: Faults) -> None:
     """Notes what is wrong with the values of all settings."""
     before = faults.count

@@ -17,6 +17,7 @@ from sg_local.progress import say
 # Command -> its module and one line of help, in the order of the work.
 COMMANDS = {
     "run": ("run", "The whole loop: data, training, export, scores."),
+    "plan": ("plan", "What a run will need, before it starts: memory, disk, tokens."),
     "generate": ("stages", "Stage 1: the model invents inputs."),
     "annotate": ("stages", "Stage 2: the model answers its inputs."),
     "curate": ("stages", "Stage 3: choose the pairs to train on."),

@@ -7,11 +7,30 @@ from typing import Any, TypeVar
 
 import click
 
-from sg_local.settings import Settings
+from sg_local.settings import PRESETS, Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 RUN_ARGUMENT = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+MODEL_OPTION = click.option(
+    "--model",
+    default="smollm2-135m",
+    show_default=True,
+    help="A GGUF file, or a name of `sg-local models list`.",
+)
+RUN_OPTION = click.option(
+    "--run",
+    "run_dir",
+    type=click.Path(path_type=Path),
+    help="The run's directory.  [default: runs/<task name>]",
+)
+PRESET_OPTION = click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help="A set of settings to start from.",
+)
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="JSON, for a program to read.")
 
 

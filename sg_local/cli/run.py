@@ -6,31 +6,15 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import JSON_OPTION, given, setting_options
-from sg_local.settings import PRESETS, STAGES
+from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, given, setting_options
+from sg_local.settings import STAGES
 
 
 @click.command()
 @click.argument("task_source", metavar="TASK")
-@click.option(
-    "--model",
-    default="smollm2-135m",
-    show_default=True,
-    help="A GGUF file, or a name of `sg-local models list`.",
-)
-@click.option(
-    "--run",
-    "run_dir",
-    type=click.Path(path_type=Path),
-    help="The run's directory.  [default: runs/<task name>]",
-)
-@click.option(
-    "--preset",
-    type=click.Choice(list(PRESETS)),
-    default="default",
-    show_default=True,
-    help="A set of settings to start from.",
-)
+@MODEL_OPTION
+@RUN_OPTION
+@PRESET_OPTION
 @click.option(
     "--until",
     type=click.Choice(STAGES),

@@ -18,11 +18,12 @@ PACKAGE = ROOT / "sg_local"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"plan"},
     {"pipeline", "doctor"},
     {"stages"},
     {"llama", "finetune", "gguf_io", "report"},
     {"selfguide"},
-    {"run"},  # from here on the shared vocabulary
+    {"run", "memory"},  # from here on the shared vocabulary
     {"task", "models", "settings"},
     {"records", "gguf_header", "progress"},
     {"errors"},
@@ -136,7 +137,7 @@ def test_the_command_line_is_light() -> None:
     # and so are the modules of the commands, which need the settings and no more
     loaded = modules_after(
         "import sg_local.cli.run, sg_local.cli.stages, sg_local.cli.predict, sg_local.cli.verify\n"
-        "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor"
+        "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan"
     )
     assert not HEAVY & loaded
     assert not {"sg_local.run", "sg_local.models", "sg_local.task", "sg_local.pipeline"} & loaded
@@ -158,7 +159,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
 
 def test_the_vocabulary_is_light() -> None:
-    vocabulary = [name for names in LAYERS[LAYERS.index({"run"}) :] for name in sorted(names)]
+    vocabulary = [name for names in LAYERS[LAYERS.index({"run", "memory"}) :] for name in sorted(names)]
     assert not HEAVY & modules_after("\n".join(f"import sg_local.{name}" for name in vocabulary))
 
 

@@ -1,0 +1,54 @@
+"""`sg-local plan`: what a run will need, before it starts."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, given, setting_options
+
+
+@click.command()
+@click.argument("task_source", metavar="TASK")
+@MODEL_OPTION
+@RUN_OPTION
+@PRESET_OPTION
+@click.option(
+    "--gpu-memory",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="Plan for a GPU with so much memory; 0 for none.  [default: the first NVIDIA GPU here]",
+)
+@JSON_OPTION
+@setting_options()
+def plan(
+    task_source: str,
+    model: str,
+    run_dir: Path | None,
+    preset: str,
+    gpu_memory: float | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """\b
+    sg-local plan support-inbox --model smollm2-135m
+    sg-local plan my-task.toml --model ./vicuna-7b-v1.5.Q4_K_M.gguf --load-in-4bit --gpu-memory 8
+
+    Estimates what `sg-local run` with the same arguments will need: memory, disk, tokens.
+
+    Exit code 0: this machine has it; 1: it does not, and the message says what to change. A GPU is counted on where
+    nvidia-smi finds one; `sg-local doctor` says whether llama.cpp and torch can use it.
+    """  # fmt: skip
+    import json
+
+    from sg_local.errors import SgLocalError
+    from sg_local.memory import GIB
+    from sg_local.plan import plan_run
+    from sg_local.progress import printable
+    from sg_local.settings import resolve_settings
+
+    gpu_bytes = None if gpu_memory is None else int(gpu_memory * GIB)
+    found = plan_run(task_source, model, run_dir, resolve_settings(preset, given(settings)), gpu_bytes)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else printable("\n".join(found.lines())))
+    if found.faults:
+        raise SgLocalError("\n".join(found.faults))

@@ -1,0 +1,470 @@
+"""How much memory and disk each step of a run takes, told from the model's header, the settings and the task.
+
+    estimate(model_sizes(header), Settings(load_in_4bit=True), task_tokens(task, settings), on_gpu=True)
+    -> [..., Need("train", gpu={"weights": 3.9e9, "LoRA weights": 1.6e8, ...}, host={...}, disk={...}), ...]
+
+Pure functions over numbers of bytes; nothing is measured or imported here. Sources: llama.cpp's own report of its
+buffers (`llama_context: CPU compute buffer size`), torch's saved tensors counted on SmolLM2-135M, QLoRA (arXiv
+2305.14314). Checked against the peak memory of real runs on a CPU (tests/unit/test_memory.py). Nothing was measured
+on a GPU.
+
+What grows with the size of the model: weights, LoRA and what belongs to it, key-value memory, activations. What does
+not: imported libraries. What grows with the vocabulary: logits.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sg_local.gguf_header import GgufHeader
+from sg_local.records import Faults
+from sg_local.settings import Settings
+from sg_local.task import Task
+
+GIB = 1024**3
+
+# Resident size after the imports of a stage: SmolLM2 runs on x86_64 with Linux, torch 2.13 for the CPU.
+LLAMA_PROCESS_BYTES = 70_000_000
+TRAINING_PROCESS_BYTES = 570_000_000  # 560 with PEFT alone, 568 with Unsloth
+PROOF_PROCESS_BYTES = 550_000_000
+# With a GPU: not measured. CUDA's context and kernels on the card, its libraries in host memory.
+CUDA_CONTEXT_BYTES = 600_000_000
+CUDA_LIBRARIES_BYTES = 1_500_000_000
+
+# llama/engine.py; llama.cpp makes a key-value memory of whole blocks of 256 tokens.
+N_BATCH = 512
+KV_BLOCK_TOKENS = 256
+
+# NF4 (QLoRA, section 3): 4 bits; an 8-bit constant for 64 weights; a 32-bit one for 256 of these.
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+# Adam keeps two numbers for a parameter; in 8 bits with a 32-bit constant for 256 (bitsandbytes).
+ADAM_BYTES, ADAM_8_BIT_BYTES = 8.0, 2 * (1 + 4 / 256)
+
+# A 16-bit copy is made for the CPU where it takes no more than this share of the memory (stages/weights.py).
+MAX_COPY_SHARE_OF_MEMORY = 0.25
+MAX_SHARD_BYTES = GIB  # gguf_io/base_weights.py
+PROOF_PROMPTS = 16  # stages/parity.py
+CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
+
+# Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
+BYTES_PER_TOKEN = 3
+TURN_TOKENS = 8  # what a chat format puts around a turn
+CONTENDERS = 4  # stages/evaluate.py
+LEAST_N_CTX = 512  # below, a batch could not be filled
+
+# Bytes of a weight in a quantized file: Llama 2 7B's published files by its 6.74 billion weights.
+QUANT_BYTES = {"F16": 2.0, "Q8_0": 1.063, "Q6_K": 0.82, "Q5_K_M": 0.71, "Q4_K_M": 0.606, "Q4_0": 0.568}
+
+# Hugging Face's name of a matrix that LoRA can change -> its name in a GGUF.
+_MATRICES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    # Phi 3 has them in one
+    "qkv_proj": "attn_qkv",
+    "gate_up_proj": "ffn_up",
+}
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What of a model the estimates depend on; `model_sizes` reads it from a header."""
+
+    file_bytes: int
+    embedding_bytes: int  # of token_embd as the file has it
+    vocab: int
+    hidden: int
+    intermediate: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    context_length: int
+    is_tied: bool  # the output matrix is the token embedding
+    is_quantized: bool
+    is_fused: bool = False  # Phi 3: queries, keys and values in one matrix, gate and up in another
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(columns, rows) of a layer's matrices, by their names in a GGUF."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        if self.is_fused:
+            return {
+                "attn_qkv": (self.hidden, q + 2 * kv),
+                "attn_output": (q, self.hidden),
+                "ffn_up": (self.hidden, 2 * self.intermediate),
+                "ffn_down": (self.intermediate, self.hidden),
+            }
+        return {
+            "attn_q": (self.hidden, q),
+            "attn_k": (self.hidden, kv),
+            "attn_v": (self.hidden, kv),
+            "attn_output": (q, self.hidden),
+            "ffn_gate": (self.hidden, self.intermediate),
+            "ffn_up": (self.hidden, self.intermediate),
+            "ffn_down": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""
+        return self.n_layers * sum(columns * rows for columns, rows in self.matrices.values())
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Token embedding and output matrix; norms are too few to count."""
+        return self.vocab * self.hidden * (1 if self.is_tied else 2)
+
+    @property
+    def n_parameters(self) -> int:
+        return self.layer_parameters + self.embedding_parameters
+
+    def lora_parameters(self, rank: int, target_modules: str) -> int:
+        """An adapter's weights: rank · (columns + rows) for each matrix that it changes."""
+        named = {_MATRICES.get(name.strip(), name.strip()) for name in target_modules.split(",")}
+        chosen = [sum(shape) for name, shape in self.matrices.items() if "all" in named or name in named]
+        return self.n_layers * rank * sum(chosen)
+
+
+@dataclass(frozen=True)
+class TaskTokens:
+    """About how many tokens the texts of a task have; `task_tokens` counts them."""
+
+    instruction: int
+    demonstrations: int
+    input: int
+    answer: int
+    labels: int = 0  # all of them together; 0 where answers are free
+    test_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one step takes at its peak, in bytes by part. `tokens`: that it computes, about."""
+
+    step: str
+    gpu: dict[str, int] = field(default_factory=dict)
+    host: dict[str, int] = field(default_factory=dict)
+    # Pages of files that were read. They count as resident, and the system takes them back where it needs room.
+    cache: dict[str, int] = field(default_factory=dict)
+    run_disk: dict[str, int] = field(default_factory=dict)
+    store_disk: dict[str, int] = field(default_factory=dict)  # made once for a model, in the store
+    tokens: int = 0
+
+    @property
+    def gpu_bytes(self) -> int:
+        return sum(self.gpu.values())
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(self.host.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the system reports as the process's peak: with the pages that it could take back."""
+        return self.host_bytes + sum(self.cache.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(self.run_disk.values()) + sum(self.store_disk.values())
+
+
+def model_sizes(header: GgufHeader) -> ModelSizes:
+    """Reads the sizes from a model's header. Raises InputError, a line for each that is missing or no size."""
+    faults = Faults()
+
+    def size(key: str, default: int = 0) -> int:
+        name = f"{header.architecture}.{key}"
+        value = header.metadata.get(name, default)
+        if isinstance(value, list):  # some converters write a number for each layer
+            value = max((item for item in value if isinstance(item, int)), default=0)
+        if isinstance(value, int) and value > 0:
+            return value
+        faults.add(f"{header.path}: {name} is {value!r:.40}, no size; give another conversion of the model")
+        return 1
+
+    embedding = header.tensor("token_embd.weight")
+    if embedding is None:
+        faults.add(f"{header.path}: token_embd.weight is missing; give another conversion of the model")
+    hidden, n_heads = size("embedding_length"), size("attention.head_count")
+    found = ModelSizes(
+        file_bytes=header.size_bytes,
+        embedding_bytes=embedding.size_bytes if embedding else 0,
+        vocab=embedding.shape[-1] if embedding else 0,
+        hidden=hidden,
+        intermediate=size("feed_forward_length"),
+        # Each layer has tensors; this bounds the loops over layers.
+        n_layers=min(size("block_count"), len(header.tensors)),
+        n_heads=n_heads,
+        n_kv_heads=size("attention.head_count_kv", n_heads),
+        head_dim=size("attention.key_length", max(1, hidden // n_heads)),
+        context_length=size("context_length"),
+        is_tied=header.tensor("output.weight") is None,
+        is_quantized=any(tensor.type_name not in ("F32", "F16", "BF16") for tensor in header.tensors),
+        is_fused=header.architecture == "phi3",
+    )
+    faults.raise_any()
+    return found
+
+
+def task_tokens(task: Task, settings: Settings, test_rows: int) -> TaskTokens:
+    """Tokens of a task's texts by their length in bytes, on the large side; rows are like the longest demonstration."""
+
+    def tokens(text: str) -> int:
+        return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
+
+    inputs = [tokens(example.input) for example in task.examples]
+    outputs = [tokens(example.output) + 1 for example in task.examples]
+    labels = [tokens(label) + 1 for label in task.labels]
+    return TaskTokens(
+        instruction=tokens(task.instruction) + TURN_TOKENS,
+        demonstrations=sum(inputs) + sum(outputs) + 2 * TURN_TOKENS * len(inputs),
+        input=min(max(inputs), settings.max_input_tokens) + TURN_TOKENS,
+        answer=min(max(labels or outputs), settings.max_new_tokens),
+        labels=sum(labels),
+        test_rows=min(test_rows, settings.max_test_rows),
+    )
+
+
+def estimate(
+    model: ModelSizes, settings: Settings, tokens: TaskTokens, *, on_gpu: bool, memory_bytes: int = 0
+) -> list[Need]:
+    """The needs of the steps in their order. memory_bytes: the machine's, which decides about 16-bit copies; 0: any."""
+    copies = (
+        not on_gpu
+        and model.is_quantized
+        and settings.working_copy == "auto"
+        and (not memory_bytes or 2 * model.n_parameters <= MAX_COPY_SHARE_OF_MEMORY * memory_bytes)
+    )
+    copy = {"16-bit GGUF": 2 * model.n_parameters}
+    prefix = tokens.instruction + tokens.demonstrations
+    answers = tokens.labels or settings.n_samples * tokens.answer
+    n_inputs = settings.n_inputs
+    makes = replace(
+        _engine("generate", model, settings, on_gpu, 2 * model.n_parameters if copies else model.file_bytes),
+        store_disk=copy if copies else {},
+    )
+    export = _export(model, settings, tokens, on_gpu)
+    return [
+        replace(makes, tokens=prefix + n_inputs * tokens.input),
+        replace(makes, step="annotate", tokens=prefix + n_inputs * (tokens.input + answers), store_disk={}),
+        _train(model, settings, tokens, on_gpu),
+        export if copies else replace(export, store_disk=copy),
+        replace(
+            _engine("evaluate", model, settings, on_gpu, model.file_bytes),
+            tokens=CONTENDERS * (prefix + tokens.test_rows * (tokens.input + tokens.answer)),
+        ),
+    ]
+
+
+def kv_cache_bytes(model: ModelSizes, n_ctx: int, n_sequences: int) -> int:
+    """llama.cpp's key-value memory in 16 bits: keys and values of all layers, n_ctx tokens (engine.py caps them)."""
+    n_tokens = min(n_ctx, model.context_length * n_sequences)
+    n_tokens = math.ceil(n_tokens / KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+    return n_tokens * model.n_layers * 2 * model.n_kv_heads * model.head_dim * 2
+
+
+def batch_tokens(settings: Settings, tokens: TaskTokens) -> int:
+    """Tokens of a training batch: in a tree what rows share stands once (finetune/batches.py), else in each row."""
+    shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
+    own = tokens.input + tokens.answer
+    if settings.prompt_tree and not settings.lora_dropout:
+        return shared + settings.batch_size * own
+    return settings.batch_size * (shared + own)
+
+
+def _engine(step: str, model: ModelSizes, settings: Settings, on_gpu: bool, weights_bytes: int) -> Need:
+    """llama.cpp with one context: weights, key-value memory, and buffers for a batch of 512 tokens."""
+    kv = kv_cache_bytes(model, settings.n_ctx, settings.n_parallel)
+    # Its largest node is the logits of a whole batch: 98.3 MiB reported for a vocabulary of 49,152, of which 96 are
+    # these. Attention scores are never whole in memory: flash attention is on by itself.
+    compute = 4 * N_BATCH * (model.vocab + model.hidden)
+    # The logits that are read, in host memory on any device; grown to what a batch asked for.
+    outputs = {"logits": 4 * N_BATCH * model.vocab}
+    host = {"process": LLAMA_PROCESS_BYTES}
+    n_offloaded = model.n_layers + 1 if settings.n_gpu_layers < 0 else settings.n_gpu_layers
+    share = min(1.0, n_offloaded / (model.n_layers + 1)) if on_gpu else 0.0
+    if not share:
+        return Need(
+            step,
+            {},
+            {**host, "weights": weights_bytes, "KV cache": kv, "compute buffers": compute, **outputs},
+        )
+    # The token embedding stays in host memory; where it is the output matrix too, the card gets a copy.
+    on_card = weights_bytes - (0 if model.is_tied else model.embedding_bytes)
+    gpu = {
+        "weights": int(share * on_card),
+        "KV cache": int(share * kv),
+        "compute buffers": compute,
+        "CUDA": CUDA_CONTEXT_BYTES,
+    }
+    host |= {
+        "CUDA libraries": CUDA_LIBRARIES_BYTES,
+        "weights": int((1 - share) * on_card) + model.embedding_bytes,
+        "KV cache": int((1 - share) * kv),
+        **outputs,
+    }
+    return Need(step, gpu, host, {"file pages": int(share * on_card)})
+
+
+def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bool) -> Need:
+    """Torch with the base weights frozen and LoRA on them."""
+    lora = model.lora_parameters(settings.rank, settings.target_modules)
+    adam = int((ADAM_8_BIT_BYTES if on_gpu else ADAM_BYTES) * lora)
+    n_tokens = batch_tokens(settings, tokens)
+    width = 2 if on_gpu else 4  # bytes of a number in a forward pass: 16 bits on a GPU, 32 on a CPU
+    parts = {
+        "weights": _training_weights(model, settings, width),
+        # 32 bits also on a GPU: PEFT and Unsloth keep an adapter in float32.
+        "LoRA weights": 4 * lora,
+        "gradients": 4 * lora,
+        # Before the first step there is in its place the gradient that a tree's is compared with.
+        "optimizer": max(adam, 4 * lora),
+        **_activations(model, settings, n_tokens, on_gpu),
+        # Read only where a token of an answer is predicted (finetune/loss.py): logits, their softmax, its gradient.
+        "logits": 3 * 4 * settings.batch_size * tokens.answer * model.vocab,
+    }
+    host = {"process": TRAINING_PROCESS_BYTES}
+    gpu = {}
+    if on_gpu:
+        gpu = {**parts, "CUDA": CUDA_CONTEXT_BYTES}
+        host |= {"CUDA libraries": CUDA_LIBRARIES_BYTES, "a shard while loading": _shard_bytes(model)}
+    else:
+        # What glibc keeps of freed blocks: measured 0.8 to 1.1 times the activations of all layers, with
+        # checkpointing as well as without, at 272, 396 and 528 tokens in a batch of SmolLM2.
+        host |= parts | {
+            "kept by the allocator": n_tokens * _layer_bytes(model, settings, 4) * model.n_layers
+        }
+    rows = math.ceil(settings.n_inputs / settings.batch_size)
+    return Need(
+        "train",
+        gpu,
+        host,
+        {"file pages": 2 * model.n_parameters},
+        run_disk={"adapter": 4 * lora, "checkpoints": CHECKPOINTS * (4 * lora + adam)},
+        store_disk={"16-bit safetensors": 2 * model.n_parameters},
+        tokens=settings.epochs * rows * n_tokens,
+    )
+
+
+def _training_weights(model: ModelSizes, settings: Settings, width: int) -> int:
+    if not settings.load_in_4bit:
+        return width * model.n_parameters
+    # PEFT's prepare_model_for_kbit_training makes what is not in 4 bits float32: embedding, output matrix, norms.
+    embedding_width = 4 if settings.trainer == "peft" else width
+    # One matrix at a time is back in full width while it is multiplied.
+    largest = width * max(columns * rows for columns, rows in model.matrices.values())
+    return int(NF4_BYTES * model.layer_parameters) + embedding_width * model.embedding_parameters + largest
+
+
+def _layer_bytes(model: ModelSizes, settings: Settings, width: int) -> int:
+    """What autograd saves of one token in one layer with LoRA on its matrices.
+
+    float32: the two norms' inputs. In the width of the pass: the norms' outputs, queries, keys and values with keys and
+    values repeated for all heads, attention's output, gate, its SiLU, up, their product, and the rank's numbers for 7
+    matrices. For SmolLM2 43,456 bytes; saved_tensors_hooks counted 43,517.
+    """
+    q = model.n_heads * model.head_dim
+    numbers = 2 * model.hidden + 4 * q + 4 * model.intermediate + 7 * settings.rank
+    return 4 * 2 * model.hidden + width * numbers
+
+
+def _activations(model: ModelSizes, settings: Settings, n_tokens: int, on_gpu: bool) -> dict[str, int]:
+    width = 2 if on_gpu else 4
+    layer = n_tokens * _layer_bytes(model, settings, width)
+    # A tree's mask is added to the attention scores as numbers, in each layer anew.
+    is_tree = settings.prompt_tree and not settings.lora_dropout
+    mask = width * n_tokens**2 if is_tree else 0
+    if uses_checkpointing(settings, on_gpu):
+        # The input of every layer, and all of the one that is computed again, with its gradients.
+        return {"activations": n_tokens * model.hidden * model.n_layers * width + 2 * (layer + mask)}
+    return {"activations": model.n_layers * (layer + mask) + layer}
+
+
+def uses_checkpointing(settings: Settings, on_gpu: bool) -> bool:
+    """As TrainSettings.uses_checkpointing in finetune/load.py."""
+    return settings.gradient_checkpointing == "always" or (
+        settings.gradient_checkpointing == "auto" and on_gpu
+    )
+
+
+def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bool) -> Need:
+    """The proof is the peak: torch in float32 on the CPU. Before it, llama.cpp with the 16-bit copy and model.gguf.
+
+    Merging goes by blocks of 256 thousand numbers, and holds the adapter.
+    """
+    lora = model.lora_parameters(settings.rank, settings.target_modules)
+    merged = model.file_bytes
+    if settings.quant != "base":
+        merged = int(QUANT_BYTES[settings.quant] * model.n_parameters)
+    longest = tokens.instruction + tokens.demonstrations + tokens.input + tokens.answer
+    # Of torch and three llama.cpp models, one for each token of an answer; and one prompt's in the making.
+    logits = 4 * model.vocab * (4 * PROOF_PROMPTS * tokens.answer + longest)
+    # One process does all of it, and has CUDA's libraries once a model was on the card.
+    libraries = {"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {}
+    torch_host = {
+        "process": PROOF_PROCESS_BYTES,
+        **libraries,
+        "weights": 4 * model.n_parameters,
+        "LoRA weights": 2 * 4 * lora,
+        "logits": logits,
+        "activations": longest * _layer_bytes(model, settings, 4),
+    }
+    served = _engine("export", model, replace(settings, n_parallel=1), on_gpu, merged)
+    in_16_bit = _engine("export", model, replace(settings, n_parallel=1), False, 2 * model.n_parameters)
+    hosts = [torch_host, served.host, libraries | in_16_bit.host]
+    between = {"one while another is written": merged} if settings.quant not in ("base", "F16") else {}
+    return Need(
+        "export",
+        served.gpu,
+        max(hosts, key=lambda host: sum(host.values())),
+        {"file pages": 2 * model.n_parameters},
+        run_disk={"adapter.gguf": 4 * lora, "model.gguf": merged, **between},
+        tokens=PROOF_PROMPTS * 4 * longest,
+    )
+
+
+def _shard_bytes(model: ModelSizes) -> int:
+    return min(2 * model.n_parameters, MAX_SHARD_BYTES)
+
+
+# What may be changed where training does not fit: settings and their values, the least painful first.
+_TRAINING_REMEDIES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("gradient_checkpointing", ("always",)),
+    ("load_in_4bit", (True,)),
+    ("batch_size", (4, 2, 1)),
+)
+
+
+def remedies(
+    step: str, model: ModelSizes, settings: Settings, tokens: TaskTokens, *, on_gpu: bool
+) -> Iterator[Settings]:
+    """Settings under which the step takes less and less memory, the least painful first."""
+    if step == "train":
+        for name, values in _TRAINING_REMEDIES:
+            if name == "gradient_checkpointing" and uses_checkpointing(settings, on_gpu):
+                continue
+            for value in values:
+                if name != "batch_size" or value < settings.batch_size:
+                    settings = _changed(settings, name, value)
+                    yield settings
+        return
+    # A sequence has to fit: a prompt with its answer.
+    least = tokens.instruction + tokens.demonstrations + tokens.input
+    least += max(settings.max_input_tokens, settings.max_new_tokens)
+    while settings.n_ctx // 2 >= max(least, LEAST_N_CTX):
+        settings = replace(settings, n_ctx=settings.n_ctx // 2)
+        yield settings
+    if on_gpu and settings.n_gpu_layers < 0:
+        for n_layers in range(model.n_layers, -1, -1):
+            yield replace(settings, n_gpu_layers=n_layers)
+
+
+def _changed(settings: Settings, name: str, value: Any) -> Settings:
+    changes: dict[str, Any] = {name: value}
+    return replace(settings, **changes)

@@ -1,0 +1,267 @@
+"""What a run will need before it starts, beside what this machine has, and what to change where it does not fit.
+
+    plan_run("support-inbox", "vicuna-7b-v1.5", None, settings, gpu_bytes=6 * GIB).faults
+    -> ["train: 13.9 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: add --load-in-4bit", ...]
+
+The numbers are those of memory.py: estimated.
+"""
+
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sg_local.doctor import nvidia_gpus
+from sg_local.gguf_header import read_model_header, require_supported
+from sg_local.memory import (
+    GIB,
+    ModelSizes,
+    Need,
+    TaskTokens,
+    batch_tokens,
+    estimate,
+    model_sizes,
+    remedies,
+    task_tokens,
+)
+from sg_local.models import model_store, resolve_model
+from sg_local.pipeline import check_task
+from sg_local.run import total_memory_bytes
+from sg_local.settings import Settings, as_flag
+
+# The desktop and the driver hold some of a card, the system some of the memory.
+USABLE_SHARE_OF_GPU = 0.92
+USABLE_SHARE_OF_HOST = 0.9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is, in bytes; 0 for memory that the system does not tell, gpu_bytes 0 without a GPU."""
+
+    gpu: str
+    gpu_bytes: int
+    host_bytes: int
+    run_disk_bytes: int  # free where the run's directory will be
+    store_disk_bytes: int  # free where models and working copies are
+    is_one_disk: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The needs of all steps, what this machine has, and what is too little, a line each."""
+
+    title: str
+    settings: Settings
+    batch_tokens: int
+    needs: list[Need]
+    machine: Machine
+    faults: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a program: bytes by part."""
+        return {
+            "estimated": True,
+            "fits": not self.faults,
+            "faults": self.faults,
+            "machine": vars(self.machine),
+            "batch_tokens": self.batch_tokens,
+            "steps": [
+                {
+                    "step": need.step,
+                    "gpu_bytes": need.gpu_bytes,
+                    "host_bytes": need.host_bytes,
+                    "disk_bytes": need.disk_bytes,
+                    "tokens": need.tokens,
+                    "gpu": need.gpu,
+                    "host": need.host,
+                    "cache": need.cache,
+                    "disk": {**need.store_disk, **need.run_disk},
+                }
+                for need in self.needs
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """The table, the parts, and what this machine has."""
+        lines = [self.title, "", f"{'':14}{'GPU memory':>12}{'host memory':>13}{'disk':>16}{'tokens':>10}"]
+        for need in self.needs:
+            cells = (_shown(need.gpu_bytes), _shown(need.host_bytes), _shown(need.disk_bytes))
+            lines.append(
+                f"{need.step:14}{cells[0]:>12}{cells[1]:>13}{cells[2]:>16}{_thousands(need.tokens):>10}"
+            )
+        machine = self.machine
+        disk = min(machine.run_disk_bytes, machine.store_disk_bytes)
+        lines.append(
+            f"{'this machine':14}{_shown(machine.gpu_bytes):>12}{_shown(machine.host_bytes):>13}"
+            f"{_shown(disk) + ' free':>16}"
+        )
+        for title, parts_of in _COLUMNS:
+            groups = _grouped(self.needs, parts_of)
+            lines += ["", title] if groups else []
+            for steps, parts in groups:
+                told = ", ".join(f"{name} {_shown(n_bytes)}" for name, n_bytes in parts.items())
+                lines.append(f"  {steps}: {told}")
+        lines += [
+            "",
+            f"a training batch of {self.settings.batch_size} rows: about {self.batch_tokens} tokens",
+        ]
+        return lines
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Need], dict[str, int]]], ...] = (
+    ("GPU memory", lambda need: need.gpu),
+    ("host memory", lambda need: need.host),
+    ("disk (16-bit copies are made once for a model)", lambda need: {**need.store_disk, **need.run_disk}),
+)
+
+
+def plan_run(
+    task_source: str, model_source: str, run_dir: Path | None, settings: Settings, gpu_bytes: int | None
+) -> Plan:
+    """Looks at the task, the model's header and this machine; nothing is computed or written.
+
+    gpu_bytes: of the GPU to plan for, 0 for none; None is the first one here. Raises InputError where task or model
+    is wrong.
+    """
+    task, test_rows = check_task(task_source)
+    path = resolve_model(model_source)
+    header = read_model_header(path)
+    require_supported(header)
+    model = model_sizes(header)
+    tokens = task_tokens(task, settings, len(test_rows))
+    machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
+    needs, faults = compare(model, settings, tokens, machine)
+    place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"
+    title = f"{task.name} with {path.name} {place}: estimated, not measured"
+    return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, faults)
+
+
+def look_at_machine(run_dir: Path, gpu_bytes: int | None) -> Machine:
+    """The memory and the free disk of this machine, and its first NVIDIA GPU unless another is planned for."""
+    gpu = "a planned GPU"
+    if gpu_bytes is None:
+        gpu, gpu_bytes = "", 0
+        for line in nvidia_gpus()[:1]:  # "NVIDIA GeForce RTX 3060, 12288 MiB"; training uses the first
+            if found := re.fullmatch(r"(.*), (\d+) MiB", line):
+                gpu, gpu_bytes = found[1], int(found[2]) * 1024**2
+    run_place, store_place = _existing(run_dir), _existing(model_store())
+    return Machine(
+        gpu=gpu if gpu_bytes else "",
+        gpu_bytes=gpu_bytes,
+        host_bytes=total_memory_bytes(),
+        run_disk_bytes=shutil.disk_usage(run_place).free,
+        store_disk_bytes=shutil.disk_usage(store_place).free,
+        is_one_disk=run_place.stat().st_dev == store_place.stat().st_dev,
+    )
+
+
+def compare(
+    model: ModelSizes, settings: Settings, tokens: TaskTokens, machine: Machine
+) -> tuple[list[Need], list[str]]:
+    """The needs on this machine, and a line for each that it does not have, with what to change."""
+
+    def needs_of(changed: Settings) -> dict[str, Need]:
+        found = estimate(
+            model, changed, tokens, on_gpu=machine.gpu_bytes > 0, memory_bytes=machine.host_bytes
+        )
+        return {need.step: need for need in found}
+
+    needs = list(needs_of(settings).values())
+    steps: dict[str, list[str]] = {}  # what is lacking -> the steps that lack it
+    for need in needs:
+        if _fits(need, machine):
+            continue
+        advice = "no setting makes it fit: take a smaller model, or a machine with more"
+        on_gpu = machine.gpu_bytes > 0
+        for changed in remedies(need.step, model, settings, tokens, on_gpu=on_gpu):
+            if _fits(needs_of(changed)[need.step], machine):
+                advice = f"add {_changes(settings, changed)}"
+                break
+        steps.setdefault(f"{_lack(need, machine)}: {advice}", []).append(need.step)
+    faults = [f"{', '.join(names)}: {lack}" for lack, names in steps.items()]
+    return needs, faults + _disk_faults(needs, machine)
+
+
+def _fits(need: Need, machine: Machine) -> bool:
+    on_gpu = need.gpu_bytes <= USABLE_SHARE_OF_GPU * machine.gpu_bytes
+    return on_gpu and (not machine.host_bytes or need.host_bytes <= USABLE_SHARE_OF_HOST * machine.host_bytes)
+
+
+def _lack(need: Need, machine: Machine) -> str:
+    found = []
+    for what, needed, there, share in (
+        ("GPU memory", need.gpu_bytes, machine.gpu_bytes, USABLE_SHARE_OF_GPU),
+        ("host memory", need.host_bytes, machine.host_bytes, USABLE_SHARE_OF_HOST),
+    ):
+        if there and needed > share * there:
+            usable = _shown(int(share * there))
+            found.append(f"{_shown(needed)} of {what} needed, {usable} of {_shown(there)} can be used")
+    return " and ".join(found)
+
+
+def _changes(before: Settings, after: Settings) -> str:
+    old = before.as_dict()
+    return " ".join(as_flag(name, value) for name, value in after.as_dict().items() if value != old[name])
+
+
+def _disk_faults(needs: list[Need], machine: Machine) -> list[str]:
+    run_bytes = sum(sum(need.run_disk.values()) for need in needs)
+    store_bytes = sum(sum(need.store_disk.values()) for need in needs)
+    places = [
+        ("the run", run_bytes, machine.run_disk_bytes, "another --run DIR"),
+        (
+            "16-bit copies of the model",
+            store_bytes,
+            machine.store_disk_bytes,
+            "SG_LOCAL_HOME on another disk",
+        ),
+    ]
+    if machine.is_one_disk:
+        places = [
+            (
+                "the run with its 16-bit copies",
+                run_bytes + store_bytes,
+                machine.run_disk_bytes,
+                "another disk",
+            )
+        ]
+    return [
+        f"{what} needs {_shown(needed)} of disk, and {_shown(free)} are free: free some, or take {remedy}"
+        for what, needed, free, remedy in places
+        if needed > free
+    ]
+
+
+def _existing(path: Path) -> Path:
+    """The path or the nearest directory above it that there is."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _grouped(
+    needs: list[Need], parts_of: Callable[[Need], dict[str, int]]
+) -> list[tuple[str, dict[str, int]]]:
+    """Steps with the same parts under one heading; those without any left out."""
+    found: list[tuple[str, dict[str, int]]] = []
+    for need in needs:
+        parts = {name: n_bytes for name, n_bytes in parts_of(need).items() if n_bytes}
+        if not parts:
+            continue
+        if found and found[-1][1] == parts:
+            found[-1] = (f"{found[-1][0]}, {need.step}", parts)
+        else:
+            found.append((need.step, parts))
+    return found
+
+
+def _shown(n_bytes: int) -> str:
+    if not n_bytes:
+        return "-"
+    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB / 10 else f"{math.ceil(n_bytes / 1024**2)} MiB"
+
+
+def _thousands(n_tokens: int) -> str:
+    return f"{n_tokens / 1000:,.0f} k"
