@@ -309,7 +309,10 @@ def create_or_open_run(path: Path, task: Task, model_path: Path, settings: Setti
     Raises InputError that names what changed when the directory belongs to another task, model or settings, and
     SgLocalError where it cannot be made.
     """
+    from sg_local.gguf_header import read_model_header, require_context
+
     base = describe_model(model_path, settings.prompt_format)
+    require_context(read_model_header(model_path), settings.n_ctx)
     test_rows = load_test_rows(task) if task.test else []
     if _is_begun(path):
         return _open_same_run(path, task, test_rows, base, settings), False

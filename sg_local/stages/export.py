@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from sg_local.errors import InputError
+from sg_local.gguf_header import read_model_header, require_context
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
@@ -69,6 +70,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
 
     require_training_packages(("torch", "transformers", "peft"))
     base = describe_base(resolve_model(model_source))
+    require_context(read_model_header(base.path), settings.n_ctx)
     if there := [name for name in EXPORTED_FROM_ELSEWHERE if (out_dir / name).exists()]:
         raise InputError(f"{out_dir / there[0]} exists already: move it away, or give another --out")
     is_new = not out_dir.exists()

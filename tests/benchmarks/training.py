@@ -29,6 +29,7 @@ from sg_local.finetune.load import TrainSettings, load_with_lora
 from sg_local.finetune.process import prepare_process
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import row_trainer
+from sg_local.gguf_header import read_model_header
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
@@ -83,8 +84,6 @@ def make_rows(n_rows: int, with_demonstrations: bool) -> tuple[list[TrainRow], V
     ]
     with load_model(resolve_model("smollm2-135m"), vocab_only=True) as model:
         tokenizer = Tokenizer(model)
-        from sg_local.gguf_header import read_model_header
-
         source = read_model_header(resolve_model("smollm2-135m")).chat_template
         template = tokenizer.chat_template(source or "")
         rows = []
@@ -131,6 +130,8 @@ def steps(
             made["tree"].to_batch = tree_batch
         if "SFTTrainer" in contenders:
             made["SFTTrainer"] = default_trainer(model, tokenizer, rows)
+        for trainer in made.values():
+            trainer.current_gradient_accumulation_steps = 1  # train() sets it, which is not called here
         model.train()
         found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in made}
         batches = {name: trainer.get_train_dataloader() for name, trainer in made.items()}
