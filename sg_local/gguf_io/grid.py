@@ -187,10 +187,12 @@ def add_on_grid(rows: Bytes, change: Floats, type_name: str, rng: np.random.Gene
     # Sizes, since a sum of signed changes goes to and fro: over one whole number many times in one row, over none
     # in the next, which makes an adapter 3 to 8 times noisier along its strongest direction. Double precision,
     # since a row may have tens of thousands of columns with changes of a thousandth of a step.
-    sums = np.cumsum(np.abs(possible).reshape(len(rows), -1), axis=1, dtype=np.float64)
+    sums = np.abs(possible, dtype=np.float64).reshape(len(rows), -1)
+    np.cumsum(sums, axis=1, out=sums)
     sums += rng.random((len(rows), 1))
-    np.floor(sums, out=sums)
-    taken = np.copysign(np.diff(sums, axis=1, prepend=0).reshape(q.shape), possible)
+    passed = np.floor(sums, out=sums).astype(np.int32)
+    passed[:, 1:] -= passed[:, :-1].copy()
+    taken = np.copysign(passed.astype(np.float32).reshape(q.shape), possible)
     # A sum that is rounded up to a whole number could go one step too far.
     grid.write(blocks, np.clip(q + taken, 0, grid.highest).astype(np.int16))
     return blocks.reshape(rows.shape)

@@ -65,15 +65,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / "hf"
         write_base_weights(resolve_model("smollm2-135m"), weights)
+        # Memory first: a process counts the size of the one that started it as its own.
+        memory = {kind: peak_memory_mb(kind, weights) for kind in kinds}
         for kind in kinds:
-            # Every measurement in a process of its own: a trainer leaves memory and patches behind.
-            command = [sys.executable, __file__, "--only", kind, "--weights", str(weights), "--memory-of"]
-            memory = {}
-            for contender in ("tree", "SFTTrainer"):
-                ran = subprocess.run([*command, contender], check=True, stdout=subprocess.PIPE, text=True)
-                memory[contender] = int(ran.stdout.splitlines()[-1])
             rows, vocabulary = make_rows(arguments.rows, kind == "demonstrations")
-            show(kind, rows, steps(weights, vocabulary, rows, ["tree", "SFTTrainer"]), memory)
+            show(kind, rows, steps(weights, vocabulary, rows, ["tree", "SFTTrainer"]), memory[kind])
+
+
+def peak_memory_mb(kind: str, weights: Path) -> dict[str, int]:
+    """Of each contender, in a process of its own."""
+    command = [sys.executable, __file__, "--only", kind, "--weights", str(weights), "--memory-of"]
+    found = {}
+    for contender in ("tree", "SFTTrainer"):
+        ran = subprocess.run([*command, contender], check=True, stdout=subprocess.PIPE, text=True)
+        found[contender] = int(ran.stdout.splitlines()[-1])
+    return found
 
 
 def make_rows(n_rows: int, with_demonstrations: bool) -> tuple[list[TrainRow], Vocabulary]:
