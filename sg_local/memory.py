@@ -50,7 +50,7 @@ CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 # Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
 BYTES_PER_TOKEN = 3
 TURN_TOKENS = 8  # what a chat format puts around a turn
-CONTENDERS = 4  # stages/evaluate.py
+CONTENDERS = 4  # stages/evaluate.py; where there are labels, one more
 LEAST_N_CTX = 512  # below, a batch could not be filled
 
 # Bytes of a weight in a quantized file: Llama 2 7B's published files by its 6.74 billion weights.
@@ -257,7 +257,8 @@ def estimate(
         export if copies else replace(export, store_disk=copy),
         replace(
             _engine("evaluate", model, settings, on_gpu, model.file_bytes),
-            tokens=CONTENDERS * (prefix + tokens.test_rows * (tokens.input + tokens.answer)),
+            tokens=(CONTENDERS + bool(tokens.labels))
+            * (prefix + tokens.test_rows * (tokens.input + tokens.answer)),
         ),
     ]
 

@@ -15,18 +15,25 @@ from typing import Any
 
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Request, generate
-from sg_local.llama.scoring import label_logprobs
 from sg_local.progress import progress
 from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.selection import vote
-from sg_local.stages.common import chat_template, counters, open_with, speed, whole_calls
+from sg_local.stages.common import (
+    QUESTIONS_PER_CALL,
+    chat_template,
+    counters,
+    likeliest,
+    open_with,
+    score_labels,
+    speed,
+    whole_calls,
+)
 from sg_local.stages.in_flight import DROP, guarded_call
 from sg_local.stages.weights import generating_model
 
-QUESTIONS_PER_CALL = 64
 SAMPLED_INPUTS_PER_CALL = 24
 
 Rows = list[dict[str, Any]]
@@ -82,25 +89,15 @@ def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: Rows) -> 
 def _score_labels(
     run: Run, engine: Engine, template: ChatTemplate, inputs: Rows, advance: Callable[[int], None]
 ) -> Rows:
-    labels = run.task.labels
-    prompts = _prompts(run, engine, template, inputs)
-    messages = answer_messages(run.task.instruction, inputs[0]["input"], run.task.examples)
-    answers = [tuple(engine.tokenizer.encode_answer(template, messages, label)) for label in labels]
-    room = max(map(len, answers))
-    fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), room)]
-    scores_of = label_logprobs(
-        engine, [prompts[index] for index in fitting], answers, lambda _prompt: advance(1)
-    )
-    advance(len(inputs) - len(fitting))
-    found = dict(zip(fitting, scores_of, strict=True))
+    texts = [row["input"] for row in inputs]
     rows = []
-    for index, row in enumerate(inputs):
-        if index not in found:
+    for row, scores in zip(inputs, score_labels(engine, template, run.task, texts, advance), strict=True):
+        if scores is None:
             rows.append({"id": row["id"], "label_logprobs": {}, "output": None, "drop": "over_context"})
-            continue
-        scores = dict(zip(labels, (round(value, 5) for value in found[index]), strict=True))
-        best = max(scores, key=lambda label: scores[label])
-        rows.append({"id": row["id"], "label_logprobs": scores, "output": best, "drop": None})
+        else:
+            rows.append(
+                {"id": row["id"], "label_logprobs": scores, "output": likeliest(scores), "drop": None}
+            )
     return rows
 
 

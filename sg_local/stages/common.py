@@ -1,4 +1,4 @@
-"""What several stages share: the engine's settings, the chat template of a run, and answering a list of inputs.
+"""What several stages share: the engine's settings, a run's chat template, answering inputs, scoring labels.
 
 answer_inputs is used by `evaluate` and by `predict`, with the same calls in the same order, so both give the same
 answers for the same file.
@@ -12,13 +12,15 @@ from typing import Any
 from sg_local.gguf_header import read_model_header
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
+from sg_local.llama.scoring import label_logprobs
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import Settings
-from sg_local.task import Example
+from sg_local.task import Example, Task
 
 INPUTS_PER_CALL = 128
+QUESTIONS_PER_CALL = 64
 LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
 
 
@@ -119,3 +121,35 @@ def answer_inputs(
     on_finished(len(inputs) - len(fitting))
     by_index = dict(zip(fitting, found, strict=True))
     return [by_index.get(index) for index in range(len(inputs))]
+
+
+def score_labels(
+    engine: Engine,
+    template: ChatTemplate,
+    task: Task,
+    inputs: Sequence[str],
+    on_finished: Callable[[int], None],
+) -> list[dict[str, float] | None]:
+    """log p of each label, its end token included, after the demonstrations and each input, of which there is one.
+
+    None where an input does not fit the context. on_finished is told the number of inputs since its last call.
+    """
+    messages = [answer_messages(task.instruction, text, task.examples) for text in inputs]
+    prompts = [tuple(engine.tokenizer.encode_prompt(template, item)) for item in messages]
+    answers = [tuple(engine.tokenizer.encode_answer(template, messages[0], label)) for label in task.labels]
+    room = max(map(len, answers))
+    fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), room)]
+    found = label_logprobs(
+        engine, [prompts[index] for index in fitting], answers, lambda _prompt: on_finished(1)
+    )
+    on_finished(len(inputs) - len(fitting))
+    scores = {
+        index: dict(zip(task.labels, (round(value, 5) for value in own), strict=True))
+        for index, own in zip(fitting, found, strict=True)
+    }
+    return [scores.get(index) for index in range(len(inputs))]
+
+
+def likeliest(scores: dict[str, float]) -> str:
+    """The label with the highest log-probability, the first of equal ones."""
+    return max(scores, key=lambda label: scores[label])

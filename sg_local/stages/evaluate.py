@@ -2,41 +2,67 @@
 
 reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf
 writes evaluation.json
-    {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}}}
+    {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
+     "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"}}
        predictions/<contender>.jsonl
     {"input": "...", "prediction": "refund", "reference": "refund", "exact_match": 1.0, "rouge_l": 1.0}
 
 Contenders, all greedy through llama.cpp: base_zero_shot, base_few_shot, tuned_adapter (base + adapter.gguf),
-tuned_merged (model.gguf).
+tuned_merged (model.gguf). Where the task has labels also base_label_scoring: the likeliest label after the same prompt
+as base_few_shot, so that the base is not counted as wrong for its format.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sg_local.errors import InputError
-from sg_local.llama.generation import Completion
+from sg_local.llama.engine import Engine
 from sg_local.progress import progress
 from sg_local.records import read_json, read_rows, sha256_file, write_rows, write_text
 from sg_local.run import Run
-from sg_local.selfguide.metrics import exact_match, interval, is_label, paired_difference, rouge_l
+from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.selfguide.metrics import (
+    exact_match,
+    interval,
+    is_label,
+    label_distance,
+    paired_difference,
+    paired_test,
+    rouge_l,
+    verdict,
+)
 from sg_local.stages.common import (
     INPUTS_PER_CALL,
+    QUESTIONS_PER_CALL,
     answer_inputs,
     chat_template,
     counters,
     demonstrations,
+    likeliest,
     longest_answer,
     open_with,
+    score_labels,
     speed,
 )
 from sg_local.stages.in_flight import guarded_call
 from sg_local.task import Example
 
 BASELINE = "base_few_shot"
+LABEL_SCORING = "base_label_scoring"
 TUNED = "tuned_merged"
+GAINS = {"gain": BASELINE, "gain_over_label_scoring": LABEL_SCORING}  # keys of evaluation.json
 MAX_EVALUATION_BYTES = 1 << 20
+
+
+class Contender(NamedTuple):
+    """A way to answer: which files, which demonstrations are in the prompt, and whether labels are scored."""
+
+    model: Path
+    adapter: Path | None
+    shown: Sequence[Example]
+    scores_labels: bool = False
 
 
 def run_evaluate(run: Run) -> None:
@@ -50,13 +76,13 @@ def run_evaluate(run: Run) -> None:
         run.file("predictions").mkdir(exist_ok=True)
         answered = {}
         details["engine"] = {}
-        for name, (model, adapter, shown) in contenders.items():
+        for name, contender in contenders.items():
             path = run.file(f"predictions/{name}.jsonl")
             done = read_rows(path) if path.exists() else []
             if [(row["input"], row["reference"]) for row in done] != [
                 (row.input, row.output) for row in rows
             ]:
-                found, details["engine"][name] = _predict(run, name, rows, model, adapter, shown)
+                found, details["engine"][name] = _predict(run, name, contender, rows)
                 write_rows(path, found)
             answered[name] = read_rows(path)
         evaluation = _evaluation(run, answered, contenders, source)
@@ -70,41 +96,44 @@ def score_table(run: Run) -> str:
     metric = evaluation["metric"]
     lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
     is_classification = run.task.is_classification
-    lines.append(f"{'':16}{'Exact Match':>12}  {'95 % interval':15}{'ROUGE-L':>8}  {'95 % interval':15}"
+    lines.append(f"{'':18}{'Exact Match':>12}  {'95 % interval':15}{'ROUGE-L':>8}  {'95 % interval':15}"
                  + ("no label" if is_classification else ""))  # fmt: skip
     for name, scores in evaluation["contenders"].items():
-        cells = [f"{name:16}"]
+        cells = [f"{name:18}"]
         for key, width in (("exact_match", 12), ("rouge_l", 8)):
             low, high = scores[key]["interval_95"]
             cells.append(f"{scores[key]['mean']:>{width}.3f}  {f'{low:.3f} - {high:.3f}':15}")
         if is_classification:
             cells.append(f"{scores['no_label_share']:>8.1%}")
         lines.append("".join(cells))
-    gain = evaluation["gain"]
-    low, high = gain["interval_95"]
-    lines += [
-        "",
-        f"gain in {metric}, {gain['of']} over {gain['over']}: {gain['mean']:+.3f} "
-        f"(95 % interval {low:+.3f} to {high:+.3f}): {gain['verdict']}",
-    ]
+    lines.append("")
+    for key in GAINS:
+        if gain := evaluation.get(key):
+            low, high = gain["interval_95"]
+            lines.append(
+                f"gain in {metric}, {gain['of']} over {gain['over']}: {gain['mean']:+.3f} "
+                f"(95 % interval {low:+.3f} to {high:+.3f}, p = {gain['p']:.2g}): {gain['verdict']}"
+            )
     return "\n".join(lines)
 
 
 def is_worse(run: Run) -> bool:
     """Whether the tuned model is significantly worse than the base with demonstrations."""
     evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
-    return bool(evaluation["gain"]["interval_95"][1] < 0)
+    return bool(evaluation["gain"]["verdict"] == "worse")
 
 
-def _contenders(run: Run) -> dict[str, tuple[Path, Path | None, Sequence[Example]]]:
-    """Name -> model file, adapter file, demonstrations in the prompt."""
+def _contenders(run: Run) -> dict[str, Contender]:
     base, tuned_shows = run.model.path, demonstrations(run)
-    return {
-        "base_zero_shot": (base, None, ()),
-        BASELINE: (base, None, run.task.examples),
-        "tuned_adapter": (base, run.file("adapter.gguf"), tuned_shows),
-        TUNED: (run.file("model.gguf"), None, tuned_shows),
+    found = {
+        "base_zero_shot": Contender(base, None, ()),
+        BASELINE: Contender(base, None, run.task.examples),
     }
+    if run.task.is_classification:
+        found[LABEL_SCORING] = Contender(base, None, run.task.examples, scores_labels=True)
+    found["tuned_adapter"] = Contender(base, run.file("adapter.gguf"), tuned_shows)
+    found[TUNED] = Contender(run.file("model.gguf"), None, tuned_shows)
+    return found
 
 
 def _scored_rows(run: Run) -> tuple[list[Example], str]:
@@ -124,43 +153,32 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
 
 
 def _predict(
-    run: Run, name: str, rows: list[Example], model: Path, adapter: Path | None, shown: Sequence[Example]
+    run: Run, name: str, contender: Contender, rows: list[Example]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A contender's answers with their scores, and what the engine counted."""
     with (
-        open_with(run.settings, model, adapter) as engine,
+        open_with(run.settings, contender.model, contender.adapter) as engine,
         progress(f"evaluate {name}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
     ):
         template = chat_template(run, engine)
-        limit = longest_answer(engine, run.task.labels, run.settings.max_new_tokens)
-
-        def answer_part(part: Sequence[Example]) -> list[Completion | None]:
-            return answer_inputs(
-                engine,
-                template,
-                run.task.instruction,
-                [row.input for row in part],
-                demonstrations=shown,
-                max_new_tokens=limit,
-                on_finished=advance,
-            )
-
-        answers: list[Completion | None] = []
-        for start in range(0, len(rows), INPUTS_PER_CALL):
-            part = rows[start : start + INPUTS_PER_CALL]
+        answer = _label_answers if contender.scores_labels else _greedy_answers
+        per_call = QUESTIONS_PER_CALL if contender.scores_labels else INPUTS_PER_CALL
+        answers: list[str | None] = []
+        for start in range(0, len(rows), per_call):
+            part = [row.input for row in rows[start : start + per_call]]
             answers += guarded_call(
                 run,
                 f"evaluate {name}",
                 range(start, start + len(part)),
-                lambda places, part=part: answer_part([part[place] for place in places]),  # type: ignore[misc]
+                lambda places, part=part: answer(  # type: ignore[misc]
+                    run, engine, template, contender, [part[place] for place in places], advance
+                ),
                 lambda _place: None,
             )
         counted = counters(engine)
     found = []
-    for row, answer in zip(rows, answers, strict=True):
-        text = (
-            answer.text.strip() if answer else ""
-        )  # what does not fit the context, or crashed, is no answer
+    for row, found_answer in zip(rows, answers, strict=True):
+        text = found_answer or ""  # what does not fit the context, or crashed, is no answer
         found.append(
             {
                 "input": row.input,
@@ -173,20 +191,53 @@ def _predict(
     return found, counted
 
 
+def _greedy_answers(
+    run: Run,
+    engine: Engine,
+    template: ChatTemplate,
+    contender: Contender,
+    inputs: list[str],
+    advance: Callable[[int], None],
+) -> list[str | None]:
+    answers = answer_inputs(
+        engine,
+        template,
+        run.task.instruction,
+        inputs,
+        demonstrations=contender.shown,
+        max_new_tokens=longest_answer(engine, run.task.labels, run.settings.max_new_tokens),
+        on_finished=advance,
+    )
+    return [answer.text.strip() if answer else None for answer in answers]
+
+
+def _label_answers(
+    run: Run,
+    engine: Engine,
+    template: ChatTemplate,
+    _contender: Contender,
+    inputs: list[str],
+    advance: Callable[[int], None],
+) -> list[str | None]:
+    found = score_labels(engine, template, run.task, inputs, advance)
+    return [likeliest(scores) if scores else None for scores in found]
+
+
 def _evaluation(
     run: Run,
     answered: dict[str, list[dict[str, Any]]],
-    contenders: dict[str, tuple[Path, Path | None, Sequence[Example]]],
+    contenders: dict[str, Contender],
     source: str,
 ) -> dict[str, Any]:
     metric = run.task.metric
     scores: dict[str, Any] = {}
     for name, rows in answered.items():
-        model, adapter, shown = contenders[name]
+        contender = contenders[name]
+        served = contender.adapter or contender.model
         entry: dict[str, Any] = {
-            "served": adapter.name if adapter else model.name,
-            "served_sha256": sha256_file(adapter or model),
-            "demonstrations": len(shown),
+            "served": served.name,
+            "served_sha256": sha256_file(served),
+            "demonstrations": len(contender.shown),
         }
         for key in ("exact_match", "rouge_l"):
             values = [row[key] for row in rows]
@@ -198,11 +249,13 @@ def _evaluation(
         if run.task.is_classification:
             outside = sum(not is_label(row["prediction"], run.task.labels) for row in rows)
             entry["no_label_share"] = round(outside / len(rows), 5)
+            entry["label_distance"] = round(
+                label_distance(
+                    [row["prediction"] for row in rows], [row["reference"] for row in rows], run.task.labels
+                ),
+                5,
+            )
         scores[name] = entry
-    mean, low, high = paired_difference(
-        [row[metric] for row in answered[TUNED]], [row[metric] for row in answered[BASELINE]]
-    )
-    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return {
         "task": run.task.name,
         "metric": metric,
@@ -210,11 +263,20 @@ def _evaluation(
         "rows_from": source,
         "n_rows": len(answered[TUNED]),
         "contenders": scores,
-        "gain": {
-            "of": TUNED,
-            "over": BASELINE,
-            "mean": round(mean, 5),
-            "interval_95": [round(low, 5), round(high, 5)],
-            "verdict": verdict,
-        },
+        **{key: _gain(answered, over, metric) for key, over in GAINS.items() if over in answered},
+    }
+
+
+def _gain(answered: dict[str, list[dict[str, Any]]], over: str, metric: str) -> dict[str, Any]:
+    after, before = ([row[metric] for row in answered[name]] for name in (TUNED, over))
+    mean, low, high = paired_difference(after, before)
+    p = paired_test(after, before)
+    return {
+        "of": TUNED,
+        "over": over,
+        "mean": round(mean, 5),
+        "interval_95": [round(low, 5), round(high, 5)],
+        "test": "McNemar, exact" if metric == "exact_match" else "sign changes of the differences",
+        "p": float(f"{p:.3g}"),
+        "verdict": verdict(p, mean),
     }

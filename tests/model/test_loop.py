@@ -64,6 +64,7 @@ def test_all_contenders_are_scored_on_the_test_rows(finished: Path) -> None:
     assert list(evaluation["contenders"]) == [
         "base_zero_shot",
         "base_few_shot",
+        "base_label_scoring",
         "tuned_adapter",
         "tuned_merged",
     ]

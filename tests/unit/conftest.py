@@ -93,6 +93,13 @@ def finished_run(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
+def finish(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
+    """finish(run): every stage of it, as in finished_run."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    return _finish
+
+
+@pytest.fixture
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """contents(directory): every file in it and its bytes, but for the lock."""
 
@@ -139,7 +146,7 @@ def _finish(run: Run) -> None:
     ):
         run.file("predictions").mkdir(exist_ok=True)
         write_rows(run.file("predictions/tuned_merged.jsonl"), [{"input": "Pay me.", "prediction": "refund"}])
-        run.file("evaluation.json").write_text(json.dumps(_evaluation()))
+        run.file("evaluation.json").write_text(json.dumps(_evaluation(run)))
 
 
 def _carried_task(run: Run) -> dict[str, Any]:
@@ -154,20 +161,22 @@ def _carried_task(run: Run) -> dict[str, Any]:
     }
 
 
-def _evaluation() -> dict[str, Any]:
+def _evaluation(run: Run) -> dict[str, Any]:
     """The content of evaluation.json, as far as it is shown."""
     scores = {"mean": 0.5, "interval_95": [0.1, 0.9]}
-    entry = {"exact_match": scores, "rouge_l": scores, "no_label_share": 0.0}
+    entry: dict[str, Any] = {"exact_match": scores, "rouge_l": scores}
+    names = ["base_zero_shot", "base_few_shot", "tuned_adapter", "tuned_merged"]
+    gain = {"of": "tuned_merged", "mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdict": "better"}
+    gains = {"gain": {**gain, "over": "base_few_shot"}}
+    if run.task.is_classification:
+        entry |= {"no_label_share": 0.0, "label_distance": 0.1}
+        names.insert(2, "base_label_scoring")
+        gains["gain_over_label_scoring"] = {**gain, "over": "base_label_scoring", "mean": 0.25}
     return {
-        "metric": "exact_match",
+        "task": run.task.name,
+        "metric": run.task.metric,
         "n_rows": 2,
         "rows_from": "the task's test file",
-        "contenders": {"base_few_shot": entry, "tuned_merged": entry},
-        "gain": {
-            "of": "tuned_merged",
-            "over": "base_few_shot",
-            "mean": 0.5,
-            "interval_95": [0.2, 0.8],
-            "verdict": "better",
-        },
+        "contenders": dict.fromkeys(names, entry),
+        **gains,
     }

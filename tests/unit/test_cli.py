@@ -241,11 +241,21 @@ def test_a_finished_part_says_so(sg: Call, finished_run: Run, task: Path) -> Non
     assert "is finished until curate, nothing to do" in result.stderr
 
 
-@pytest.mark.parametrize(("interval", "exit_code"), [([-0.8, -0.2], 3), ([-0.2, 0.1], 0), ([0.2, 0.8], 0)])
-def test_the_gate(sg: Call, finished_run: Run, task: Path, interval: list[float], exit_code: int) -> None:
+@pytest.mark.parametrize(
+    ("interval", "verdict", "exit_code"),
+    [
+        ([-0.8, -0.2], "worse", 3),
+        ([-0.8, -0.2], "no difference shown", 0),  # the test decides
+        ([-0.2, 0.1], "no difference shown", 0),
+        ([0.2, 0.8], "better", 0),
+    ],
+)
+def test_the_gate(
+    sg: Call, finished_run: Run, task: Path, interval: list[float], verdict: str, exit_code: int
+) -> None:
     path = finished_run.file("evaluation.json")
     evaluation = json.loads(path.read_text())
-    evaluation["gain"]["interval_95"] = interval
+    evaluation["gain"] |= {"interval_95": interval, "verdict": verdict}
     path.write_text(json.dumps(evaluation))
     assert sg(*given(finished_run, task)).exit_code == 0
     result = sg(*given(finished_run, task), "--gate")

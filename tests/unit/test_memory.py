@@ -256,7 +256,10 @@ def test_its_numbers_are_those_of_the_code_that_it_tells_about(finished_run: Run
     assert base_weights.MAX_SHARD_BYTES == memory.MAX_SHARD_BYTES
     assert parity.N_PROMPTS == memory.PROOF_PROMPTS
     assert train.N_CHECKPOINTS + 1 == memory.CHECKPOINTS
-    assert len(_contenders(finished_run)) == memory.CONTENDERS
+    assert finished_run.task.is_classification
+    assert len(_contenders(finished_run)) == memory.CONTENDERS + 1
+    free = replace(finished_run, task=replace(finished_run.task, labels=()))
+    assert len(_contenders(free)) == memory.CONTENDERS
     assert set(memory.QUANT_BYTES) == {*FILE_TYPES} == {*SETTINGS["quant"].metadata["choices"]} - {"base"}
     for choice in SETTINGS["gradient_checkpointing"].metadata["choices"]:
         for on_gpu in (True, False):

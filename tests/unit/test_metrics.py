@@ -12,10 +12,14 @@ from sg_local.selfguide.metrics import (
     check_labels,
     exact_match,
     interval,
+    interval_over_tasks,
     is_label,
+    label_distance,
     normalize,
     paired_difference,
+    paired_test,
     rouge_l,
+    verdict,
     words,
 )
 
@@ -209,3 +213,99 @@ def test_pairs_make_the_interval_narrower():
 def test_paired_difference_needs_the_same_rows():
     with pytest.raises(ValueError, match="longer"):
         paired_difference([1.0], [1.0, 0.0])
+
+
+LABELS = ["yes", "no", "maybe"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "references", "expected"),
+    [
+        (["yes", "no"], ["no", "yes"], 0.0),  # the distribution, not the answers
+        (["yes", "yes"], ["yes", "no"], 0.5),
+        (["Yes.", " NO "], ["yes", "no"], 0.0),  # as Exact Match sees them
+        (["I think yes", ""], ["yes", "no"], 1.0),
+        (["yes", "I think no", "maybe", "maybe"], ["yes", "no", "maybe", "maybe"], 0.25),
+    ],
+)
+def test_label_distance(answers: list[str], references: list[str], expected: float):
+    assert label_distance(answers, references, LABELS) == pytest.approx(expected)
+
+
+ANSWERS = st.lists(st.sampled_from([*LABELS, "neither", ""]), min_size=1)
+
+
+@given(ANSWERS, st.lists(st.sampled_from(LABELS), min_size=1))
+def test_label_distance_is_a_distance_between_shares(answers: list[str], references: list[str]):
+    found = label_distance(answers, references, LABELS)
+    assert 0 <= found <= 1 + 1e-9
+    assert found == pytest.approx(label_distance(references, answers, LABELS))
+    assert found == pytest.approx(label_distance(answers * 3, references[::-1], LABELS))
+    assert label_distance(answers, answers, LABELS) == 0
+
+
+def scores(right: int, wrong: int, same: int = 0) -> tuple[list[float], list[float]]:
+    """Scores after and before where so many rows became right, became wrong, and stayed."""
+    after = [1.0] * right + [0.0] * wrong + [1.0] * same
+    return after, [0.0] * right + [1.0] * wrong + [1.0] * same
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "p"),
+    [
+        (5, 0, 2 / 2**5),
+        (6, 0, 2 / 2**6),
+        (8, 2, 2 * (1 + 10 + 45) / 2**10),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+        # Agresti, Categorical Data Analysis (2002), table 10.1: approval of a prime minister, asked twice
+        (86, 150, 3.7e-5),
+    ],
+)
+def test_paired_test_of_right_and_wrong_is_mcnemars_exact_one(right: int, wrong: int, p: float):
+    assert paired_test(*scores(right, wrong)) == pytest.approx(p, rel=0.01)
+    assert paired_test(*scores(wrong, right, same=500)) == pytest.approx(p, rel=0.01)
+
+
+def test_paired_test_of_other_scores_is_the_same_test_by_simulation():
+    # Halved scores are no longer 0 or 1, and the test does not depend on scale.
+    for right, wrong in ((8, 2), (20, 12), (5, 0)):
+        after, before = scores(right, wrong)
+        simulated = paired_test([value / 2 for value in after], [value / 2 for value in before])
+        # 10,000 draws: a standard error of at most 0.005; 0.025 is five of them.
+        assert simulated == pytest.approx(paired_test(after, before), abs=0.025)
+
+
+def test_paired_test_finds_a_small_steady_gain_and_not_a_large_unsteady_one():
+    rng = random.Random(2)
+    before = [rng.random() for _ in range(100)]
+    assert paired_test([value + 0.05 + rng.gauss(0, 0.05) for value in before], before) < 0.001
+    assert paired_test([value + rng.gauss(0, 1) for value in before], before) > 0.01
+    after = [value + rng.gauss(0.03, 0.2) for value in before]
+    assert paired_test(after, before) == paired_test(after, before)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20))
+def test_paired_test_does_not_care_which_comes_first(pairs: list[tuple[float, float]]):
+    after, before = zip(*pairs, strict=True)
+    p = paired_test(after, before)
+    assert 0 < p <= 1
+    assert p == paired_test(before, after)
+
+
+def test_the_test_decides_where_the_interval_is_too_narrow():
+    after, before = scores(5, 0, same=295)
+    mean, low, _ = paired_difference(after, before)
+    assert low > 0
+    assert verdict(paired_test(after, before), mean) == "no difference shown"
+    after, before = scores(6, 0, same=294)
+    assert verdict(paired_test(after, before), mean) == "better"
+    assert verdict(paired_test(before, after), -mean) == "worse"
+
+
+def test_interval_over_tasks_is_students():
+    assert interval_over_tasks([0.4]) is None
+    assert interval_over_tasks([0.3, 0.3]) == pytest.approx((0.3, 0.3))
+    # Student's own data (1908): extra hours of sleep by one drug; mean 0.75, t(9) = 2.262, s = 1.789
+    hours = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    assert interval_over_tasks(hours) == pytest.approx((0.75 - 1.28, 0.75 + 1.28), abs=0.005)

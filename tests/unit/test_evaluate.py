@@ -1,0 +1,128 @@
+"""Stage 6 with a scripted engine: who is asked what, and what evaluation.json says of the answers."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import sg_local.stages.common as common
+import sg_local.stages.evaluate as evaluate
+from sg_local.llama.engine import Counters
+from sg_local.llama.generation import Completion
+from sg_local.pipeline import run_stage
+from sg_local.records import read_rows
+from sg_local.run import Run
+from sg_local.stages.evaluate import score_table
+
+
+class Scripted:
+    """Stands for llama.cpp: the base says "Refund, I think." with examples, the tuned files say "login".
+
+    Its label scores are right but for one: everything over 200 bytes does not fit.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counters = Counters()
+        self.tokenizer = SimpleNamespace(
+            chat_template=lambda source: source,
+            encode_prompt=lambda _template, messages: list(
+                "\n".join(message["content"] for message in messages).encode()
+            ),
+            encode_answer=lambda _template, _messages, answer: list(answer.encode()),
+            encode_plain=lambda text: list(text.encode()),
+        )
+
+    def __enter__(self) -> "Scripted":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def fits(self, n_prompt: int, n_new: int) -> bool:
+        return n_prompt + n_new < 200
+
+
+def generate(
+    engine: Scripted, requests: Sequence[Any], on_finished: Callable[[int], None]
+) -> list[Completion]:
+    text = "login" if engine.name in {"adapter.gguf", "model.gguf"} else "Refund, I think."
+    for index in range(len(requests)):
+        on_finished(index)
+    return [Completion(text, (1,), "end") for _ in requests]
+
+
+def label_logprobs(
+    _engine: Scripted, prompts: Sequence[bytes], labels: Sequence[bytes], on_finished: Callable[[int], None]
+) -> list[list[float]]:
+    assert [bytes(label) for label in labels] == [b"refund", b"login"]
+    for index, prompt in enumerate(prompts):
+        assert b"I want my money back." in bytes(prompt)  # the demonstration
+        on_finished(index)
+    return [[-2.0, -0.1] if b"password" in bytes(prompt) else [-0.1, -2.0] for prompt in prompts]
+
+
+@pytest.fixture
+def evaluation(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the stage writes for the two test rows of the run, and for one that is too long."""
+    monkeypatch.setattr(
+        evaluate, "open_with", lambda _settings, model, adapter: Scripted((adapter or model).name)
+    )
+    monkeypatch.setattr(common, "generate", generate)
+    monkeypatch.setattr(common, "label_logprobs", label_logprobs)
+    with open(finished_run.file("test.jsonl"), "a") as file:
+        file.write(json.dumps({"input": "long " * 50, "output": "login"}) + "\n")
+    assert run_stage(finished_run, "evaluate", redo=True)
+    found: dict[str, Any] = json.loads(finished_run.file("evaluation.json").read_text())
+    return found
+
+
+def predictions(run: Run, name: str) -> list[str]:
+    return [row["prediction"] for row in read_rows(run.file(f"predictions/{name}.jsonl"))]
+
+
+def test_the_base_is_scored_by_its_labels_too(evaluation: dict[str, Any], finished_run: Run) -> None:
+    assert predictions(finished_run, "base_few_shot") == ["Refund, I think."] * 2 + [""]
+    assert predictions(finished_run, "base_label_scoring") == ["login", "refund", ""]
+    scores = evaluation["contenders"]["base_label_scoring"]
+    assert scores["exact_match"]["mean"] == pytest.approx(2 / 3, abs=1e-5)
+    assert scores["demonstrations"] == 1
+    assert scores["served"] == finished_run.model.path.name
+    assert evaluation["gain_over_label_scoring"]["over"] == "base_label_scoring"
+    assert evaluation["gain_over_label_scoring"]["mean"] == pytest.approx(-1 / 3, abs=1e-5)
+
+
+def test_what_is_told_of_the_labels(evaluation: dict[str, Any]) -> None:
+    """The truth is login, refund, login; an answer that is too long for the context is no label."""
+    told = {
+        name: (scores["no_label_share"], scores["label_distance"])
+        for name, scores in evaluation["contenders"].items()
+    }
+    third = pytest.approx(1 / 3, abs=1e-5)
+    assert told["base_few_shot"] == (1.0, 1.0)
+    assert told["base_label_scoring"] == (third, third)
+    assert told["tuned_merged"] == (third, third)
+
+
+def test_the_gain_has_a_test_and_its_verdict(evaluation: dict[str, Any], finished_run: Run) -> None:
+    gain = evaluation["gain"]
+    assert (gain["of"], gain["over"]) == ("tuned_merged", "base_few_shot")
+    assert (gain["test"], gain["p"], gain["verdict"]) == ("McNemar, exact", 1.0, "no difference shown")
+    lines = score_table(finished_run).splitlines()
+    assert any(line.startswith("base_label_scoring ") for line in lines)
+    assert lines[-2].endswith("p = 1): no difference shown")
+    assert "tuned_merged over base_label_scoring: -0.333" in lines[-1]
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_free_answers_have_no_labels_to_score(finished_run: Run) -> None:
+    free = replace(finished_run, task=replace(finished_run.task, labels=()))
+    run_stage(free, "evaluate", redo=True)
+    found = json.loads(free.file("evaluation.json").read_text())
+    assert "base_label_scoring" not in found["contenders"]
+    assert "gain_over_label_scoring" not in found
+    assert "label_distance" not in found["contenders"]["tuned_merged"]
+    assert found["gain"]["test"] == "sign changes of the differences"
