@@ -21,6 +21,7 @@ from pathlib import Path
 from sg_local.errors import InputError, SgLocalError
 from sg_local.models import resolve_model
 from sg_local.progress import restore_terminal, say
+from sg_local.records import read_text, write_text
 from sg_local.run import Run, create_or_open_run, lock_run
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import STAGES, Settings
@@ -45,6 +46,8 @@ _CRASHES = {
     for name in ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
     if hasattr(signal, name)
 }
+_REASON = ".reason"  # why the last stage of a `run` failed, beside what the user was shown
+MAX_REASON_BYTES = 1 << 20
 MAX_CRASHES_OF_A_STAGE = 6  # three rows: more is no matter of single rows
 
 _is_tied = False
@@ -64,12 +67,21 @@ def begin_run(
 
     Raises InputError where one of them is wrong, or is not what the run was begun with.
     """
-    task, _ = check_task(task_source)
-    if settings.base_weights:  # the run goes on from any directory
-        settings = replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
+    task, test_rows = check_task(task_source)
     return create_or_open_run(
-        run_dir or Path("runs") / task.name, task, resolve_model(model_source), settings
+        run_dir or Path("runs") / task.name,
+        task,
+        resolve_model(model_source),
+        with_full_paths(settings),
+        test_rows,
     )
+
+
+def with_full_paths(settings: Settings) -> Settings:
+    """The settings as a run keeps them, which goes on from any directory."""
+    if not settings.base_weights:
+        return settings
+    return replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
 
 
 def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
@@ -85,12 +97,19 @@ def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
         if redo:
             run.forget_from(stage, keep_partial=False)
         body: Callable[[Run], None] = getattr(import_module(f"sg_local.stages.{stage}"), f"run_{stage}")
-        body(run)
+        try:
+            body(run)
+        except SgLocalError as error:
+            if _is_tied:
+                write_text(run.file(_REASON), str(error))
+            raise
     return True
 
 
-def run_pipeline(run: Run, until: str = STAGES[-1]) -> bool:
+def run_pipeline(run: Run, until: str = STAGES[-1], command: str = "run") -> bool:
     """Runs what is not finished, up to `until`; returns False when there was nothing to do.
+
+    `command` is the one that the user called, and may call again.
 
     Raises SgLocalError or InputError with the stage's own exit code; its message is already on stderr.
     """
@@ -104,15 +123,22 @@ def run_pipeline(run: Run, until: str = STAGES[-1]) -> bool:
             continue
         say(f"[{number}/{len(stages)}] {stage}")
         started = time.monotonic()
+        run.file(_REASON).unlink(missing_ok=True)
         code = _in_own_process_until_it_holds(run, stage)
         if code != 0:
-            again = f"the run is kept; `sg-local run` with the same arguments goes on with {stage}"
+            again = f"the run is kept; `sg-local {command}` with the same arguments goes on with {stage}"
             if code < 0:
                 raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
             error = InputError if code == 2 else SgLocalError
             raise error(f"{stage} did not finish (see above): {again}")
         say(f"[{number}/{len(stages)}] {stage} done in {time.monotonic() - started:.0f} s")
     return True
+
+
+def failure(run: Run) -> str | None:
+    """Why the last stage that run_pipeline started failed, in its own words; None where it had none."""
+    path = run.file(_REASON)
+    return read_text(path, MAX_REASON_BYTES) if path.exists() else None
 
 
 def is_tied() -> bool:

@@ -303,8 +303,14 @@ def open_run(path: Path) -> Run:
     return Run(path, load_task(path / "task.toml"), base, settings)
 
 
-def create_or_open_run(path: Path, task: Task, model_path: Path, settings: Settings) -> tuple[Run, bool]:
-    """The run at `path`, made if there is none; True when it is new.
+def create_or_open_run(
+    path: Path,
+    task: Task,
+    model_path: Path,
+    settings: Settings,
+    test_rows: list[Example] | None = None,
+) -> tuple[Run, bool]:
+    """The run at `path`, made if there is none; True when it is new. Without test rows it takes the task's own.
 
     Raises InputError that names what changed when the directory belongs to another task, model or settings, and
     SgLocalError where it cannot be made.
@@ -313,7 +319,8 @@ def create_or_open_run(path: Path, task: Task, model_path: Path, settings: Setti
 
     base = describe_model(model_path, settings.prompt_format)
     require_context(read_model_header(model_path), settings.n_ctx)
-    test_rows = load_test_rows(task) if task.test else []
+    if test_rows is None:
+        test_rows = load_test_rows(task) if task.test else []
     if _is_begun(path):
         return _open_same_run(path, task, test_rows, base, settings), False
     try:
@@ -363,17 +370,7 @@ def _open_same_run(
     path: Path, task: Task, test_rows: list[Example], base: BaseModel, settings: Settings
 ) -> Run:
     old = open_run(path)
-    new = settings.as_dict()
-    changed = {name: value for name, value in old.settings.as_dict().items() if value != new[name]}
-    # As on the command line, to be copied from there.
-    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
-    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
-    if base.sha256 != old.model.sha256:
-        before.append(f"the model {old.model.path}")
-        now.append("other bytes in that file" if base.path == old.model.path else f"the model {base.path}")
-    elif base.prompt_format != old.model.prompt_format:
-        before.append(f"the prompt format {old.model.prompt_format}")
-        now.append(f"the prompt format {base.prompt_format}")
+    before, now = differences(old.model, old.settings, base, settings)
     if task.name != old.task.name:
         before.append(f"the task {old.task.name}")
         now.append(f"the task {task.name}")
@@ -390,6 +387,24 @@ def _open_same_run(
             "call it as it was begun, or begin a new run with --run DIR"
         )
     return old
+
+
+def differences(
+    old_model: BaseModel, old: Settings, model: BaseModel, settings: Settings
+) -> tuple[list[str], list[str]]:
+    """What something was begun with and is called with, where they differ, as it is said to the user."""
+    new = settings.as_dict()
+    changed = {name: value for name, value in old.as_dict().items() if value != new[name]}
+    # As on the command line, to be copied from there.
+    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
+    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
+    if model.sha256 != old_model.sha256:
+        before.append(f"the model {old_model.path}")
+        now.append("other bytes in that file" if model.path == old_model.path else f"the model {model.path}")
+    elif model.prompt_format != old_model.prompt_format:
+        before.append(f"the prompt format {old_model.prompt_format}")
+        now.append(f"the prompt format {model.prompt_format}")
+    return before, now
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

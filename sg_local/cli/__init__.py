@@ -26,12 +26,13 @@ COMMANDS = {
     "evaluate": ("stages", "Stage 6: score the served files beside the untuned model."),
     "predict": ("predict", "Answers for a file of inputs, JSON lines out."),
     "verify": ("verify", "Hashes, fingerprint and parity of a run, again."),
+    "bench": ("bench", "Many tasks, one table."),
     "models": ("models", "Models by name: list, pull, show."),
     "task": ("task", "Task files: check, import."),
     "doctor": ("doctor", "What this machine can do and what is missing, with the fix."),
 }
 # The modules whose commands go on where they stopped when they are called again.
-_RESUMING = {"run", "stages", "export"}
+_RESUMING = {"run", "stages", "export", "bench"}
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}

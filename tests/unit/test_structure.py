@@ -18,8 +18,8 @@ PACKAGE = ROOT / "sg_local"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"plan"},
-    {"pipeline", "doctor"},
+    {"plan", "bench"},
+    {"pipeline", "doctor", "bench_table"},
     {"stages"},
     {"llama", "finetune", "gguf_io", "report"},
     {"selfguide"},
@@ -137,7 +137,7 @@ def test_the_command_line_is_light() -> None:
     # and so are the modules of the commands, which need the settings and no more
     loaded = modules_after(
         "import sg_local.cli.run, sg_local.cli.stages, sg_local.cli.predict, sg_local.cli.verify\n"
-        "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan"
+        "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan, sg_local.cli.bench"
     )
     assert not HEAVY & loaded
     assert not {"sg_local.run", "sg_local.models", "sg_local.task", "sg_local.pipeline"} & loaded

@@ -1,0 +1,231 @@
+"""Many tasks with the same model and settings: a run for each, and one table of their scores.
+
+    benches/everyday/
+      bench.json      {"model": {"sha256": "6f2e…"}, "settings": {"n_inputs": 400}, "failed": {"sst2": "train …"}}
+      agnews/ sst2/   run directories, as of `sg-local run`
+      results.json results.md
+
+Tasks are read from a directory, or from its directory `tasks` if there is one: the task files of sg_local (.toml), and
+what `sg-local task import` reads (.json): one object with its test rows in ../test, or Super-NaturalInstructions v2
+(https://github.com/allenai/natural-instructions).
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from sg_local.bench_table import markdown, row_of, summary
+from sg_local.errors import InputError, SgLocalError
+from sg_local.finetune.process import require_trainer
+from sg_local.models import resolve_model
+from sg_local.pipeline import check_task, failure, run_pipeline, with_full_paths
+from sg_local.progress import say
+from sg_local.records import Faults, read_json, write_text
+from sg_local.run import (
+    BaseModel,
+    Run,
+    create_or_open_run,
+    describe_model,
+    differences,
+    lock_run,
+    open_run,
+    versions,
+)
+from sg_local.selfguide.metrics import check_labels
+from sg_local.settings import Settings, resolve_settings
+from sg_local.stages.evaluate import MAX_EVALUATION_BYTES
+from sg_local.task import Example, Task, import_task
+
+N_TEST_ROWS = 300  # that are drawn from a JSON file, as by `sg-local task import`
+MAX_BENCH_BYTES = 1 << 20
+_OWN_FILES = ("bench.json", "results.json", "results.md")
+
+
+def load_tasks(
+    directory: Path, patterns: Sequence[str] = (), n_test_rows: int = N_TEST_ROWS
+) -> list[tuple[Task, list[Example]]]:
+    """The tasks of a directory with their test rows, in the order of the files' names.
+
+    patterns: only files whose names without ending fit one of them ("task19*"). Raises InputError with the
+    faults of all files.
+    """
+    place = directory / "tasks" if (directory / "tasks").is_dir() else directory
+    if not place.is_dir():
+        raise InputError(f"{directory} is no directory: give one that holds task files")
+    paths = sorted(path for path in place.iterdir() if path.suffix in {".toml", ".json"} and path.is_file())
+    if not paths:
+        raise InputError(f"{place} holds no task files: give a directory with .toml or .json ones")
+    if patterns:
+        paths = _chosen(paths, patterns)
+    found: dict[str, tuple[Path, Task, list[Example]]] = {}
+    faults = Faults(n_shown=50)
+    for path in paths:
+        try:
+            task, rows = _load_task(path, n_test_rows)
+        except InputError as error:
+            for line in str(error).splitlines():
+                faults.add(line if str(path) in line else f"{path}: {line}")
+            continue
+        if not rows:
+            faults.add(f"{path}: {task.name} has no test rows, and made ones would not measure accuracy")
+        elif task.name in _OWN_FILES:
+            faults.add(f"{path}: the name {task.name} is taken by a file of the results: choose another")
+        elif task.name in found:
+            faults.add(f"{path}: the name {task.name} is also that of {found[task.name][0]}: choose another")
+        else:
+            found[task.name] = path, task, rows
+    faults.raise_any()
+    return [(task, rows) for _, task, rows in found.values()]
+
+
+def run_bench(
+    directory: Path,
+    model_source: str,
+    bench_dir: Path | None,
+    settings: Settings,
+    patterns: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """Runs what is not finished of a directory's tasks; returns what results.json holds, and which of them failed.
+
+    A task that fails is told under "failed" there, and the others go on. Raises InputError before anything runs
+    where a task, the model or a setting is wrong, or is not what the directory was begun with.
+    """
+    tasks = load_tasks(directory, patterns, max(N_TEST_ROWS, settings.max_test_rows))
+    model_path = resolve_model(model_source)
+    settings = with_full_paths(settings)
+    path = bench_dir or Path("benches") / directory.resolve().name
+    model = describe_model(model_path, settings.prompt_format)
+    _make_directory(path)
+    with lock_run(path):
+        failed = _begin(path, model, settings)
+        runs = _begin_runs(path, tasks, model_path, settings)
+        left = [run for run in runs if not run.is_finished("evaluate")]
+        for run in runs:
+            if run not in left:  # `sg-local run` may have finished it meanwhile
+                failed.pop(run.task.name, None)
+        if any(not run.is_finished("train") for run in left):
+            require_trainer(settings.trainer)
+        if not left:
+            say(f"{path} is finished, nothing to do")
+        for number, run in enumerate(left, 1):
+            say(f"task {number} of {len(left)}: {run.task.name}, {run.path}")
+            try:
+                run_pipeline(run, command="bench")
+                failed.pop(run.task.name, None)
+            except SgLocalError as error:
+                failed[run.task.name] = failure(run) or str(error)
+                say(f"Error: {run.task.name}: {error}")
+            _write_bench(path, model, settings, failed)
+            write_results(path, failed)
+        results = write_results(path, failed)
+    return results, [task.name for task, _ in tasks if task.name in failed]
+
+
+def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
+    """Writes results.json and results.md of all finished runs in a bench's directory, and returns the first."""
+    rows = []
+    for settings_path in sorted(path.glob("*/settings.toml")):
+        run = open_run(settings_path.parent)
+        if run.is_finished("evaluate"):
+            rows.append(row_of(read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES), run.manifest()))
+    results = {"tasks": rows, "summary": summary(rows), "failed": failed}
+    _write_json(path / "results.json", results)
+    write_text(path / "results.md", markdown(rows, failed))
+    return results
+
+
+def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
+    names = [path.stem for path in paths]
+    faults = Faults()
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the first are {', '.join(names[:5])}"
+            faults.add(f"{paths[0].parent} has no task {pattern!r}: {hint}")
+    faults.raise_any()
+    return [path for path in paths if any(fnmatchcase(path.stem, pattern) for pattern in patterns)]
+
+
+def _load_task(path: Path, n_test_rows: int) -> tuple[Task, list[Example]]:
+    if path.suffix == ".toml":
+        return check_task(str(path))
+    task, rows = import_task(path, n_test_rows)
+    check_labels(task.labels)
+    return task, rows
+
+
+def _make_directory(path: Path) -> None:
+    """Raises InputError where something else is there that a bench must not mix with."""
+    ours = (".lock", "bench.json", ".bench.json.")  # with the temporaries of a bench that was killed at once
+    if path.is_dir() and not (path / "bench.json").exists():
+        strange = [item.name for item in path.iterdir() if not item.name.startswith(ours)]
+        if strange:
+            raise InputError(
+                f"{path} holds other files ({min(strange)}) and is no bench: choose another with --run DIR"
+            )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SgLocalError(
+            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
+        ) from error
+
+
+def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
+    """Begins a bench, or checks that it was begun with these; returns which tasks had failed, and why."""
+    bench_path = path / "bench.json"
+    if not bench_path.exists():
+        _write_bench(path, model, settings, {})
+        return {}
+    match read_json(bench_path, MAX_BENCH_BYTES):
+        case {
+            "model": {"path": str(old_path), "sha256": str(sha256), "prompt_format": str(prompt_format)},
+            "settings": dict(values),
+            "failed": dict(failed),
+        }:
+            old_model = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
+        case _:
+            raise InputError(f"{bench_path} is damaged: restore it, or begin anew with --run DIR")
+    old = resolve_settings("default", values)
+    before, now = differences(old_model, old, model, settings)
+    if before:
+        raise InputError(
+            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
+            "call it as it was begun, or begin anew with --run DIR"
+        )
+    return failed
+
+
+def _begin_runs(
+    path: Path, tasks: Sequence[tuple[Task, list[Example]]], model_path: Path, settings: Settings
+) -> list[Run]:
+    """A run for each task; raises InputError with all tasks that are not what their runs were begun with."""
+    runs = []
+    faults = Faults(n_shown=50)
+    for task, rows in tasks:
+        try:
+            runs.append(create_or_open_run(path / task.name, task, model_path, settings, rows)[0])
+        except InputError as error:
+            faults.add(str(error))
+    faults.raise_any()
+    return runs
+
+
+def _write_bench(path: Path, model: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
+    _write_json(
+        path / "bench.json",
+        {
+            "model": {**asdict(model), "path": str(model.path)},
+            "settings": settings.as_dict(),
+            "versions": versions(),
+            "failed": failed,
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

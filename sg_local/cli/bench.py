@@ -1,0 +1,67 @@
+"""`sg-local bench`: many tasks, one table."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given, setting_options
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@MODEL_OPTION
+@click.option(
+    "--run",
+    "bench_dir",
+    type=click.Path(path_type=Path),
+    help="Where the runs and the table go.  [default: benches/<name of DIR>]",
+)
+@PRESET_OPTION
+@click.option(
+    "--tasks",
+    default="",
+    metavar="NAMES",
+    help="Only these: names of files without ending, with commas; * stands for anything.",
+)
+@JSON_OPTION
+@setting_options()
+def bench(
+    directory: Path,
+    model: str,
+    bench_dir: Path | None,
+    preset: str,
+    tasks: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """\b
+    sg-local bench my-tasks --model smollm2-135m --preset quick
+    sg-local bench natural-instructions --tasks 'task190_*,task1529_*' --model ./vicuna-7b-v1.5.Q4_K_M.gguf
+
+    Runs every task of a directory with the same model and settings, and makes one table of their scores.
+
+    DIR holds task files (.toml), or JSON as `sg-local task import` reads it, in itself or in its directory `tasks`.
+    Each needs test rows. Called again, it goes on with what is missing; a task that failed does not stop the others
+    (exit code 1).
+    """  # fmt: skip
+    import json
+
+    from sg_local.bench import run_bench
+    from sg_local.bench_table import markdown
+    from sg_local.errors import SgLocalError
+    from sg_local.progress import printable
+    from sg_local.settings import resolve_settings
+
+    patterns = [name.strip() for name in tasks.split(",") if name.strip()]
+    found, failed = run_bench(
+        directory, model, bench_dir, resolve_settings(preset, given(settings)), patterns
+    )
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        click.echo(printable(markdown(found["tasks"], found["failed"])), nl=False)
+    if failed:
+        raise SgLocalError(
+            f"not finished: {', '.join(failed)}; the same command goes on with what is missing"
+        )
