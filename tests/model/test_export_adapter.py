@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +76,35 @@ def test_an_export_that_is_not_the_trained_model_leaves_nothing(
     ):
         export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out").exists()
+
+
+_KILLED_IN_THE_MERGE = """
+import os, signal, sys
+from pathlib import Path
+import sg_local.gguf_io.merge as merge
+from sg_local.settings import Settings
+from sg_local.stages.export import export_adapter
+calls = 0
+def pad(file, alignment_bytes, right=merge.pad):
+    global calls
+    calls += 1
+    if calls == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    right(file, alignment_bytes)
+merge.pad = pad
+export_adapter(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Settings(n_ctx=512, n_threads=1))
+"""
+
+
+def test_a_killed_merge_leaves_nothing_finished_and_the_next_call_ends_it(base: Path, tmp_path: Path) -> None:
+    adapter_dir = write_peft(tmp_path / "lora", ALL, SMALL)
+    command = [sys.executable, "-c", _KILLED_IN_THE_MERGE, str(adapter_dir), str(base), str(tmp_path / "out")]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert names_in(tmp_path / "out") == {".work"}
+    assert "model.gguf" not in names_in(tmp_path / "out" / ".work")
+    export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
+    assert names_in(tmp_path / "out") == {"adapter.gguf", "model.gguf", "parity.json"}
 
 
 def test_what_is_no_whole_adapter_is_refused_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
