@@ -117,7 +117,7 @@ def run_pipeline(run: Run, until: str = STAGES[-1], command: str = "run") -> boo
     if run.is_finished(until):
         return False
     run.check_model()
-    _require_packages(run, stages)
+    _require_training(run, stages)
     for number, stage in enumerate(stages, 1):
         if run.is_finished(stage):  # a stage that runs takes back those after it
             continue
@@ -164,12 +164,16 @@ def end_with_parent() -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
 
 
-def _require_packages(run: Run, stages: tuple[str, ...]) -> None:
-    """Raises InputError now, and not after the hours of the stages before, where training cannot work here."""
+def _require_training(run: Run, stages: tuple[str, ...]) -> None:
+    """Raises InputError now, and not after the hours of the stages before, where training cannot work."""
     from sg_local.finetune.process import require_trainer
 
     if "train" in stages and not run.is_finished("train"):
         require_trainer(run.settings.trainer)
+        if run.settings.base_weights:
+            from sg_local.stages.weights import check_given_weights
+
+            check_given_weights(run)
 
 
 def _in_own_process_until_it_holds(run: Run, stage: str) -> int:

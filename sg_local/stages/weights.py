@@ -45,17 +45,22 @@ def training_weights(run: Run) -> Path:
 
     They get the configuration that the GGUF stands for; their own is only compared with it.
     """
-    given = run.settings.base_weights
-    if not given:
+    if not run.settings.base_weights:
         return torch_weights(run.model)
     from sg_local.gguf_io.base_weights import link_base_weights
+
+    check_given_weights(run)
+    linked = run.file(".work") / "base_weights"
+    link_base_weights(run.model.path, Path(run.settings.base_weights), linked)
+    return linked
+
+
+def check_given_weights(run: Run) -> None:
+    """Raises InputError where --base-weights are not the weights that the GGUF was made from."""
     from sg_local.gguf_io.check_weights import check_base_weights
 
-    say(f"comparing {given} with {run.model.path.name}, tensor by tensor")
-    check_base_weights(run.model.path, Path(given))
-    linked = run.file(".work") / "base_weights"
-    link_base_weights(run.model.path, Path(given), linked)
-    return linked
+    say(f"comparing {run.settings.base_weights} with {run.model.path.name}, tensor by tensor")
+    check_base_weights(run.model.path, Path(run.settings.base_weights))
 
 
 def f16_gguf(base: BaseModel, n_threads: int) -> Path:

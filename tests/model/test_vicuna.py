@@ -14,6 +14,7 @@ import pytest
 from tiny_models import write_tiny_llama
 
 from sg_local.gguf_header import read_header
+from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.records import read_rows, write_rows
@@ -78,7 +79,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def sg_local(home: Path, *arguments: str, text: str = "") -> str:
+def sg_local(home: Path, *arguments: str, exit_code: int = 0) -> "subprocess.CompletedProcess[str]":
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -86,15 +87,21 @@ def sg_local(home: Path, *arguments: str, text: str = "") -> str:
     }
     command = [sys.executable, "-m", "sg_local", *arguments]
     done = subprocess.run(
-        command, env=environment, input=text, text=True, capture_output=True, cwd=home, timeout=600
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        cwd=home,
+        timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == exit_code, done.stderr
+    return done
 
 
 def test_the_whole_loop(home: Path) -> None:
-    shown = sg_local(home, "run", "tiny.toml", "--model=tiny.gguf", "--run=run", *SMALL)
-    assert "tuned_merged" in shown
+    done = sg_local(home, "run", "tiny.toml", "--model=tiny.gguf", "--run=run", *SMALL)
+    assert "tuned_merged" in done.stdout
     manifest = json.loads((home / "run" / "manifest.json").read_text())
     assert manifest["stages"]["train"]["training"]["batches"] == "tree"
     parity = manifest["stages"]["export"]["parity"]
@@ -106,8 +113,25 @@ def test_the_whole_loop(home: Path) -> None:
     assert read_header(home / "run" / "model.gguf").chat_template is None
 
     inputs = read_rows(home / "tiny.test.jsonl")
-    lines = sg_local(home, "predict", "--model=run/model.gguf", "tiny.test.jsonl").splitlines()
+    lines = sg_local(home, "predict", "--model=run/model.gguf", "tiny.test.jsonl").stdout.splitlines()
     served = [json.loads(line)["output"] for line in lines]
     scored = [row["prediction"] for row in read_rows(home / "run" / "predictions" / "tuned_merged.jsonl")]
     assert served == scored
     assert len(served) == len(inputs)
+
+
+def test_16_bit_weights_given_beside_the_gguf_are_trained_on(home: Path) -> None:
+    write_base_weights(home / "tiny.gguf", home / "hf")
+    begin = ["run", "tiny.toml", "--model=tiny.gguf", *SMALL, "--load-in-4bit", "--until=train"]
+    done = sg_local(home, *begin, "--run=given", "--base-weights=hf")
+    assert f"comparing {home / 'hf'} with tiny.gguf, tensor by tensor" in done.stderr
+    assert (home / "given" / "adapter" / "adapter_model.safetensors").exists()
+    assert not (home / "given" / ".work").exists()
+    training = json.loads((home / "given" / "manifest.json").read_text())["stages"]["train"]["training"]
+    assert training["batches"] == "tree"  # under 4-bit weights too
+
+    # Another model's weights are refused before anything is made.
+    write_base_weights(write_tiny_llama(home / "other.gguf", seed=1), home / "other")
+    done = sg_local(home, *begin, "--run=refused", "--base-weights=other", exit_code=2)
+    assert "model.embed_tokens.weight differs from token_embd.weight of tiny.gguf" in done.stderr
+    assert not (home / "refused" / "inputs.jsonl").exists()
