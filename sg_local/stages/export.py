@@ -53,8 +53,7 @@ def run_export(run: Run) -> None:
         say("export: comparing llama.cpp with torch")
         parity = measure_run(run, work / "adapter.gguf", work / "model.gguf")
         details["parity"] = parity.as_dict()
-        say(f"export: {parity.in_words()}")
-        require_parity(parity)
+        _require_and_tell(parity)
         for name in EXPORTED:
             os.replace(work / name, run.file(name))
         shutil.rmtree(run.file(".work"), ignore_errors=True)
@@ -85,8 +84,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         _write_ggufs(base, settings, adapter_dir, work, metadata)
         say("export: comparing llama.cpp with torch")
         parity = measure_on_texts(base, settings, adapter_dir, work / "adapter.gguf", work / "model.gguf")
-        say(f"export: {parity.in_words()}")
-        require_parity(parity)
+        _require_and_tell(parity)
         write_text(work / "parity.json", json.dumps(parity.as_dict(), indent=1) + "\n")
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
@@ -95,6 +93,13 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         if is_new and out_dir.is_dir() and not any(out_dir.iterdir()):
             out_dir.rmdir()
     return parity
+
+
+def _require_and_tell(parity: Parity) -> None:
+    say(f"export: {parity.in_words()}")
+    require_parity(parity)
+    if parity.advice:
+        say(f"export: {parity.advice}")
 
 
 def _write_ggufs(

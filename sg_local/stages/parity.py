@@ -99,6 +99,16 @@ class Parity:
             f"{self.n_positions} positions"
         )
 
+    @property
+    def advice(self) -> str | None:
+        """What to do where model.gguf is within its bounds, but lost something of what was trained."""
+        if self.mean_kl_nats <= NEAR_NATS:
+            return None
+        return (
+            f"model.gguf is {self.mean_kl_nats:.3f} nats from the trained model, since {self.merged_type} is coarse "
+            "for a small change; base + adapter.gguf is nearer, and so is --quant Q8_0 in a new run"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {

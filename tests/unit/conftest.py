@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from gguf_bytes import TinyTensor, Value, tiny_gguf
+from hypothesis import settings as hypothesis_settings
 
 from sg_local.cli import cli
 from sg_local.gguf_io.fingerprint import fingerprint
@@ -19,6 +20,10 @@ from sg_local.records import write_rows
 from sg_local.run import Run, create_or_open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
+
+# A busy machine is no fault; tests that are about time say their own deadline.
+hypothesis_settings.register_profile("no deadline", deadline=None)
+hypothesis_settings.load_profile("no deadline")
 
 MODEL: dict[str, Value] = {
     "general.architecture": "llama",

@@ -37,3 +37,23 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
     parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
     assert opened == [("f16.gguf", 0), ("f16.gguf", 0), ("model.gguf", -1)]
+
+
+def parity_of(mean_kl_nats: float) -> parity.Parity:
+    return parity.Parity(
+        max_logit_difference=0.05,
+        adapter_effect=20.0,
+        mean_kl_nats=mean_kl_nats,
+        base_mean_kl_nats=5.0,
+        argmax_equal_share=0.9,
+        merged_type="Q4_1",
+        n_prompts=16,
+        n_positions=50,
+    )
+
+
+def test_a_merged_file_that_lost_something_is_passed_with_advice_and_one_that_lost_much_is_not() -> None:
+    assert parity_of(0.04).advice is None
+    assert "base + adapter.gguf is nearer, and so is --quant Q8_0" in (parity_of(0.11).advice or "")
+    assert not parity_of(0.11).faults()
+    assert parity_of(0.3).faults()
