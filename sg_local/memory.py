@@ -45,6 +45,7 @@ ADAM_BYTES, ADAM_8_BIT_BYTES = 8.0, 2 * (1 + 4 / 256)
 MAX_COPY_SHARE_OF_MEMORY = 0.25
 MAX_SHARD_BYTES = GIB  # gguf_io/base_weights.py
 PROOF_PROMPTS = 16  # stages/parity.py
+PROOF_TOKENS_AT_ONCE = 4096  # finetune/reference.py
 CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 
 # Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
@@ -395,7 +396,7 @@ def uses_checkpointing(settings: Settings, on_gpu: bool) -> bool:
 
 
 def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bool) -> Need:
-    """The proof is the peak: torch in float32 on the CPU. Before it, llama.cpp with the 16-bit copy and model.gguf.
+    """The proof is the peak: torch on the CPU, or before it llama.cpp with the 16-bit copy or model.gguf.
 
     Merging goes by blocks of 256 thousand numbers, and holds the adapter.
     """
@@ -408,13 +409,18 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     logits = 4 * model.vocab * (4 * PROOF_PROMPTS * tokens.answer + longest)
     # One process does all of it, and has CUDA's libraries once a model was on the card.
     libraries = {"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {}
+    # No gradients, so one layer's at a time, for as many prompts as are computed at once (finetune/reference.py).
+    at_once = max(longest, min(PROOF_PROMPTS * longest, PROOF_TOKENS_AT_ONCE))
+    q = model.n_heads * model.head_dim
+    largest_part = max(model.layer_parameters // model.n_layers, model.vocab * model.hidden)
     torch_host = {
         "process": PROOF_PROCESS_BYTES,
         **libraries,
-        "weights": 4 * model.n_parameters,
+        "weights": 2 * model.n_parameters,
+        "a part in float32": 4 * largest_part,
         "LoRA weights": 2 * 4 * lora,
         "logits": logits,
-        "activations": longest * _layer_bytes(model, settings, 4),
+        "activations": 4 * at_once * (4 * model.hidden + 4 * q + 3 * model.intermediate),
     }
     served = _engine("export", model, replace(settings, n_parallel=1), on_gpu, merged)
     in_16_bit = _engine("export", model, replace(settings, n_parallel=1), False, 2 * model.n_parameters)
@@ -424,7 +430,7 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
         "export",
         served.gpu,
         max(hosts, key=lambda host: sum(host.values())),
-        {"file pages": 2 * model.n_parameters},
+        {},  # weights that stay as they are on disk are its pages
         run_disk={"adapter.gguf": 4 * lora, "model.gguf": merged, **between},
         tokens=PROOF_PROMPTS * 4 * longest,
     )

@@ -2,17 +2,20 @@
 
     reference_logits(weights_dir, adapter_dir, [((1, 9690, ...), 45)])  -> [array (n_tokens - 45, n_vocab)]
 
-Plain transformers and PEFT in float32 on the CPU, without Unsloth: a second implementation reads the adapter back
-from disk.
+Plain transformers and PEFT on the CPU, without Unsloth: a second implementation reads the adapter back from disk.
+Weights stay in memory as they are on disk, in 16 bits; a layer's become float32 while it computes, so a 7B model takes
+14 GB and not 28.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sg_local.finetune.process import go_offline
+
+MAX_TOKENS_AT_ONCE = 4096  # in a batch; a layer is made float32 once for each
 
 
 def reference_logits(
@@ -24,17 +27,70 @@ def reference_logits(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        str(weights_dir), dtype=torch.float32, local_files_only=True, use_safetensors=True
+        str(weights_dir), dtype=torch.float16, local_files_only=True, use_safetensors=True
     )
+    _restore_float32(model, weights_dir)
+    _compute_in_float32(model)
+    causal = model
     if adapter_dir is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter_dir), local_files_only=True)
     model.eval()
+    decoder = getattr(causal, causal.base_model_prefix)
     found = []
     with torch.no_grad():
-        for tokens, first in sequences:
-            # A view of all positions' logits would hold them: 0.5 GB a sequence with a vocabulary of 128,256.
-            output = model(input_ids=torch.tensor([tokens]), logits_to_keep=len(tokens) - first)
-            found.append(output.logits[0].float().numpy())
+        for part in _parts(sequences):
+            longest = max(len(tokens) for tokens, _ in part)
+            # Filled up at the end, where no token of the row looks.
+            ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
+            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            for row, (tokens, first) in zip(hidden, part, strict=True):
+                found.append(causal.get_output_embeddings()(row[first : len(tokens)]).numpy())
     return found
+
+
+def _parts(
+    sequences: Sequence[tuple[tuple[int, ...], int]],
+) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+    """The sequences in their order, as many at once as MAX_TOKENS_AT_ONCE allows."""
+    part: list[tuple[tuple[int, ...], int]] = []
+    for sequence in sequences:
+        longest = max(len(tokens) for tokens, _ in [*part, sequence])
+        if part and longest * (len(part) + 1) > MAX_TOKENS_AT_ONCE:
+            yield part
+            part = []
+        part.append(sequence)
+    if part:
+        yield part
+
+
+def _restore_float32(model: Any, weights_dir: Path) -> None:
+    """Gives the model what its files hold in float32: norms, biases, and matrices that float16 cannot hold."""
+    from safetensors import safe_open
+
+    parameters = dict(model.named_parameters())
+    for path in sorted(weights_dir.glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                if file.get_slice(name).get_dtype() == "F32":
+                    parameters[name].data = file.get_tensor(name)
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Has the layers, the embedding and the output matrix in float32 while each of them is called, one at a time."""
+    narrow: dict[Any, Any] = {}
+
+    def widen(module: Any, *_: Any) -> None:
+        for parameter in module.parameters():
+            narrow[parameter] = parameter.data
+            parameter.data = parameter.data.float()
+
+    def restore(module: Any, *_: Any) -> None:
+        for parameter in module.parameters():
+            parameter.data = narrow.pop(parameter)
+
+    decoder = getattr(model, model.base_model_prefix)
+    for module in (*decoder.layers, model.get_input_embeddings(), model.get_output_embeddings()):
+        module.register_forward_pre_hook(widen)
+        module.register_forward_hook(restore)

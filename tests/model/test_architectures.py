@@ -20,6 +20,7 @@ from gguf_models import bytes_of
 from tiny_models import HIDDEN, TOKENS, write_tiny_model
 
 from sg_local.errors import InputError
+from sg_local.finetune.reference import reference_logits
 from sg_local.gguf_header import SUPPORTED_ARCHITECTURES, read_header
 from sg_local.gguf_io.adapter import Floats, write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
@@ -144,6 +145,19 @@ def test_base_gives_the_same_logits(case: Case) -> None:
     print(f"base {difference:.6f}")
     assert difference <= MAX_LOGIT_DIFFERENCE
     assert 3 < np.abs(case.torch_base).max() < 30  # so that the bound says something
+
+
+def test_the_exports_reference_is_what_float32_gives(case: Case) -> None:
+    """It holds 16-bit weights, a layer at a time in float32, and computes several prompts at once."""
+    adapter = ADAPTERS[0]
+    sequences = [(PROMPT, 0), (PROMPT[:20], 5), (PROMPT, len(PROMPT) - 3)]
+    for adapter_dir, expected in (
+        (None, case.torch_base),
+        (case.adapter_dir(*adapter), case.torch_adapted[adapter]),
+    ):
+        found = reference_logits(case.directory / "weights", adapter_dir, sequences)
+        for logits, (tokens, first) in zip(found, sequences, strict=True):
+            np.testing.assert_allclose(logits, expected[first : len(tokens)], atol=1e-4)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -18,7 +18,7 @@ from known_sizes import LLAMA_2_7B, SMOLLM2
 
 from sg_local import memory
 from sg_local.errors import InputError
-from sg_local.finetune import load, train
+from sg_local.finetune import load, reference, train
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io import base_weights
 from sg_local.llama.engine import Engine
@@ -65,7 +65,7 @@ MEASURED: list[tuple[ModelSizes, dict[str, Any], str, int]] = [
     (SMOLLM2, {}, "generate", 498_016_256),
     (SMOLLM2, {}, "annotate", 497_135_616),
     (SMOLLM2, {}, "train", 2_255_122_432),
-    (SMOLLM2, {}, "export", 1_403_064_320),
+    (SMOLLM2, {}, "export", 1_025_249_280),
     (SMOLLM2, {}, "evaluate", 420_106_240),
     (SMOLLM2, {"n_ctx": 16_384, "n_inputs": 64}, "generate", 773_160_960),
     (SMOLLM2, {"trainer": "peft"}, "train", 2_308_702_208),
@@ -238,7 +238,7 @@ def test_what_is_advised_fits() -> None:
     assert faults[1].endswith("add --batch-size 4 --load-in-4bit")
     _, faults = compare(LLAMA_2_7B, Settings(), ROWS, replace(machine, host_bytes=16 * GIB))
     assert faults == [
-        "export: 28.2 GiB of host memory needed, 14.4 GiB of 16.0 GiB can be used: "
+        "export: 17.1 GiB of host memory needed, 14.4 GiB of 16.0 GiB can be used: "
         "no setting makes it fit: take a smaller model, or a machine with more"
     ]
     _, faults = compare(LLAMA_2_7B, Settings(), ROWS, replace(machine, store_disk_bytes=GIB))
@@ -255,6 +255,7 @@ def test_its_numbers_are_those_of_the_code_that_it_tells_about(finished_run: Run
     assert signature(Engine.__init__).parameters["n_batch"].default == memory.N_BATCH
     assert base_weights.MAX_SHARD_BYTES == memory.MAX_SHARD_BYTES
     assert parity.N_PROMPTS == memory.PROOF_PROMPTS
+    assert reference.MAX_TOKENS_AT_ONCE == memory.PROOF_TOKENS_AT_ONCE
     assert train.N_CHECKPOINTS + 1 == memory.CHECKPOINTS
     assert finished_run.task.is_classification
     assert len(_contenders(finished_run)) == memory.CONTENDERS + 1
