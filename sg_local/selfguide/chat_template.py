@@ -37,7 +37,7 @@ VICUNA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 # Private-use characters enclose a message's number: no template writes them itself, and one that trims, compares or
 # concatenates leaves the three together.
@@ -60,20 +60,33 @@ class ChatTemplate:
     bos_token: str
     eos_token: str
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether the template has a place for a system message: what it writes for one is not an assistant's turn."""
+        try:
+            own_texts, shown = self._run(("system", "user"), add_generation_prompt=True)
+        except InputError:  # "System role not supported"
+            return False
+        if shown != ["0", "1"]:
+            return False
+        try:
+            return own_texts != self._run(("assistant", "user"), add_generation_prompt=True)[0]
+        except InputError:  # roles that must take turns
+            return True
+
     def render(self, messages: list[Message], *, add_generation_prompt: bool) -> list[Piece]:
         """Renders messages into pieces whose texts, joined, are the prompt; contents are stripped.
+
+        A system message stands at the beginning of the first turn of the user where the template does not take one.
 
         Raises InputError when the template is broken, refuses these roles, passes a bound, or does not show each
         message once and in order.
         """
-        if len(self.source) > MAX_TEMPLATE_CHARACTERS:
-            raise InputError(
-                f"the chat template has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}: "
-                "use --prompt-format vicuna, or a GGUF with a smaller template"
-            )
+        if messages[0]["role"] == "system" and not self.takes_system:
+            system, first, *others = messages
+            messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
         roles = tuple(message["role"] for message in messages)
-        parts = _PLACEHOLDER.split(_run(self, roles, add_generation_prompt))
-        own_texts, shown = parts[::2], parts[1::2]
+        own_texts, shown = self._run(roles, add_generation_prompt=add_generation_prompt)
         if shown != [str(number) for number in range(len(messages))] or re.search(
             "[\ue0f0\ue0f1]", "".join(own_texts)
         ):
@@ -86,6 +99,16 @@ class ChatTemplate:
             pieces.append(Piece(message["content"].strip(), is_data=True))
             pieces.append(Piece(text, is_data=False))
         return [piece for piece in pieces if piece.text]
+
+    def _run(self, roles: tuple[str, ...], *, add_generation_prompt: bool) -> tuple[list[str], list[str]]:
+        """The template's own texts, and between them the numbers of the messages that it shows."""
+        if len(self.source) > MAX_TEMPLATE_CHARACTERS:
+            raise InputError(
+                f"the chat template has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}: "
+                "use --prompt-format vicuna, or a GGUF with a smaller template"
+            )
+        parts = _PLACEHOLDER.split(_run(self, roles, add_generation_prompt))
+        return parts[::2], parts[1::2]
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,9 @@
 """What is said to the model: the two prompts of SELF-GUIDE, as chat messages.
 
-answering (annotate, train, evaluate, predict)   [{"role": "user", "content": "<instruction>\\n\\n<input>"}]
-    with demonstrations                          user/assistant turns before it, the instruction in the first
+answering (annotate, train, evaluate, predict)   [{"role": "system", "content": "<instruction>"},
+                                                  {"role": "user", "content": "<input>"}]
+    with demonstrations                          user/assistant turns between them; a template without a system
+                                                 turn gets the instruction in the first turn of the user
 inventing inputs (generate)                      a request for a list of examples, and the list's beginning as
                                                  the assistant's own words; the model writes the next input
 
@@ -19,12 +21,11 @@ from sg_local.task import Example, Task
 
 def answer_messages(instruction: str, text: str, demonstrations: Sequence[Example] = ()) -> list[Message]:
     """The conversation whose next turn is the answer to `text`."""
-    messages: list[Message] = []
+    messages: list[Message] = [{"role": "system", "content": instruction}]
     for example in demonstrations:
         messages.append({"role": "user", "content": example.input})
         messages.append({"role": "assistant", "content": example.output})
     messages.append({"role": "user", "content": text})
-    messages[0]["content"] = f"{instruction}\n\n{messages[0]['content']}"
     return messages
 
 

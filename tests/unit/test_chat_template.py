@@ -92,6 +92,55 @@ def test_chatml():
     ]
 
 
+def system(content: str) -> Message:
+    return {"role": "system", "content": content}
+
+
+def test_an_instruction_is_the_system_message_where_a_template_has_one():
+    assert CHATML.takes_system
+    assert LLAMA_3.takes_system
+    shown = text_of(CHATML.render([system("Sort it."), user("a")], add_generation_prompt=True))
+    assert shown == (
+        "<|im_start|>system\nSort it.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+NO_SYSTEM = [
+    # Vicuna's else, which takes every other role for the assistant
+    VICUNA_TEMPLATE,
+    "{% for m in messages %}[{{ m.content }}]{% endfor %}",
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    # leaves it out in silence
+    "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", NO_SYSTEM)
+def test_elsewhere_it_begins_the_first_turn_of_the_user(source: str):
+    template = template_of(source)
+    assert not template.takes_system
+    messages = [system("Sort it."), user("a"), assistant("b"), user("c")]
+    plain = [user("Sort it.\n\na"), assistant("b"), user("c")]
+    assert template.render(messages, add_generation_prompt=True) == template.render(
+        plain, add_generation_prompt=True
+    )
+
+
+def test_a_template_that_puts_the_system_message_into_the_first_turn_itself_is_left_to_it():
+    """As Gemma 3's does, and its roles must take turns."""
+    template = template_of(
+        "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
+        "{% set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}"
+        "{% for m in turns %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<{{ m.role }}>{{ first if loop.first else '' }}{{ m.content }}{% endfor %}"
+    )
+    assert template.takes_system
+    shown = text_of(template.render([system("Sort it."), user("a")], add_generation_prompt=True))
+    assert shown == "<user>Sort it.\n\na"
+
+
 @pytest.mark.parametrize("template", [VICUNA, CHATML, LLAMA_3], ids=["vicuna", "chatml", "llama-3"])
 def test_the_text_is_what_jinja_makes_of_the_contents_themselves(template: ChatTemplate):
     messages = [user("Is 3 < 4 & 5?"), assistant("yes"), user("Привет, 世界")]

@@ -670,7 +670,9 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.tokenizer = SimpleNamespace(
             chat_template=lambda source: source,
-            encode_prompt=lambda _template, messages: list(messages[-1]["content"].encode()),
+            encode_prompt=lambda _template, messages: list(
+                "\n\n".join(message["content"] for message in messages).encode()
+            ),
             encode_plain=lambda text: list(text.encode()),
         )
         self.asked: list[str] = []

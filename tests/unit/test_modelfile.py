@@ -115,8 +115,9 @@ def written(template: ChatTemplate, instruction: str, shown: tuple[Example, ...]
 def test_the_whole_file():
     assert written(CHATML, "Sort this message:") == (
         "FROM ./model.gguf\n"
-        'TEMPLATE """<|im_start|>user\n'
-        "Sort this message:\n\n"
+        'TEMPLATE """<|im_start|>system\n'
+        "Sort this message:<|im_end|>\n"
+        "<|im_start|>user\n"
         "{{ .Prompt }}<|im_end|>\n"
         "<|im_start|>assistant\n"
         '"""\n'
@@ -200,8 +201,8 @@ def test_bos_is_left_to_a_tokenizer_that_adds_it():
     assert served_prompt(written_for(WITH_BOS, True), "x") == "[Sort.\n\nx]"
     assert served_prompt(written_for(WITH_BOS, False), "x") == "<s>[Sort.\n\nx]"
     # SmolLM2's BOS is the text that begins each turn, and its tokenizer does not add it.
-    assert served_prompt(written_for(CHATML, False), "x").startswith("<|im_start|>user\nSort.")
-    assert served_prompt(written_for(CHATML, True), "x").startswith("user\nSort.")
+    assert served_prompt(written_for(CHATML, False), "x").startswith("<|im_start|>system\nSort.")
+    assert served_prompt(written_for(CHATML, True), "x").startswith("system\nSort.")
     # What a task begins with is no BOS.
     bare = ChatTemplate("{% for m in messages %}{{ m.content }}|{% endfor %}", "Sort", "")
     assert served_prompt(written_for(bare, True), "x") == "Sort.\n\nx|"

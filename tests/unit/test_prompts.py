@@ -19,13 +19,15 @@ GENERATION = Task("shorten", "Shorten the sentence.", (Example("It is a very lon
 
 def test_an_answer_is_asked_for_with_instruction_and_input_alone():
     assert answer_messages("Sort this.", "My parcel is lost.") == [
-        {"role": "user", "content": "Sort this.\n\nMy parcel is lost."}
+        {"role": "system", "content": "Sort this."},
+        {"role": "user", "content": "My parcel is lost."},
     ]
 
 
 def test_demonstrations_are_earlier_turns_and_the_instruction_stands_once():
     assert answer_messages(TASK.instruction, "claim: E. perspective: F.", TASK.examples) == [
-        {"role": "user", "content": f"{TASK.instruction}\n\nclaim: A. perspective: B."},
+        {"role": "system", "content": TASK.instruction},
+        {"role": "user", "content": "claim: A. perspective: B."},
         {"role": "assistant", "content": "support"},
         {"role": "user", "content": "claim: C. perspective: D."},
         {"role": "assistant", "content": "undermine"},
