@@ -63,16 +63,7 @@ class ChatTemplate:
     @property
     def takes_system(self) -> bool:
         """Whether the template has a place for a system message: what it writes for one is not an assistant's turn."""
-        try:
-            own_texts, shown = self._run(("system", "user"), add_generation_prompt=True)
-        except InputError:  # "System role not supported"
-            return False
-        if shown != ["0", "1"]:
-            return False
-        try:
-            return own_texts != self._run(("assistant", "user"), add_generation_prompt=True)[0]
-        except InputError:  # roles that must take turns
-            return True
+        return _takes_system(self)
 
     def render(self, messages: list[Message], *, add_generation_prompt: bool) -> list[Piece]:
         """Renders messages into pieces whose texts, joined, are the prompt; contents are stripped.
@@ -86,7 +77,7 @@ class ChatTemplate:
             system, first, *others = messages
             messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
         roles = tuple(message["role"] for message in messages)
-        own_texts, shown = self._run(roles, add_generation_prompt=add_generation_prompt)
+        own_texts, shown = self.own_texts(roles, add_generation_prompt=add_generation_prompt)
         if shown != [str(number) for number in range(len(messages))] or re.search(
             "[\ue0f0\ue0f1]", "".join(own_texts)
         ):
@@ -100,8 +91,13 @@ class ChatTemplate:
             pieces.append(Piece(text, is_data=False))
         return [piece for piece in pieces if piece.text]
 
-    def _run(self, roles: tuple[str, ...], *, add_generation_prompt: bool) -> tuple[list[str], list[str]]:
-        """The template's own texts, and between them the numbers of the messages that it shows."""
+    def own_texts(
+        self, roles: tuple[str, ...], *, add_generation_prompt: bool
+    ) -> tuple[list[str], list[str]]:
+        """What the template writes for these roles, and the numbers of the messages that it shows in between.
+
+        Raises InputError when the template is broken, refuses these roles or passes a bound.
+        """
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise InputError(
                 f"the chat template has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}: "
@@ -109,6 +105,21 @@ class ChatTemplate:
             )
         parts = _PLACEHOLDER.split(_run(self, roles, add_generation_prompt))
         return parts[::2], parts[1::2]
+
+
+@lru_cache(maxsize=64)
+def _takes_system(template: ChatTemplate) -> bool:
+    # Remembered here: a refusal is an error, which the cache of what a template writes does not keep.
+    try:
+        own_texts, shown = template.own_texts(("system", "user"), add_generation_prompt=True)
+    except InputError:  # "System role not supported"
+        return False
+    if shown != ["0", "1"]:
+        return False
+    try:
+        return own_texts != template.own_texts(("assistant", "user"), add_generation_prompt=True)[0]
+    except InputError:  # roles that must take turns
+        return True
 
 
 @lru_cache(maxsize=64)

@@ -330,6 +330,24 @@ def test_a_huge_template_is_not_even_tried():
     assert "characters, the limit is 262144" in message
 
 
+REFUSES_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}once<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+TAKES_TURNS = (
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('roles') }}{% endif %}"
+    "once<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [REFUSES_SYSTEM, TAKES_TURNS])
+def test_a_refused_role_is_tried_once_and_not_for_every_prompt(source: str, monkeypatch: pytest.MonkeyPatch):
+    template = template_of(source)
+    shown = template.render([system("Sort it."), user("a")], add_generation_prompt=True)
+    monkeypatch.setattr("subprocess.run", lambda *_args, **_rest: pytest.fail("it ran again"))
+    assert template.render([system("Sort it."), user("a")], add_generation_prompt=True) == shown
+
+
 def test_a_template_runs_once_for_each_sequence_of_roles(monkeypatch: pytest.MonkeyPatch):
     template = template_of("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     assert text_of(template.render([user("a")], add_generation_prompt=True)) == "[a]"
