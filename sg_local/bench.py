@@ -32,6 +32,7 @@ from sg_local.run import (
     describe_model,
     differences,
     lock_run,
+    make_directory,
     open_run,
     versions,
 )
@@ -167,12 +168,7 @@ def _make_directory(path: Path) -> None:
             raise InputError(
                 f"{path} holds other files ({min(strange)}) and is no bench: choose another with --run DIR"
             )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
-        ) from error
+    make_directory(path)
 
 
 def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:

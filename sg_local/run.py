@@ -175,6 +175,16 @@ class Run:
         write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
+def make_directory(path: Path) -> None:
+    """Makes the directory of a run, or of many. Raises SgLocalError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SgLocalError(
+            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
+        ) from error
+
+
 @contextmanager
 def lock_run(path: Path) -> Iterator[None]:
     """Holds a run directory for one writer, and clears away the temporaries of killed ones.
@@ -323,12 +333,7 @@ def create_or_open_run(
         test_rows = load_test_rows(task) if task.test else []
     if _is_begun(path):
         return _open_same_run(path, task, test_rows, base, settings), False
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
-        ) from error
+    make_directory(path)
     with lock_run(path):
         if _is_begun(path):  # by another process, a moment ago
             return _open_same_run(path, task, test_rows, base, settings), False
