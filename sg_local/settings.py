@@ -85,8 +85,27 @@ class Settings:
         high=1,
     )
 
-    n_samples: int = _setting(
-        10, "annotate", "Answers sampled for each input, where there are no labels to score.", low=1
+    label_answers: str = _setting(
+        "scores",
+        "annotate",
+        "How labels are chosen: by their exact probabilities, or by a vote among sampled answers (paper).",
+        choices=("scores", "samples"),
+    )
+    n_layouts: int = _setting(
+        3,
+        "annotate",
+        "Prompts that labels are scored with, of which the mean counts: the instruction in other places, "
+        "the demonstrations in other orders (paper: 1).",
+        low=1,
+        high=9,
+    )
+    n_samples: int = _setting(10, "annotate", "Answers sampled for each input, where none is scored.", low=1)
+    vote: str = _setting(
+        "consensus",
+        "annotate",
+        "Which sampled answer counts where there are no labels: the one most like the others in ROUGE-L, "
+        "or the commonest (paper).",
+        choices=("consensus", "commonest"),
     )
     output_temperature: float = _setting(0.2, "annotate", "Sampling temperature of answers.", low=0, high=5)
     output_top_k: int = _setting(10, "annotate", "Sample from the k likeliest tokens; 0 from all.", low=0)
@@ -103,6 +122,24 @@ class Settings:
     )
     calibrate: bool = _setting(
         True, "curate", "Take the student's label bias out of its label scores (batch calibration)."
+    )
+    label_targets: str = _setting(
+        "hard",
+        "curate",
+        "What a row of a task with labels teaches: its label alone, or the calibrated probabilities of all labels.",
+        choices=("hard", "soft"),
+    )
+    soft_temperature: float = _setting(
+        0.5,
+        "curate",
+        "Temperature of soft targets: under 1 sharper than the probabilities.",
+        low=0.05,
+        high=20,
+    )
+    confidence_weights: bool = _setting(
+        False,
+        "curate",
+        "Weigh a row in the loss by its confidence: how far its answer is ahead of the next.",
     )
     keep_confident: float = _setting(
         0.8,

@@ -21,17 +21,36 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
+Ids: TypeAlias = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class TrainRow:
-    """Token ids of one row: the prompt with BOS where the model wants one, the answer with its end token."""
+    """Token ids of one row: the prompt with BOS where the model wants one, the answer with its end token.
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    A soft target is several answers, each weighted with its probability: the loss is then the cross-entropy with
+    that distribution.
+    """
+
+    prompt: Ids
+    answer: Ids
     weight: float = 1.0  # of each of the answer's tokens in the loss
+    other_answers: tuple[tuple[Ids, float], ...] = ()  # with their weights
+
+    @property
+    def answers(self) -> tuple[tuple[Ids, float], ...]:
+        """All answers with their weights."""
+        return ((self.answer, self.weight), *self.other_answers)
 
     @property
     def n_tokens(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        """Of the prompt and the longest answer."""
+        return len(self.prompt) + max(len(answer) for answer, _ in self.answers)
+
+    @property
+    def sequences(self) -> list[tuple[Ids, Ids, float]]:
+        """Prompt, answer and weight of each answer."""
+        return [(self.prompt, answer, weight) for answer, weight in self.answers]
 
 
 class Batch(NamedTuple):
@@ -46,14 +65,15 @@ class Batch(NamedTuple):
 
 
 def padded_batch(rows: Sequence[TrainRow]) -> Batch:
-    """Each row in a sequence of its own, filled up at the end with tokens that no row's token sees."""
+    """Each answer with its prompt in a sequence of its own, filled up at the end with tokens that none sees."""
     longest = max(row.n_tokens for row in rows)
-    input_ids = np.zeros((len(rows), longest), np.int64)
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    input_ids = np.zeros((len(sequences), longest), np.int64)
     reads: dict[tuple[int, int], float] = {}
-    for index, row in enumerate(rows):
-        input_ids[index, : row.n_tokens] = (*row.prompt, *row.answer)
-        for place, token in enumerate(row.answer, index * longest + len(row.prompt) - 1):
-            reads[place, token] = row.weight
+    for index, (prompt, answer, weight) in enumerate(sequences):
+        input_ids[index, : len(prompt) + len(answer)] = (*prompt, *answer)
+        for place, token in enumerate(answer, index * longest + len(prompt) - 1):
+            reads[place, token] = weight
     position_ids = np.broadcast_to(np.arange(longest), input_ids.shape).copy()
     return Batch(input_ids, position_ids, None, *_columns(reads))
 
@@ -62,11 +82,11 @@ def tree_batch(rows: Sequence[TrainRow]) -> Batch:
     """All rows in one sequence, each beginning of theirs only once."""
     nodes: dict[tuple[int, int], int] = {}  # (the token before, token id) -> place in the sequence
     reads: dict[tuple[int, int], float] = {}
-    for row in rows:
+    for prompt, answer, weight in (sequence for row in rows for sequence in row.sequences):
         place = -1
-        for index, token in enumerate((*row.prompt, *row.answer)):
-            if index >= len(row.prompt):
-                reads[place, token] = reads.get((place, token), 0.0) + row.weight
+        for index, token in enumerate((*prompt, *answer)):
+            if index >= len(prompt):
+                reads[place, token] = reads.get((place, token), 0.0) + weight
             place = nodes.setdefault((place, token), len(nodes))
     visible = np.eye(len(nodes), dtype=np.bool_)
     position_ids = np.zeros((1, len(nodes)), np.int64)

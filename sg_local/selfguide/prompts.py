@@ -14,18 +14,52 @@ asked so, but continues a list well: for labels, the label first and then the in
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sg_local.selfguide.chat_template import Message
 from sg_local.task import Example, Task
 
+# Where the instruction stands: as a system message, above the first input, or above every input.
+INSTRUCTION_PLACES = ("system", "first_turn", "every_turn")
 
-def answer_messages(instruction: str, text: str, demonstrations: Sequence[Example] = ()) -> list[Message]:
+
+class Layout(NamedTuple):
+    """One way to put the same question: where the instruction stands, and in which order the demonstrations come."""
+
+    place: str  # one of INSTRUCTION_PLACES
+    demonstrations: tuple[Example, ...]
+
+
+def layouts(examples: Sequence[Example], n_layouts: int) -> list[Layout]:
+    """Different ways to put a question, n_layouts of them, or as many as there are.
+
+    The first is the prompt that answers are sampled and evaluated with. From one to the next the instruction changes
+    its place, and the demonstrations rotate: what comes last weighs most (arXiv 2104.08786).
+    """
+    n_places = len(INSTRUCTION_PLACES)
+    found = []
+    for number in range(n_layouts):
+        lap, place = divmod(number, n_places)
+        turn = (lap + place) % len(examples)
+        found.append(Layout(INSTRUCTION_PLACES[place], (*examples[turn:], *examples[:turn])))
+    return list(dict.fromkeys(found))
+
+
+def answer_messages(
+    instruction: str, text: str, demonstrations: Sequence[Example] = (), place: str = INSTRUCTION_PLACES[0]
+) -> list[Message]:
     """The conversation whose next turn is the answer to `text`."""
-    messages: list[Message] = [{"role": "system", "content": instruction}]
+    messages: list[Message] = []
     for example in demonstrations:
         messages.append({"role": "user", "content": example.input})
         messages.append({"role": "assistant", "content": example.output})
     messages.append({"role": "user", "content": text})
+    if place == "system":
+        return [{"role": "system", "content": instruction}, *messages]
+    for message in [message for message in messages if message["role"] == "user"]:
+        message["content"] = f"{instruction}\n\n{message['content']}"
+        if place == "first_turn":
+            break
     return messages
 
 

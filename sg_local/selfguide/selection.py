@@ -1,15 +1,19 @@
 """Which answers to believe: votes, calibrated label scores, and equal numbers for every label.
 
     vote(["at noon", "at noon", "12"])       -> ("at noon", 0.67)
+    consensus(["a red car", "red car", "x"]) -> ("a red car", 0.4)               near answers agree in part
     calibrate([[-0.1, -2.4], [-0.2, -1.7]])  -> [[0.60, 0.40], [0.40, 0.60]]     the bias to label 0 is gone
 
-Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equals); Batch Calibration (arXiv
-2309.17249), here on mean log-probabilities; balancing as in SELF-GUIDE, by repeating rows instead of dropping them.
+Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equals); minimum Bayes risk decoding
+(Kumar and Byrne 2004; for language models arXiv 2310.01387); Batch Calibration (arXiv 2309.17249), here on mean
+log-probabilities; balancing as in SELF-GUIDE, by repeating rows instead of dropping them.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+
+from sg_local.selfguide.metrics import rouge_l
 
 # exp(-69): a label's score below it says no more, and must not decide the mean that calibration subtracts.
 _LEAST_PROBABILITY = 1e-30
@@ -23,6 +27,42 @@ def vote(samples: Sequence[str]) -> tuple[str, float]:
     counts = Counter(sample.strip() for sample in samples)
     best = min(counts, key=lambda answer: (-counts[answer], len(answer)))
     return best, counts[best] / len(samples)
+
+
+def vote_margin(samples: Sequence[str]) -> float:
+    """How far the commonest answer's share of the samples is ahead of the next one's, 0..1."""
+    counts = [count for _, count in Counter(sample.strip() for sample in samples).most_common(2)]
+    return (counts[0] - sum(counts[1:])) / len(samples)
+
+
+def consensus(samples: Sequence[str]) -> tuple[str, float]:
+    """The answer that is most like the other samples, and its mean ROUGE-L with them, 0..1.
+
+    Long answers are hardly ever equal, and a vote among ten different ones is chance. Among equals the commonest
+    answer wins, then the shortest, then the first. A single sample agrees with itself.
+    """
+    answers = [sample.strip() for sample in samples]
+    if len(answers) == 1:
+        return answers[0], 1.0
+    counts = Counter(answers)
+    distinct = list(counts)
+    like = {
+        (one, other): rouge_l(one, other)
+        for place, one in enumerate(distinct)
+        for other in distinct[place + 1 :]
+    }
+
+    def agreement(answer: str) -> float:
+        others = sum(
+            count * like.get((answer, other), like.get((other, answer), 0.0))
+            for other, count in counts.items()
+            if other != answer
+        )
+        return (counts[answer] - 1 + others) / (len(answers) - 1)
+
+    shares = {answer: agreement(answer) for answer in distinct}
+    best = min(distinct, key=lambda answer: (-shares[answer], -counts[answer], len(answer)))
+    return best, shares[best]
 
 
 def label_probabilities(logprobs: Sequence[float]) -> list[float]:
@@ -46,10 +86,31 @@ def calibrate(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     ]
 
 
+def ensemble(parts: Sequence[Sequence[float]]) -> list[float]:
+    """Label probabilities of several prompts as one, by the mean of their logarithms; shape (n_prompts, n_labels)."""
+    logs = [[math.log(max(p, _LEAST_PROBABILITY)) for p in part] for part in parts]
+    return label_probabilities([sum(column) / len(parts) for column in zip(*logs, strict=True)])
+
+
+def sharpened(probabilities: Sequence[float], temperature: float) -> list[float]:
+    """Probabilities with their logarithms divided by a temperature over 0: under 1 it takes doubt away."""
+    return label_probabilities([math.log(max(p, _LEAST_PROBABILITY)) / temperature for p in probabilities])
+
+
 def margin(probabilities: Sequence[float]) -> float:
     """How far the likeliest of at least two labels is ahead of the second, 0..1."""
     first, second = sorted(probabilities, reverse=True)[:2]
     return first - second
+
+
+def confidence_weights(confidences: Sequence[float]) -> list[float]:
+    """Weights in proportion to the confidences (0..1), 1 on average.
+
+    None is less than a tenth of the largest, so that no row is dropped this way.
+    """
+    floor = 0.1 * max(confidences, default=0.0) or 1.0
+    raw = [max(confidence, floor) for confidence in confidences]
+    return [value * len(raw) / sum(raw) for value in raw]
 
 
 def most_confident(labels: Sequence[str], margins: Sequence[float], share: float) -> list[bool]:

@@ -3,10 +3,12 @@
 reads  inputs.jsonl
 writes outputs.jsonl
     {"id": 7, "samples": ["at noon", "at noon", "12"], "output": "at noon", "share": 0.67, "drop": null}
-    {"id": 7, "label_logprobs": {"delivery": -0.4, "refund": -2.1}, "output": "delivery", "drop": null}
+    {"id": 7, "label_logprobs": [{"delivery": -0.4, "refund": -2.1}, {"delivery": -0.9, "refund": -1.2}],
+     "output": "delivery", "drop": null}
 
-Where the task has labels their log-probabilities are computed exactly, with the end token; else the answer is
-the commonest of n samples. Not done here: calibration and selection (see curate.py).
+Where the task has labels their log-probabilities are computed exactly, with the end token, once for each of
+n_layouts prompts; else the answer is chosen among n samples. Not done here: calibration and selection (see
+curate.py).
 """
 
 from collections import Counter
@@ -19,8 +21,8 @@ from sg_local.progress import progress
 from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
-from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.selection import vote
+from sg_local.selfguide.prompts import answer_messages, layouts
+from sg_local.selfguide.selection import consensus, vote
 from sg_local.stages.common import (
     QUESTIONS_PER_CALL,
     chat_template,
@@ -44,7 +46,8 @@ def run_annotate(run: Run) -> None:
     run.require("annotate")
     with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]) as details:
         inputs = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None]
-        per_call = QUESTIONS_PER_CALL if run.task.is_classification else SAMPLED_INPUTS_PER_CALL
+        scores_labels = run.task.is_classification and run.settings.label_answers == "scores"
+        per_call = QUESTIONS_PER_CALL if scores_labels else SAMPLED_INPUTS_PER_CALL
         path = run.file("outputs.jsonl")
         rows = recover_rows(path)
         if len(rows) < len(inputs):
@@ -57,7 +60,7 @@ def run_annotate(run: Run) -> None:
             progress("annotate", len(inputs), "inputs", len(rows), detail=lambda: speed(engine)) as advance,
         ):
             template = chat_template(run, engine)
-            annotate = _score_labels if run.task.is_classification else _sample_answers
+            annotate = _score_labels if scores_labels else _sample_answers
             for start in range(len(rows), len(inputs), per_call):
                 part = inputs[start : start + per_call]
 
@@ -90,13 +93,20 @@ def _score_labels(
     run: Run, engine: Engine, template: ChatTemplate, inputs: Rows, advance: Callable[[int], None]
 ) -> Rows:
     texts = [row["input"] for row in inputs]
-    rows = []
-    for row, scores in zip(inputs, score_labels(engine, template, run.task, texts, advance), strict=True):
-        if scores is None:
-            rows.append({"id": row["id"], "label_logprobs": {}, "output": None, "drop": "over_context"})
+    ways = layouts(run.task.examples, run.settings.n_layouts)
+    advances = [*([lambda _n_inputs: None] * (len(ways) - 1)), advance]
+    scores = [
+        score_labels(engine, template, run.task, texts, told, way)
+        for way, told in zip(ways, advances, strict=True)
+    ]
+    rows: Rows = []
+    for row, *own in zip(inputs, *scores, strict=True):
+        fitting = [part for part in own if part is not None]
+        if len(fitting) < len(ways):
+            rows.append({"id": row["id"], "label_logprobs": [], "output": None, "drop": "over_context"})
         else:
             rows.append(
-                {"id": row["id"], "label_logprobs": scores, "output": likeliest(scores), "drop": None}
+                {"id": row["id"], "label_logprobs": fitting, "output": likeliest(fitting[0]), "drop": None}
             )
     return rows
 
@@ -140,8 +150,9 @@ def _sample_answers(
     rows = []
     for row, own in zip(inputs, samples, strict=True):
         answered = [sample for sample in own if sample]
-        output, _ = vote(answered) if answered else (None, 0.0)
-        share = own.count(output) / len(own) if output else 0.0
+        choose = consensus if settings.vote == "consensus" and not run.task.is_classification else vote
+        output, agreement = choose(answered) if answered else (None, 0.0)
+        share = agreement * len(answered) / len(own) if own else 0.0
         drop = None if answered else "unfinished" if own else "over_context"
         rows.append(
             {"id": row["id"], "samples": own, "output": output, "share": round(share, 4), "drop": drop}

@@ -15,7 +15,7 @@ from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.scoring import label_logprobs
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
-from sg_local.selfguide.prompts import answer_messages
+from sg_local.selfguide.prompts import Layout, answer_messages, layouts
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
@@ -129,12 +129,14 @@ def score_labels(
     task: Task,
     inputs: Sequence[str],
     on_finished: Callable[[int], None],
+    layout: Layout | None = None,
 ) -> list[dict[str, float] | None]:
     """log p of each label, its end token included, after the demonstrations and each input, of which there is one.
 
     None where an input does not fit the context. on_finished is told the number of inputs since its last call.
     """
-    messages = [answer_messages(task.instruction, text, task.examples) for text in inputs]
+    place, shown = layout or layouts(task.examples, 1)[0]
+    messages = [answer_messages(task.instruction, text, shown, place) for text in inputs]
     prompts = [tuple(engine.tokenizer.encode_prompt(template, item)) for item in messages]
     answers = [tuple(engine.tokenizer.encode_answer(template, messages[0], label)) for label in task.labels]
     room = max(map(len, answers))

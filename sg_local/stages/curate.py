@@ -2,7 +2,9 @@
 
 reads  inputs.jsonl outputs.jsonl
 writes train.jsonl
-    {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "copies": 2, "drop": null}
+    {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "weight": 1.0,
+     "targets": null, "copies": 2, "drop": null}
+    with soft targets      "targets": {"delivery": 0.97, "refund": 0.03}
 
 The demonstrations are the first rows: the only gold data there is. A dropped row keeps its place and its reason.
 Where the task has no test file, a part of the made pairs is held out for scoring ("held_out").
@@ -17,13 +19,18 @@ from sg_local.progress import say
 from sg_local.records import read_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.filters import rules_of, text_fault
+from sg_local.selfguide.metrics import normalize
 from sg_local.selfguide.selection import (
     balancing_copies,
     calibrate,
+    confidence_weights,
+    ensemble,
     follows_labels,
     label_probabilities,
     margin,
     most_confident,
+    sharpened,
+    vote_margin,
 )
 
 HELD_OUT_SHARE = 0.15
@@ -41,6 +48,8 @@ def run_curate(run: Run) -> None:
                 "input": made[row["id"]]["input"],
                 "output": row["output"],
                 "confidence": None,
+                "weight": 1.0,
+                "targets": None,
                 "copies": 1,
                 "drop": row["drop"],
             }
@@ -50,6 +59,8 @@ def run_curate(run: Run) -> None:
             details["agreement"] = _choose_labels(run, rows, outputs, made)
         else:
             _choose_answers(run, rows, outputs)
+        if run.settings.confidence_weights:
+            _weigh(rows)
         if not run.file("test.jsonl").exists():
             kept = [row for row in rows if row["drop"] is None]
             kept.sort(key=lambda row: row_seed(run.settings.seed, "held_out", row["id"]))
@@ -61,6 +72,8 @@ def run_curate(run: Run) -> None:
                 "input": example.input,
                 "output": example.output,
                 "confidence": 1.0,
+                "weight": 1.0,
+                "targets": None,
                 "copies": 1,
                 "drop": None,
             }
@@ -85,18 +98,24 @@ def run_curate(run: Run) -> None:
 def _choose_labels(
     run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]], made: dict[int, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Labels by calibrated score; drops what disagrees or is unsure. Returns how well labels were followed."""
+    """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well labels were followed."""
     settings, labels = run.settings, run.task.labels
+    if settings.label_answers == "samples":
+        _choose_voted_labels(run, rows, outputs)
     scored = [index for index, row in enumerate(rows) if row["drop"] is None]
     if not scored:
         return {}
-    scores = [[outputs[index]["label_logprobs"][label] for label in labels] for index in scored]
-    probabilities = calibrate(scores) if settings.calibrate else [label_probabilities(row) for row in scores]
-    agreed = 0
-    for index, own in zip(scored, probabilities, strict=True):
-        rows[index]["output"] = labels[own.index(max(own))]
-        rows[index]["confidence"] = round(margin(own), 4)
-        agreed += rows[index]["output"] == made[rows[index]["id"]]["label"]
+    if settings.label_answers == "scores":
+        probabilities = _label_probabilities(run, [outputs[index] for index in scored])
+        for index, own in zip(scored, probabilities, strict=True):
+            rows[index]["output"] = labels[own.index(max(own))]
+            rows[index]["confidence"] = round(margin(own), 4)
+            if settings.label_targets == "soft":
+                targets = sharpened(own, settings.soft_temperature)
+                rows[index]["targets"] = {
+                    label: round(target, 4) for label, target in zip(labels, targets, strict=True)
+                }
+    agreed = sum(rows[index]["output"] == made[rows[index]["id"]]["label"] for index in scored)
     follows = follows_labels(agreed, len(scored), len(labels))
     used = settings.agreement == "always" or (settings.agreement == "auto" and follows)
     if used:
@@ -119,13 +138,46 @@ def _choose_labels(
     }
 
 
+def _label_probabilities(run: Run, outputs: list[dict[str, Any]]) -> list[list[float]]:
+    """Each row's label probabilities over all its prompts, each prompt's own bias taken out first."""
+    by_prompt = []
+    for number in range(len(outputs[0]["label_logprobs"])):
+        scores = [[row["label_logprobs"][number][label] for label in run.task.labels] for row in outputs]
+        by_prompt.append(
+            calibrate(scores) if run.settings.calibrate else [label_probabilities(row) for row in scores]
+        )
+    return [ensemble(parts) for parts in zip(*by_prompt, strict=True)]
+
+
+def _choose_voted_labels(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+    """Labels as the samples voted; drops what is no label, or was not agreed on."""
+    labels = {normalize(label): label for label in run.task.labels}
+    for row, output in zip(rows, outputs, strict=True):
+        if row["drop"] is not None:
+            continue
+        row["output"] = labels.get(normalize(output["output"]), output["output"])
+        row["confidence"] = round(vote_margin(output["samples"]), 4)
+        if row["output"] not in labels.values():
+            row["drop"] = "no_label"
+        elif output["share"] < run.settings.min_share:
+            row["drop"] = "low_share"
+
+
+def _weigh(rows: list[dict[str, Any]]) -> None:
+    """Gives the rows that are left weights by confidence, 1 on average."""
+    left = [row for row in rows if row["drop"] is None]
+    for row, weight in zip(left, confidence_weights([row["confidence"] for row in left]), strict=True):
+        row["weight"] = round(weight, 4)
+
+
 def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
     """Drops answers that are noise, too long or short, or not agreed on."""
     rules = rules_of(run.task)
     bounds = rules.output_characters if run.settings.length_filter else None
     for row, output in zip(rows, outputs, strict=True):
-        row["confidence"] = output.get("share")
         if row["drop"] is None:
+            by_vote = run.settings.vote == "commonest"
+            row["confidence"] = round(vote_margin(output["samples"]) if by_vote else output["share"], 4)
             row["drop"] = text_fault(row["output"], rules.noise, bounds)
         if row["drop"] is None and output["share"] < run.settings.min_share:
             row["drop"] = "low_share"

@@ -112,11 +112,14 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
             # A demonstration is not shown above itself: its answer would stand in its own prompt.
             shown = [example for example in demonstrations(run) if example.input != row["input"]]
             messages = answer_messages(run.task.instruction, row["input"], shown)
-            item = TrainRow(
-                tuple(tokenizer.encode_prompt(template, messages)),
-                tuple(tokenizer.encode_answer(template, messages, row["output"])),
-                row.get("weight", 1.0),
-            )
+            prompt = tuple(tokenizer.encode_prompt(template, messages))
+            targets = row.get("targets") or {row["output"]: 1.0}
+            (answer, weight), *others = [
+                (tuple(tokenizer.encode_answer(template, messages, text)), row.get("weight", 1.0) * share)
+                for text, share in targets.items()
+                if share > 0
+            ]
+            item = TrainRow(prompt, answer, weight, tuple(others))
             if item.n_tokens > limit:  # never cut: a cut answer teaches to stop in the middle
                 dropped["over_context"] += 1
                 continue

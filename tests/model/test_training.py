@@ -32,7 +32,7 @@ MAX_GRADIENT_DIFFERENCE = 1e-4
 
 
 def rows(n: int = 6, *, weighted: bool = False, seed: int = 0) -> list[TrainRow]:
-    """Rows behind one prefix of 12 tokens; the last is there twice, and one prompt has two answers."""
+    """Rows behind one prefix of 12 tokens; one is there twice, one prompt has two answers, one row a soft target."""
     draw = random.Random(seed)
 
     def tokens(low: int, high: int) -> tuple[int, ...]:
@@ -45,7 +45,8 @@ def rows(n: int = 6, *, weighted: bool = False, seed: int = 0) -> list[TrainRow]
         )
         for _ in range(n)
     ]
-    return [*found, found[-1], TrainRow(found[0].prompt, (*tokens(2, 3), 2))]
+    soft = TrainRow(prefix + tokens(3, 5), (*tokens(1, 2), 2), 0.7, (((*tokens(2, 3), 2), 0.3),))
+    return [*found, found[-1], TrainRow(found[0].prompt, (*tokens(2, 3), 2)), soft]
 
 
 def tiny_model(architecture: str) -> Any:
@@ -109,10 +110,11 @@ def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers() -> None:
     nlls, weights = [], []
     with torch.no_grad():
         for row in batch:
-            logits = model(input_ids=torch.tensor([[*row.prompt, *row.answer]])).logits[0]
-            log_probabilities = logits.log_softmax(-1)[len(row.prompt) - 1 : -1]
-            nlls += [-log_probabilities[i, token].item() * row.weight for i, token in enumerate(row.answer)]
-            weights += [row.weight] * len(row.answer)
+            for answer, weight in row.answers:
+                logits = model(input_ids=torch.tensor([[*row.prompt, *answer]])).logits[0]
+                log_probabilities = logits.log_softmax(-1)[len(row.prompt) - 1 : -1]
+                nlls += [-log_probabilities[i, token].item() * weight for i, token in enumerate(answer)]
+                weights += [weight] * len(answer)
     loss, _ = gradient(model, tree_batch(batch))
     assert loss == pytest.approx(sum(nlls) / sum(weights), rel=1e-5)
 

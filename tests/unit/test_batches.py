@@ -15,6 +15,10 @@ ROWS = st.lists(
         prompt=st.lists(TOKENS, min_size=1, max_size=6).map(tuple),
         answer=st.lists(TOKENS, min_size=1, max_size=4).map(tuple),
         weight=st.sampled_from([0.5, 1.0, 2.0]),
+        other_answers=st.lists(
+            st.tuples(st.lists(TOKENS, min_size=1, max_size=4).map(tuple), st.sampled_from([0.25, 0.5, 1.0])),
+            max_size=2,
+        ).map(tuple),
     ),
     min_size=1,
     max_size=8,
@@ -37,8 +41,9 @@ def predictions(batch: Batch) -> Counter[tuple[tuple[int, ...], int]]:
 def expected(rows: list[TrainRow]) -> Counter[tuple[tuple[int, ...], int]]:
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     for row in rows:
-        for index, token in enumerate(row.answer):
-            found[(*row.prompt, *row.answer[:index]), token] += row.weight
+        for answer, weight in row.answers:
+            for index, token in enumerate(answer):
+                found[(*row.prompt, *answer[:index]), token] += weight
     return found
 
 
@@ -51,7 +56,10 @@ def test_padded_and_tree_predict_the_same_from_the_same(rows: list[TrainRow]) ->
 @given(ROWS)
 def test_a_tree_holds_every_beginning_once(rows: list[TrainRow]) -> None:
     beginnings = {
-        ((*row.prompt, *row.answer))[:length] for row in rows for length in range(1, row.n_tokens + 1)
+        ((*row.prompt, *answer))[:length]
+        for row in rows
+        for answer, _ in row.answers
+        for length in range(1, len(row.prompt) + len(answer) + 1)
     }
     assert tree_batch(rows).input_ids.shape == (1, len(beginnings))
 
@@ -75,3 +83,15 @@ def test_shared_instruction_and_equal_rows_cost_nothing() -> None:
     assert batch.sources.tolist() == [2, 3, 5, 6]
     assert batch.targets.tolist() == [7, 2, 9, 2]
     assert batch.weights.tolist() == [2.0, 2.0, 0.5, 0.5]
+
+
+def test_a_soft_target_is_a_prompt_with_several_answers() -> None:
+    soft = TrainRow((1, 5), (7, 2), 0.75, (((9, 2), 0.25),))
+    batch = tree_batch([soft])
+    assert batch.input_ids.tolist() == [[1, 5, 7, 2, 9, 2]]
+    assert dict(zip(batch.targets.tolist(), batch.weights.tolist(), strict=True)) == {
+        7: 0.75,
+        2: 0.25,
+        9: 0.25,
+    }
+    assert padded_batch([soft]).input_ids.tolist() == [[1, 5, 7, 2], [1, 5, 9, 2]]

@@ -44,7 +44,7 @@ def scored(logprobs: list[tuple[float, float]], labels: list[str] | None = None)
         for number in range(len(logprobs))
     ]
     outputs = [
-        {"id": number, "label_logprobs": {"refund": first, "login": second}, "output": "refund"}
+        {"id": number, "label_logprobs": [{"refund": first, "login": second}], "output": "refund"}
         for number, (first, second) in enumerate(logprobs)
     ]
     return inputs, outputs
@@ -87,6 +87,63 @@ def test_disagreement_drops_rows_only_where_the_student_follows_labels(new_run: 
     assert dropped == ([0] if follows else [])
     agreement = new_run.manifest()["stages"]["curate"]["agreement"]
     assert agreement["used_as_filter"] is follows
+
+
+def begun(tmp_path: Path, task: Path, model: Path, **settings: Any) -> Run:
+    return create_or_open_run(tmp_path / "other", load_task(task), model, Settings(**settings))[0]
+
+
+def test_what_several_prompts_say_is_averaged_after_each_lost_its_own_bias(new_run: Run) -> None:
+    # The first prompt leans to refund, the second to login and is surer of itself.
+    inputs, outputs = scored([(-0.1, -4.0), (-0.2, -3.6)])
+    for row, (refund, login) in zip(outputs, [(-9.0, -0.1), (-3.0, -0.2)], strict=True):
+        row["label_logprobs"].append({"refund": refund, "login": login})
+    rows = curated(new_run, inputs, outputs)
+    assert [row["output"] for row in rows if isinstance(row["id"], int)] == ["login", "refund"]
+
+
+def test_soft_targets_are_the_calibrated_probabilities_of_all_labels(
+    tmp_path: Path, task: Path, model: Path
+) -> None:
+    run = begun(tmp_path, task, model, label_targets="soft", soft_temperature=1.0, keep_confident=1.0)
+    rows = curated(run, *scored([(-0.1, -2.1), (-2.1, -0.1), (-0.1, -1.1), (-1.1, -0.1)]))
+    assert rows[0]["targets"] is None  # the demonstration is gold
+    assert [row["targets"]["refund"] for row in rows[1:]] == pytest.approx(
+        [0.8808, 0.1192, 0.7311, 0.2689], abs=1e-4
+    )
+    sharp = begun(tmp_path / "sharp", task, model, label_targets="soft", soft_temperature=0.1)
+    rows = curated(sharp, *scored([(-0.1, -2.1), (-2.1, -0.1)]))
+    assert [row["targets"]["refund"] for row in rows[1:]] == pytest.approx([1.0, 0.0], abs=1e-4)
+
+
+def test_confidence_becomes_weight_where_it_is_asked_for(tmp_path: Path, task: Path, model: Path) -> None:
+    logprobs = [(-0.1, -2.1), (-2.1, -0.1), (-0.1, -1.1), (-1.1, -0.1)]
+    plain = curated(begun(tmp_path, task, model, keep_confident=1.0), *scored(logprobs))
+    assert {row["weight"] for row in plain} == {1.0}
+    run = begun(tmp_path / "weighted", task, model, keep_confident=1.0, confidence_weights=True)
+    weights = [row["weight"] for row in curated(run, *scored(logprobs)) if row["drop"] is None]
+    assert weights[0] == 1.0  # the demonstration
+    assert weights[1] == weights[2] > 1 > weights[3] == weights[4]
+    assert sum(weights[1:]) == pytest.approx(4, abs=1e-3)
+
+
+def test_sampled_labels_are_voted_on(tmp_path: Path, task: Path, model: Path) -> None:
+    run = begun(tmp_path, task, model, label_answers="samples", keep_confident=1.0, agreement="never")
+    samples = [
+        ["refund", "Refund.", "refund"],
+        ["login", "login", "refund"],
+        ["password", "password", "login"],
+        ["a", "b", "c", "login"],
+    ]
+    inputs = [{"id": number, "input": f"message {number}", "label": "login"} for number in range(4)]
+    outputs = [
+        {"id": number, "samples": own, "output": own[0], "share": own.count(own[0]) / len(own)}
+        for number, own in enumerate(samples)
+    ]
+    outputs[0]["output"], outputs[0]["share"] = "Refund.", 0.33
+    rows = curated(run, inputs, outputs)[1:]
+    assert [(row["output"], row["drop"]) for row in rows[:2]] == [("refund", None), ("login", None)]
+    assert [row["drop"] for row in rows[2:]] == ["no_label", "no_label"]
 
 
 def test_test_rows_are_not_held_out_of_the_made_data_and_vice_versa(

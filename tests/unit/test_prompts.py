@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
-from sg_local.selfguide.prompts import answer_messages, input_request, input_stops
+from sg_local.selfguide.prompts import answer_messages, input_request, input_stops, layouts
 from sg_local.task import Example, Task, example_names, load_task
 
 TASK = Task(
@@ -33,6 +33,27 @@ def test_demonstrations_are_earlier_turns_and_the_instruction_stands_once():
         {"role": "assistant", "content": "undermine"},
         {"role": "user", "content": "claim: E. perspective: F."},
     ]
+
+
+def test_layouts_move_the_instruction_and_rotate_the_demonstrations():
+    first, second, third, fourth = layouts(TASK.examples, 4)
+    assert first == ("system", TASK.examples)  # the prompt that is evaluated
+    assert second == ("first_turn", TASK.examples[::-1])
+    assert third == ("every_turn", TASK.examples)
+    assert fourth == ("system", TASK.examples[::-1])
+    three = (*TASK.examples, Example("claim: G. perspective: H.", "support"))
+    assert len(set(layouts(three, 9))) == 9
+    assert len(layouts(TASK.examples[:1], 9)) == 3  # there are no more
+
+
+@pytest.mark.parametrize(("place", "n_times"), [("system", 1), ("first_turn", 1), ("every_turn", 3)])
+def test_the_instruction_stands_where_the_layout_says(place: str, n_times: int):
+    messages = answer_messages(TASK.instruction, "claim: E.", TASK.examples, place)
+    texts = [message["content"] for message in messages]
+    assert sum(TASK.instruction in text for text in texts) == n_times
+    assert texts[0].startswith(TASK.instruction)
+    assert (messages[0]["role"] == "system") == (place == "system")
+    assert texts[-1] == (f"{TASK.instruction}\n\nclaim: E." if place == "every_turn" else "claim: E.")
 
 
 def test_a_label_comes_before_its_input():

@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 from sg_local.selfguide.selection import (
     balancing_copies,
     calibrate,
+    confidence_weights,
+    consensus,
+    ensemble,
     follows_labels,
     label_probabilities,
     margin,
     most_confident,
+    sharpened,
     vote,
+    vote_margin,
 )
 
 
@@ -31,6 +36,55 @@ from sg_local.selfguide.selection import (
 )
 def test_vote(samples: list[str], expected: tuple[str, float]):
     assert vote(samples) == expected
+
+
+@pytest.mark.parametrize(
+    ("samples", "margin_of_votes"),
+    [(["a", "a", "b", "c"], 1 / 4), (["a", " a"], 1.0), (["a", "b"], 0.0), (["a"], 1.0)],
+)
+def test_vote_margin(samples: list[str], margin_of_votes: float):
+    assert vote_margin(samples) == margin_of_votes
+
+
+def test_consensus_is_the_answer_most_like_the_others():
+    # No two are equal, so a vote is chance; three of them are about a café, and one says the most of what they say.
+    samples = ["Aromi is a cheap café.", "Aromi is a café.", "I like food.", "Aromi, a cheap café."]
+    best, agreement = consensus(samples)
+    assert best == "Aromi is a cheap café."
+    assert agreement == pytest.approx((8 / 9 + 8 / 9 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (["at noon", "at noon", "12"], ("at noon", 1 / 2)),
+        (["one"], ("one", 1.0)),
+        (["four words are here", "x"], ("x", 0.0)),  # nothing in common: the shortest
+        ([" a", "a ", "a"], ("a", 1.0)),
+    ],
+)
+def test_consensus_of_few(samples: list[str], expected: tuple[str, float]):
+    assert consensus(samples) == expected
+
+
+def test_an_ensemble_is_the_mean_of_the_log_odds():
+    assert ensemble([[0.9, 0.1], [0.5, 0.5]]) == pytest.approx([0.75, 0.25])  # odds 9 and 1 make 3
+    assert ensemble([[0.2, 0.8]]) == pytest.approx([0.2, 0.8])
+    assert ensemble([[1.0, 0.0], [0.5, 0.5]])[1] < 1e-9
+
+
+def test_a_low_temperature_takes_doubt_away_and_keeps_the_order():
+    assert sharpened([0.75, 0.25], 0.5) == pytest.approx([0.9, 0.1])  # odds 3 squared
+    assert sharpened([0.75, 0.25], 1.0) == pytest.approx([0.75, 0.25])
+    assert sharpened([0.5, 0.5], 0.05) == [0.5, 0.5]
+
+
+def test_confidence_weights_are_proportional_and_one_on_average():
+    assert confidence_weights([0.2, 0.4, 0.6]) == pytest.approx([0.5, 1.0, 1.5])
+    least, most = confidence_weights([0.0, 1.0])
+    assert least == pytest.approx(most / 10)
+    assert confidence_weights([0.0, 0.0]) == [1.0, 1.0]
+    assert confidence_weights([]) == []
 
 
 def test_label_probabilities_are_of_the_labels_alone():
