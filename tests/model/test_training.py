@@ -173,7 +173,10 @@ def on_step(n):
     steps += n
     if steps == given["kill_at"]:
         os.kill(os.getpid(), signal.SIGKILL)
-rows = [TrainRow(tuple(a), tuple(b), w) for a, b, w in given["rows"]]
+rows = [
+    TrainRow(tuple(prompt), tuple(answer), weight, tuple((tuple(other), share) for other, share in others))
+    for prompt, answer, weight, others in given["rows"]
+]
 settings = dict(given["settings"], target_modules=tuple(given["settings"]["target_modules"]))
 print(json.dumps(train_adapter(
     Path(given["weights"]), Vocabulary([f"t{i}" for i in range(given["n_vocab"])], 1, 2, 2), rows,
@@ -215,7 +218,9 @@ def train(
         "checkpoints": str(place / "checkpoints"),
         "kill_at": kill_at,
         "n_vocab": len(TOKENS),
-        "rows": [[row.prompt, row.answer, scale * row.weight] for row in rows(8, weighted=True)],
+        "rows": [
+            [row.prompt, row.answer, scale * row.weight, row.other_answers] for row in rows(7, weighted=True)
+        ],
         "settings": {**SETTINGS, **changes},
     }
     command = [sys.executable, "-c", _PROGRAM, json.dumps(given)]
