@@ -149,15 +149,22 @@ class Settings:
         high=1,
     )
     agreement: str = _setting(
-        "auto",
+        "evidence",
         "curate",
-        "Drop a row whose label is not the one it was made for; auto: only where the student follows labels.",
-        choices=("auto", "always", "never"),
+        "What the label that an input was made for counts: evidence, as much as both agree on the whole; or a row "
+        "with another label is dropped: always, or auto, only where the student follows labels (paper: never).",
+        choices=("evidence", "auto", "always", "never"),
     )
     length_filter: bool = _setting(
         True,
         "curate",
         "Drop inputs, and answers without labels, far longer or shorter than the demonstrations'.",
+    )
+    form_filter: bool = _setting(
+        True,
+        "curate",
+        "Drop inputs and answers whose form departs from the demonstrations': marks such as colons and question "
+        "marks, repeated words, and for free answers words taken from the input or copies of it (paper: no).",
     )
     max_copies: int = _setting(
         8, "curate", "How often a row may be repeated to give every label equal numbers.", low=1

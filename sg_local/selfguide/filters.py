@@ -3,10 +3,14 @@
     rules = rules_of(task)
     text_fault("Sure, I'd be happy to help! Here is an input", rules.noise, None)   -> "noise"
     text_fault("My parcel is late.", rules.noise, rules.input_characters)           -> None
+    form_fault("Sports, sports, sports", rules.input_form)                          -> "repetition"
+    overlap_fault("fire is hot", "Fact: fire is hot.", rules.overlap)               -> "copy"
     Pool(task.examples, 0.7).fault("My parcel is late again.")                      -> "near_duplicate"
 
 Sources: SELF-GUIDE section 3.3 (noise and length filters) and its reference code; the near-duplicate rule is
-Self-Instruct's (arXiv 2212.10560: ROUGE-L under 0.7 to the pool). Nothing here changes its arguments.
+Self-Instruct's (arXiv 2212.10560: ROUGE-L under 0.7 to the pool). Form and overlap are the same idea as the length
+filter, what departs from all demonstrations is no example of the task, for marks, repeated words and copies. Nothing
+here changes its arguments.
 """
 
 import re
@@ -18,7 +22,7 @@ from functools import cache
 
 from rapidfuzz.distance import LCSseq
 
-from sg_local.selfguide.metrics import words
+from sg_local.selfguide.metrics import rouge_l, words
 from sg_local.task import Example, Task
 
 # SELF-GUIDE's noise words, and more of the same kind. Lower case.
@@ -39,25 +43,52 @@ NOISE = (
 )
 # Demonstrations of 3 characters ("Tom") do not rule out an answer of 20.
 LENGTH_SLACK_CHARACTERS = 20
+# What gives a text its parts: "Premise: ... Hypothesis: ...", "name[Aromi], food[English]", "_She_ was", questions.
+MARKS = ":?[]()|_=\n"
+# Of the least distinct demonstration's share of distinct words: "medical device medical" has 2 of 3.
+DISTINCT_SLACK = 0.75
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all demonstrations' texts have: at least these marks, at most twice as many, and words that differ."""
+
+    marks: tuple[tuple[str, int, int], ...]  # ("?", 1, 4): at least one, at most four
+    distinct_words: float  # least share of distinct words among all words, 0..1
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of the demonstrations' answers is taken from their inputs, 0..1."""
+
+    taken_words: float  # least share of an answer's words that stand in the input
+    copied_rouge_l: float  # largest ROUGE-L of an answer with its input
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the demonstrations allow: the words that are noise in this task, and lengths in characters, from..to."""
+    """What the demonstrations allow: the words that are noise in this task, lengths in characters, form, overlap."""
 
     noise: tuple[str, ...]
     input_characters: tuple[float, float]
     output_characters: tuple[float, float]
+    input_form: Form
+    output_form: Form
+    overlap: Overlap
 
 
 def rules_of(task: Task) -> Rules:
     """The filters' bounds for a task. A noise word that a demonstration or a label holds belongs to the task."""
-    texts = [text for example in task.examples for text in (example.input, example.output)]
-    known = [_plain(text) for text in (*texts, *task.labels)]
+    inputs = [example.input for example in task.examples]
+    outputs = [example.output for example in task.examples]
+    known = [_plain(text) for text in (*inputs, *outputs, *task.labels)]
     return Rules(
         tuple(word for word in NOISE if not any(_pattern(word).search(text) for text in known)),
-        length_bounds([example.input for example in task.examples]),
-        length_bounds([example.output for example in task.examples]),
+        length_bounds(inputs),
+        length_bounds(outputs),
+        form_of(inputs),
+        form_of(outputs),
+        overlap_of(task.examples),
     )
 
 
@@ -89,6 +120,49 @@ def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] 
     if characters and not characters[0] <= len(text) <= characters[1]:
         return "length"
     return None
+
+
+def form_of(texts: Sequence[str]) -> Form:
+    """The form that texts of the demonstrations share; a single one shows no marks, for they may be its own."""
+    marks = []
+    for mark in MARKS:
+        counts = [text.strip().count(mark) for text in texts]
+        if len(texts) > 1 and min(counts) > 0:
+            marks.append((mark, min(counts), 2 * max(counts)))
+    return Form(tuple(marks), DISTINCT_SLACK * min(map(_distinct_share, texts)))
+
+
+def overlap_of(examples: Sequence[Example]) -> Overlap:
+    """Half of the least that a demonstration's answer takes from its input, and half-way from the most to a copy."""
+    taken = min(_taken_share(example.output, example.input) for example in examples)
+    copied = max(rouge_l(example.output, example.input) for example in examples)
+    return Overlap(taken / 2, (1 + copied) / 2)
+
+
+def form_fault(text: str, form: Form) -> str | None:
+    """The reason to drop a made text: "marks" or "repetition"; None for one of the demonstrations' form."""
+    plain = text.strip()
+    if any(not least <= plain.count(mark) <= most for mark, least, most in form.marks):
+        return "marks"
+    return "repetition" if _distinct_share(text) < form.distinct_words else None
+
+
+def overlap_fault(output: str, text: str, overlap: Overlap) -> str | None:
+    """The reason to drop a made answer to an input: "copy" of it, or "unrelated" to it; None for a good one."""
+    if overlap.copied_rouge_l < 1 and rouge_l(output, text) > overlap.copied_rouge_l:
+        return "copy"
+    return "unrelated" if _taken_share(output, text) < overlap.taken_words else None
+
+
+def _distinct_share(text: str) -> float:
+    found = words(text)
+    return len(set(found)) / len(found) if found else 1.0
+
+
+def _taken_share(output: str, text: str) -> float:
+    """Share of the answer's words that stand in the input."""
+    found, there = words(output), set(words(text))
+    return sum(word in there for word in found) / len(found) if found else 1.0
 
 
 def _plain(text: str) -> str:

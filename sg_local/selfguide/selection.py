@@ -17,6 +17,8 @@ from sg_local.selfguide.metrics import rouge_l
 
 # exp(-69): a label's score below it says no more, and must not decide the mean that calibration subtracts.
 _LEAST_PROBABILITY = 1e-30
+# No writer is believed against everything that the judge says.
+MAX_RELIABILITY = 0.95
 
 
 def vote(samples: Sequence[str]) -> tuple[str, float]:
@@ -135,6 +137,42 @@ def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
         return False
     low = binomtest(agreed, n_rows).proportion_ci(method="wilson").low
     return bool(low >= (1 + 1 / n_labels) / 2)
+
+
+def reliability(agreement: float, n_labels: int) -> float:
+    """How often a made input is of the label it was made for, 1 / n_labels .. MAX_RELIABILITY.
+
+    agreement is how often its annotation is that label, 0..1. Writer and judge are the same model, so the estimate
+    takes them for equally reliable, and their errors for independent: agreement = r² + (1 - r)² / (n_labels - 1).
+    """
+    inside = 1 - n_labels * (1 - agreement * (n_labels - 1))
+    return min(MAX_RELIABILITY, (1 + math.sqrt(max(0.0, inside))) / n_labels)
+
+
+def tempered(rows: Sequence[Sequence[float]], mean_confidence: float) -> list[list[float]]:
+    """Label probabilities at the one temperature at which the likeliest label has this probability on average.
+
+    A small model's calibrated scores are flat, whatever it knows; this makes them as sure as it is right.
+    """
+    low, high = -5.0, 5.0  # of the temperature's logarithm: 0.007 .. 148
+
+    def at(log_temperature: float) -> list[list[float]]:
+        return [sharpened(row, math.exp(log_temperature)) for row in rows]
+
+    for _ in range(30):
+        middle = (low + high) / 2
+        if sum(map(max, at(middle))) / len(rows) > mean_confidence:
+            low = middle
+        else:
+            high = middle
+    return at((low + high) / 2)
+
+
+def with_evidence(probabilities: Sequence[float], made_for: int, reliable: float) -> list[float]:
+    """Label probabilities once it is known which label the input was made for (Bayes), by a writer so reliable."""
+    others = (1 - reliable) / (len(probabilities) - 1)
+    weighted = [p * (reliable if label == made_for else others) for label, p in enumerate(probabilities)]
+    return [value / sum(weighted) for value in weighted]
 
 
 def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:

@@ -18,7 +18,7 @@ from sg_local.errors import SgLocalError
 from sg_local.progress import say
 from sg_local.records import read_rows, row_seed, write_rows
 from sg_local.run import Run
-from sg_local.selfguide.filters import rules_of, text_fault
+from sg_local.selfguide.filters import form_fault, overlap_fault, rules_of, text_fault
 from sg_local.selfguide.metrics import normalize
 from sg_local.selfguide.selection import (
     balancing_copies,
@@ -29,8 +29,11 @@ from sg_local.selfguide.selection import (
     label_probabilities,
     margin,
     most_confident,
+    reliability,
     sharpened,
+    tempered,
     vote_margin,
+    with_evidence,
 )
 
 HELD_OUT_SHARE = 0.15
@@ -105,8 +108,18 @@ def _choose_labels(
     scored = [index for index, row in enumerate(rows) if row["drop"] is None]
     if not scored:
         return {}
+    made_for = [labels.index(made[rows[index]["id"]]["label"]) for index in scored]
+    reliable = 1 / len(labels)
     if settings.label_answers == "scores":
         probabilities = _label_probabilities(run, [outputs[index] for index in scored])
+        agreed = sum(own.index(max(own)) == label for own, label in zip(probabilities, made_for, strict=True))
+        if settings.agreement == "evidence":
+            reliable = reliability(agreed / len(scored), len(labels))
+        if reliable > 1 / len(labels):
+            probabilities = [
+                with_evidence(own, label, reliable)
+                for own, label in zip(tempered(probabilities, reliable), made_for, strict=True)
+            ]
         for index, own in zip(scored, probabilities, strict=True):
             rows[index]["output"] = labels[own.index(max(own))]
             rows[index]["confidence"] = round(margin(own), 4)
@@ -115,7 +128,10 @@ def _choose_labels(
                 rows[index]["targets"] = {
                     label: round(target, 4) for label, target in zip(labels, targets, strict=True)
                 }
-    agreed = sum(rows[index]["output"] == made[rows[index]["id"]]["label"] for index in scored)
+    else:
+        agreed = sum(
+            rows[index]["output"] == labels[label] for index, label in zip(scored, made_for, strict=True)
+        )
     follows = follows_labels(agreed, len(scored), len(labels))
     used = settings.agreement == "always" or (settings.agreement == "auto" and follows)
     if used:
@@ -134,6 +150,7 @@ def _choose_labels(
     return {
         "share": round(agreed / len(scored), 4),
         "chance": round(1 / len(labels), 4),
+        "reliability": round(reliable, 4),
         "used_as_filter": used,
     }
 
@@ -179,6 +196,10 @@ def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str
             by_vote = run.settings.vote == "commonest"
             row["confidence"] = round(vote_margin(output["samples"]) if by_vote else output["share"], 4)
             row["drop"] = text_fault(row["output"], rules.noise, bounds)
+        if row["drop"] is None and run.settings.form_filter:
+            row["drop"] = form_fault(row["output"], rules.output_form) or overlap_fault(
+                row["output"], row["input"], rules.overlap
+            )
         if row["drop"] is None and output["share"] < run.settings.min_share:
             row["drop"] = "low_share"
 

@@ -19,7 +19,7 @@ from sg_local.progress import progress, say
 from sg_local.records import append_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
-from sg_local.selfguide.filters import Pool, Rules, rules_of, text_fault
+from sg_local.selfguide.filters import Pool, Rules, form_fault, rules_of, text_fault
 from sg_local.selfguide.metrics import is_label
 from sg_local.selfguide.prompts import input_request, input_stops
 from sg_local.stages.common import chat_template, counters, open_with, speed, whole_calls
@@ -108,10 +108,12 @@ def _one_call(
         text = completion.text.strip()
         row["input"] = text
         bounds = rules.input_characters if settings.length_filter else None
+        form = rules.input_form if settings.form_filter else None
         row["drop"] = (
             "cut_off"
             if completion.finish_reason == "length"
             else text_fault(text, rules.noise, bounds)
+            or (form_fault(text, form) if form else None)
             or ("label" if is_label(text, task.labels) else None)
             or pool.fault(text)
         )

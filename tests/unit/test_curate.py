@@ -68,25 +68,47 @@ def test_every_label_is_shown_equally_often_and_the_demonstrations_come_first(ne
     assert shown["refund"] == shown["login"] > 0
 
 
-def test_the_least_confident_of_each_label_are_dropped(new_run: Run) -> None:
+def test_the_least_confident_of_each_label_are_dropped(tmp_path: Path, task: Path, model: Path) -> None:
+    run = begun(tmp_path, task, model, agreement="never")
     logprobs = [(-0.1, -5.0 - number) for number in range(5)] + [(-5.0 - number, -0.1) for number in range(5)]
-    rows = curated(new_run, *scored(logprobs))
+    rows = curated(run, *scored(logprobs))
     assert [row["id"] for row in rows if row["drop"] == "low_confidence"] == [0, 5]
 
 
 @pytest.mark.parametrize("follows", [True, False])
-def test_disagreement_drops_rows_only_where_the_student_follows_labels(new_run: Run, follows: bool) -> None:
+def test_disagreement_drops_rows_only_where_the_student_follows_labels(
+    tmp_path: Path, task: Path, model: Path, follows: bool
+) -> None:
+    run = begun(tmp_path, task, model, agreement="auto")
     logprobs = [(-0.1, -6.0) if number % 2 == 0 else (-6.0, -0.1) for number in range(60)]
     asked = ["refund" if number % 2 == 0 else "login" for number in range(60)]
     if follows:
         asked[0] = "login"  # one of 60 was written for another label
     else:
         asked = asked[30:] + asked[1:31]  # half of them
-    rows = curated(new_run, *scored(logprobs, asked))
+    rows = curated(run, *scored(logprobs, asked))
     dropped = [row["id"] for row in rows if row["drop"] == "disagreement"]
     assert dropped == ([0] if follows else [])
-    agreement = new_run.manifest()["stages"]["curate"]["agreement"]
+    agreement = run.manifest()["stages"]["curate"]["agreement"]
     assert agreement["used_as_filter"] is follows
+
+
+def test_the_label_that_a_row_was_made_for_decides_where_its_score_is_in_doubt(new_run: Run) -> None:
+    # 36 clear rows of 40 are what they were made for; 2 doubtful and 2 clear ones are not.
+    logprobs = [(-0.1, -6.0), (-6.0, -0.1)] * 18 + [(-0.6, -0.8), (-0.8, -0.6), (-0.1, -9.0), (-9.0, -0.1)]
+    asked = ["refund", "login"] * 18 + ["login", "refund", "login", "refund"]
+    rows = curated(new_run, *scored(logprobs, asked))
+    assert [row["output"] for row in rows[-4:]] == ["login", "refund", "refund", "login"]
+    assert new_run.manifest()["stages"]["curate"]["agreement"]["reliability"] == pytest.approx(
+        0.9472, abs=1e-3
+    )
+
+
+def test_the_label_that_a_row_was_made_for_counts_nothing_where_agreement_is_chance(new_run: Run) -> None:
+    logprobs = [(-0.1, -6.0), (-6.0, -0.1)] * 19 + [(-0.6, -0.8), (-0.8, -0.6)]
+    asked = (["refund"] * 2 + ["login"] * 2) * 9 + ["login", "refund"] * 2
+    rows = curated(new_run, *scored(logprobs, asked))
+    assert [row["output"] for row in rows[-2:]] == ["refund", "login"]
 
 
 def begun(tmp_path: Path, task: Path, model: Path, **settings: Any) -> Run:
@@ -105,13 +127,14 @@ def test_what_several_prompts_say_is_averaged_after_each_lost_its_own_bias(new_r
 def test_soft_targets_are_the_calibrated_probabilities_of_all_labels(
     tmp_path: Path, task: Path, model: Path
 ) -> None:
-    run = begun(tmp_path, task, model, label_targets="soft", soft_temperature=1.0, keep_confident=1.0)
+    soft = {"label_targets": "soft", "agreement": "never", "keep_confident": 1.0}
+    run = begun(tmp_path, task, model, **soft, soft_temperature=1.0)
     rows = curated(run, *scored([(-0.1, -2.1), (-2.1, -0.1), (-0.1, -1.1), (-1.1, -0.1)]))
     assert rows[0]["targets"] is None  # the demonstration is gold
     assert [row["targets"]["refund"] for row in rows[1:]] == pytest.approx(
         [0.8808, 0.1192, 0.7311, 0.2689], abs=1e-4
     )
-    sharp = begun(tmp_path / "sharp", task, model, label_targets="soft", soft_temperature=0.1)
+    sharp = begun(tmp_path / "sharp", task, model, **soft, soft_temperature=0.1)
     rows = curated(sharp, *scored([(-0.1, -2.1), (-2.1, -0.1)]))
     assert [row["targets"]["refund"] for row in rows[1:]] == pytest.approx([1.0, 0.0], abs=1e-4)
 
@@ -172,7 +195,10 @@ def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
         ("Could you please come here now, dear?", 1.0, None),
         ("Could you please wait for me outside?", 1.0, None),
     ]
-    inputs = [{"id": number, "input": f"Do thing {number} now."} for number in range(len(texts))]
+    inputs = [
+        {"id": number, "input": f"{text or 'Do it now?'}"[17:].capitalize()}
+        for number, (text, _, _) in enumerate(texts)
+    ]
     outputs = [
         {
             "id": number,

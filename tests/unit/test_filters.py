@@ -5,7 +5,16 @@
 import pytest
 
 from sg_local.selfguide import filters
-from sg_local.selfguide.filters import Pool, length_bounds, rules_of, text_fault
+from sg_local.selfguide.filters import (
+    Pool,
+    form_fault,
+    form_of,
+    length_bounds,
+    overlap_fault,
+    overlap_of,
+    rules_of,
+    text_fault,
+)
 from sg_local.task import Example, Task
 
 
@@ -212,3 +221,59 @@ def test_text_without_words_is_compared_exactly():
     pool = Pool([Example("+ - +", "x")], 0.7)
     assert pool.fault("+ - +") == "duplicate"
     assert pool.fault("- - -") is None
+
+
+QUESTION = task_of(
+    ("Question: who came? Word: who", "pronoun"), ("Question: what is it? \n Word: is", "verb")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("Question: where are you? Word: you", None),
+        ("Question: where are you? Who is she? Word: you", None),
+        ("Question: where are you?", "marks"),  # one colon, the demonstrations have two
+        ("Question: where are you. Word: you", "marks"),
+        ("Question: a? Word: b Tag: c Class: d Answer: e", "marks"),  # the list went on
+        ("Question: you you you? Word: you", "repetition"),
+    ],
+)
+def test_form(text: str, fault: str | None):
+    assert form_fault(text, rules_of(QUESTION).input_form) == fault
+
+
+def test_a_mark_that_one_demonstration_lacks_is_not_asked_for():
+    form = form_of(["Where is my parcel?", "I want my money back."])
+    assert form.marks == ()
+    assert form_of(["Where is my parcel?"]).marks == ()  # a single demonstration shows no rule
+    assert form_fault("sports, Sports, sports!", form) == "repetition"
+    assert form_fault("...", form) is None  # no words: other filters' business
+
+
+FLUENT = task_of(
+    ("What part did no I meant how many chapters are there?", "How many chapters are there?"),
+    ("How did no who did it?", "Who did it?"),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "output", "fault"),
+    [
+        ("When no I mean where was she born?", "Where was she born?", None),
+        ("Where was she born?", "Where was she born?", "copy"),
+        ("Where was she born?", "I cannot answer that.", "unrelated"),
+    ],
+)
+def test_overlap_of_answers_with_inputs(text: str, output: str, fault: str | None):
+    assert overlap_fault(output, text, rules_of(FLUENT).overlap) == fault
+
+
+def test_where_a_demonstration_copies_its_input_copies_are_answers():
+    overlap = overlap_of((Example("Tom came.", "Tom came."), Example("He he came.", "He came.")))
+    assert overlap_fault("She left.", "She left.", overlap) is None
+
+
+def test_answers_in_words_of_their_own_need_no_word_of_the_input():
+    overlap = overlap_of((Example("guten Morgen", "good morning"),))
+    assert overlap_fault("good evening", "guten Abend", overlap) is None

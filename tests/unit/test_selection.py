@@ -17,9 +17,12 @@ from sg_local.selfguide.selection import (
     label_probabilities,
     margin,
     most_confident,
+    reliability,
     sharpened,
+    tempered,
     vote,
     vote_margin,
+    with_evidence,
 )
 
 
@@ -216,3 +219,30 @@ def test_balancing_makes_all_counts_equal_within_max_copies(labels: list[str], m
         own = [count for other, count in zip(labels, copies, strict=True) if other == label]
         assert own == sorted(own, reverse=True)
         assert max(own) - min(own) <= 1
+
+
+@pytest.mark.parametrize(("true_reliability", "n_labels"), [(0.9, 2), (0.7, 4), (0.55, 3)])
+def test_reliability_is_found_from_the_agreement_of_two_equals(true_reliability: float, n_labels: int):
+    agreement = true_reliability**2 + (1 - true_reliability) ** 2 / (n_labels - 1)
+    assert reliability(agreement, n_labels) == pytest.approx(true_reliability)
+
+
+def test_reliability_stays_between_chance_and_its_bound():
+    assert reliability(0.1, 4) == 0.25
+    assert reliability(0.25, 4) == pytest.approx(0.25)
+    assert reliability(1.0, 2) == 0.95
+
+
+def test_tempered_rows_are_as_sure_as_asked_and_keep_their_order():
+    flat = [[0.36, 0.33, 0.31], [0.30, 0.30, 0.40], [0.34, 0.33, 0.33]]
+    rows = tempered(flat, 0.8)
+    assert sum(map(max, rows)) / 3 == pytest.approx(0.8, abs=1e-3)
+    assert [row.index(max(row)) for row in rows] == [0, 2, 0]
+    assert max(rows[1]) > max(rows[0]) > max(rows[2])
+    assert all(sum(row) == pytest.approx(1) for row in rows)
+
+
+def test_evidence_is_bayes():
+    # 0.6 * 0.2 against 0.4 * 0.8
+    assert with_evidence([0.6, 0.4], 1, 0.8) == pytest.approx([0.12 / 0.44, 0.32 / 0.44])
+    assert with_evidence([0.5, 0.3, 0.2], 2, 1 / 3) == pytest.approx([0.5, 0.3, 0.2])  # chance says nothing
