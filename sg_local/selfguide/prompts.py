@@ -63,6 +63,24 @@ def answer_messages(
     return messages
 
 
+def turns_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
+    """As `input_request`; the demonstrations are earlier turns in which the user asks and the assistant invents.
+
+    They are shuffled by `rng`; those of the label come last, where they weigh most.
+    """
+    request = "Write a new example."
+    messages: list[Message] = [{"role": "system", "content": task.instruction}]
+    shown = rng.sample(task.examples, len(task.examples))
+    for example in sorted(shown, key=lambda example: example.output == label):
+        asked = request if label is None else f"Write a new example of: {example.output}"
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": example.input})
+    messages.append(
+        {"role": "user", "content": request if label is None else f"Write a new example of: {label}"}
+    )
+    return messages, ""
+
+
 def input_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
     """Messages, and the beginning of the assistant's turn, after which the model writes one new input.
 
