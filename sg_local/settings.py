@@ -60,6 +60,13 @@ class Settings:
         choices=("auto", "never"),
     )
 
+    input_prompt: str = _setting(
+        "auto",
+        "generate",
+        "How the student is asked for an input: in the paper's words (meta), in chat turns, or as a list to continue; "
+        "auto: whichever gives it the best trial inputs.",
+        choices=("auto", "meta", "turns", "list"),
+    )
     n_inputs: int = _setting(
         400, "generate", "Inputs to make, counted after this stage's filters (paper: 40 x 10 before).", low=1
     )
@@ -248,10 +255,27 @@ class Settings:
         return asdict(self)
 
 
-# What a preset changes; `default` is the declarations above.
+# What a preset changes; `default` is the declarations above. `paper` is SELF-GUIDE's own way, with our filters: its
+# 400 inputs are counted after them, labels are made equal by dropping rows, and training is LoRA.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"n_inputs": 160, "epochs": 2, "n_samples": 5, "max_new_tokens": 64, "max_test_rows": 100},
     "default": {},
+    "paper": {
+        "input_prompt": "meta",
+        "input_temperature": 0.7,
+        "input_min_p": 0.0,
+        "max_input_tokens": 500,
+        "near_duplicate_rouge_l": 1.0,
+        "label_answers": "samples",
+        "vote": "commonest",
+        "max_new_tokens": 500,
+        "calibrate": False,
+        "keep_confident": 1.0,
+        "agreement": "never",
+        "form_filter": False,
+        "max_copies": 1,
+        "train_demonstrations": True,
+    },
 }
 
 

@@ -4,12 +4,14 @@ answering (annotate, train, evaluate, predict)   [{"role": "system", "content": 
                                                   {"role": "user", "content": "<input>"}]
     with demonstrations                          user/assistant turns between them; a template without a system
                                                  turn gets the instruction in the first turn of the user
-inventing inputs (generate)                      a request for a list of examples, and the list's beginning as
-                                                 the assistant's own words; the model writes the next input
+inventing inputs (generate)   meta     the paper's: "as an InputGenerator", with inputs to equal and to surpass
+                              list     a list of examples, begun as the assistant's own words; for labels, the label
+                                       first and then the input (Self-Instruct, arXiv 2212.10560, section 2.2,
+                                       "output-first")
+                              turns    user/assistant turns: "Write a new example of: <label>", "<input>"
 
-The paper asks for one new input in words ("as an InputGenerator"). A small student copies its demonstrations when
-asked so, but continues a list well: for labels, the label first and then the input (Self-Instruct, arXiv
-2212.10560, section 2.2, "output-first").
+Which of the three a student follows is measured (probe.py). A small one copies its demonstrations when it is asked in
+the paper's words; it keeps to the label best in turns.
 """
 
 import random
@@ -19,6 +21,8 @@ from typing import NamedTuple
 from sg_local.selfguide.chat_template import Message
 from sg_local.task import Example, Task
 
+INPUT_PROMPTS = ("meta", "turns", "list")
+N_POOR_INPUTS = 10  # at most (SELF-GUIDE, section 3.1)
 # Where the instruction stands: as a system message, above the first input, or above every input.
 INSTRUCTION_PLACES = ("system", "first_turn", "every_turn")
 
@@ -63,29 +67,59 @@ def answer_messages(
     return messages
 
 
-def turns_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
-    """As `input_request`; the demonstrations are earlier turns in which the user asks and the assistant invents.
+def input_request(
+    style: str, task: Task, label: str | None, rng: random.Random, earlier: Sequence[str] = ()
+) -> tuple[list[Message], str]:
+    """Messages, and the beginning of the assistant's turn ("" for none), after which the model writes one input.
 
-    They are shuffled by `rng`; those of the label come last, where they weigh most.
+    style is one of INPUT_PROMPTS. For classification `label` is what the input is made for. The demonstrations are
+    shuffled by `rng`; "meta" also draws from `earlier`, the inputs that were made so far.
     """
-    request = "Write a new example."
+    if style == "turns":
+        return turns_request(task, label, rng), ""
+    if style == "list":
+        return list_request(task, label, rng)
+    return meta_request(task, label, rng, earlier), ""
+
+
+def turns_request(task: Task, label: str | None, rng: random.Random) -> list[Message]:
+    """The demonstrations as earlier turns, in which the user asks for an example and the assistant writes its input.
+
+    Those of the label come last, where they weigh most.
+    """
     messages: list[Message] = [{"role": "system", "content": task.instruction}]
     shown = rng.sample(task.examples, len(task.examples))
     for example in sorted(shown, key=lambda example: example.output == label):
-        asked = request if label is None else f"Write a new example of: {example.output}"
-        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "user", "content": _one_more(None if label is None else example.output)})
         messages.append({"role": "assistant", "content": example.input})
-    messages.append(
-        {"role": "user", "content": request if label is None else f"Write a new example of: {label}"}
-    )
-    return messages, ""
+    messages.append({"role": "user", "content": _one_more(label)})
+    return messages
 
 
-def input_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
-    """Messages, and the beginning of the assistant's turn, after which the model writes one new input.
+def _one_more(label: str | None) -> str:
+    return "Write a new example." if label is None else f"Write a new example of: {label}"
 
-    The demonstrations are shuffled by `rng`. For classification `label` is what the input is made for.
-    """
+
+def meta_request(task: Task, label: str | None, rng: random.Random, earlier: Sequence[str]) -> list[Message]:
+    """The paper's way: the demonstrations' inputs as good ones, up to ten earlier made inputs as poor ones."""
+    good = rng.sample(task.examples, len(task.examples))
+    poor = rng.sample(earlier, min(len(earlier), rng.randint(1, N_POOR_INPUTS)))
+    parts = [
+        "You are an InputGenerator: you are given the instruction of a task and inputs for it, and you write one "
+        "new input.",
+        f"Instruction: {task.instruction}",
+        "Inputs of high quality:",
+        *(example.input for example in good),
+    ]
+    if poor:
+        parts += ["Inputs of low quality, which yours should surpass:", *poor]
+    wanted = "" if label is None else f" whose output is: {label}"
+    parts.append(f"Write one new input{wanted}. Write nothing but the input, and copy none of those above.")
+    return [{"role": "user", "content": "\n\n".join(parts)}]
+
+
+def list_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
+    """A request for a list, and its beginning with the demonstrations, as the assistant's own words."""
     examples = []
     for number, example in enumerate(rng.sample(task.examples, len(task.examples)), 1):
         lines = [f"Input: {example.input}", f"Output: {example.output}"]

@@ -1,7 +1,10 @@
 """Stage 1: the model invents inputs for the task (SELF-GUIDE, section 3.1).
 
 reads  task.toml
-writes inputs.jsonl   {"id": 7, "input": "My parcel is late.", "label": "delivery", "drop": null, "seed": 90417}
+writes inputs.jsonl
+    {"id": 7, "input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417}
+
+How inputs are asked for is chosen by a trial of each way (selfguide/probe.py), unless it is set.
 
 Rows are made and written in calls of ROWS_PER_CALL. A call's rows depend on the task, the settings and the calls
 before it, so a killed stage drops what its last call had written, repeats it, and ends with the same file.
@@ -10,6 +13,7 @@ before it, so a killed stage drops what its last call had written, repeats it, a
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sg_local.errors import SgLocalError
@@ -21,12 +25,15 @@ from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.filters import Pool, Rules, form_fault, rules_of, text_fault
 from sg_local.selfguide.metrics import is_label
-from sg_local.selfguide.prompts import input_request, input_stops
-from sg_local.stages.common import chat_template, counters, open_with, speed, whole_calls
+from sg_local.selfguide.probe import Trial, chosen
+from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
+from sg_local.selfguide.selection import calibrate
+from sg_local.stages.common import chat_template, counters, open_with, score_labels, speed, whole_calls
 from sg_local.stages.in_flight import DROP, guarded_call
 from sg_local.stages.weights import generating_model
 
 ROWS_PER_CALL = 64
+N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
 
 
@@ -53,8 +60,21 @@ def run_generate(run: Run) -> None:
             ) as advance,
         ):
             template = chat_template(run, engine)
+            style = rows[0]["prompt"] if rows else run.settings.input_prompt
+            if style == "auto":
+                style, details["probe"] = _chosen_style(run, engine, template, rules)
             while kept < wanted and len(rows) < attempts:
-                new = _one_call(run, engine, template, len(rows), pool, rules)
+                earlier = [row["input"] for row in rows if row["drop"] is None]
+                ids = range(len(rows), len(rows) + ROWS_PER_CALL)
+                requests, new = _asked(run, engine, template, style, ids, earlier)
+
+                def answer(
+                    places: Sequence[int], requests: list[Request] = requests
+                ) -> list[Completion | None]:
+                    return list(generate(engine, [requests[place] for place in places]))
+
+                completions = guarded_call(run, "generate", ids, answer, lambda _place: None)
+                _judge(run, rules, pool, new, completions)
                 append_rows(path, new)
                 rows += new
                 found = sum(row["drop"] is None for row in new)
@@ -72,18 +92,28 @@ def run_generate(run: Run) -> None:
             say(f"generate: {kept} of {wanted} inputs after {len(rows)} attempts; going on with these")
 
 
-def _one_call(
-    run: Run, engine: Engine, template: ChatTemplate, first_id: int, pool: Pool, rules: Rules
-) -> list[dict[str, Any]]:
-    """The next ROWS_PER_CALL rows, filtered in their order; kept ones join the pool."""
+def _asked(
+    run: Run,
+    engine: Engine,
+    template: ChatTemplate,
+    style: str,
+    row_ids: Sequence[int],
+    earlier: Sequence[str] = (),
+    purpose: str = "generate",
+) -> tuple[list[Request], list[dict[str, Any]]]:
+    """Requests for new inputs, each label in turn, and the rows that they will fill."""
     settings, task = run.settings, run.task
     requests, rows = [], []
-    row_ids = range(first_id, first_id + ROWS_PER_CALL)
     for row_id in row_ids:
-        seed = row_seed(settings.seed, "generate", row_id)
+        seed = row_seed(settings.seed, purpose, row_id)
         label = task.labels[row_id % len(task.labels)] if task.labels else None
-        messages, begun = input_request(task, label, random.Random(seed))
-        prompt = engine.tokenizer.encode_begun(template, messages, begun)
+        messages, begun = input_request(style, task, label, random.Random(seed), earlier)
+        encode = engine.tokenizer
+        prompt = (
+            encode.encode_begun(template, messages, begun)
+            if begun
+            else encode.encode_prompt(template, messages)
+        )
         requests.append(
             Request(
                 tuple(prompt),
@@ -95,28 +125,75 @@ def _one_call(
                 stop=input_stops(task),
             )
         )
-        rows.append({"id": row_id, "input": "", "label": label, "drop": None, "seed": seed})
+        rows.append({"id": row_id, "input": "", "label": label, "prompt": style, "drop": None, "seed": seed})
+    return requests, rows
 
-    def answer(places: Sequence[int]) -> list[Completion | None]:
-        return list(generate(engine, [requests[place] for place in places]))
 
-    completions = guarded_call(run, "generate", row_ids, answer, lambda _place: None)
+def _judge(
+    run: Run,
+    rules: Rules,
+    pool: Pool,
+    rows: list[dict[str, Any]],
+    completions: Sequence[Completion | None],
+) -> None:
+    """Fills in the inputs, and drops those that a filter refuses, in their order; kept ones join the pool."""
+    settings, labels = run.settings, run.task.labels
+    bounds = rules.input_characters if settings.length_filter else None
+    form = rules.input_form if settings.form_filter else None
     for row, completion in zip(rows, completions, strict=True):
         if completion is None:
             row["drop"] = DROP
             continue
         text = completion.text.strip()
         row["input"] = text
-        bounds = rules.input_characters if settings.length_filter else None
-        form = rules.input_form if settings.form_filter else None
         row["drop"] = (
             "cut_off"
             if completion.finish_reason == "length"
             else text_fault(text, rules.noise, bounds)
             or (form_fault(text, form) if form else None)
-            or ("label" if is_label(text, task.labels) else None)
+            or ("label" if is_label(text, labels) else None)
             or pool.fault(text)
         )
         if row["drop"] is None:
             pool.add(text)
-    return rows
+
+
+def _chosen_style(
+    run: Run, engine: Engine, template: ChatTemplate, rules: Rules
+) -> tuple[str, list[dict[str, Any]]]:
+    """The way of asking that gives the best trial inputs, and what each gave, for the manifest."""
+    labels = run.task.labels
+    trials = []
+    for style in INPUT_PROMPTS:
+        requests, rows = _asked(run, engine, template, style, range(N_TRIALS), purpose="probe")
+        _judge(
+            run,
+            rules,
+            Pool(run.task.examples, run.settings.near_duplicate_rouge_l),
+            rows,
+            generate(engine, requests),
+        )
+        good = [row for row in rows if row["drop"] is None]
+        agreement = None
+        if labels and good:
+            texts = [row["input"] for row in good]
+            scores = score_labels(engine, template, run.task, texts, lambda _n_inputs: None)
+            told = [
+                (row["label"], [own[label] for label in labels])
+                for row, own in zip(good, scores, strict=True)
+                if own is not None
+            ]
+            judged = calibrate([values for _, values in told])
+            agreed = sum(
+                labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True)
+            )
+            agreement = round(agreed / len(told), 4) if told else 0.0
+        trials.append(Trial(style, len(rows), len(good), agreement))
+    style = chosen(trials, len(labels))
+    shown = ", ".join(
+        f"{trial.style} {trial.good}/{trial.made}"
+        + (f" ({trial.agreement:.0%} of them as asked)" if trial.agreement is not None else "")
+        for trial in trials
+    )
+    say(f"generate: asking by {style}, after {N_TRIALS} trial inputs each; good ones: {shown}")
+    return style, [asdict(trial) for trial in trials]

@@ -39,7 +39,7 @@ from sg_local.llama.quantize import requantize
 from sg_local.llama.scoring import label_logprobs
 from sg_local.models import resolve_model
 from sg_local.selfguide.chat_template import ChatTemplate
-from sg_local.selfguide.prompts import answer_messages, input_request
+from sg_local.selfguide.prompts import answer_messages, list_request
 from sg_local.task import load_task, load_test_rows
 
 N_CTX = 4096
@@ -135,7 +135,7 @@ def made_inputs(engine: Engine, template: ChatTemplate) -> list[Request]:
     task = load_task("support-inbox")
     requests = []
     for number in range(96):
-        messages, begun = input_request(task, task.labels[number % len(task.labels)], random.Random(number))
+        messages, begun = list_request(task, task.labels[number % len(task.labels)], random.Random(number))
         prompt = tuple(engine.tokenizer.encode_begun(template, messages, begun))
         requests.append(Request(prompt, 96, temperature=0.9, top_k=40, min_p=0.05, seed=number, stop=("\n",)))
     return requests

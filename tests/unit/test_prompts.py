@@ -5,7 +5,14 @@ import random
 import pytest
 
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
-from sg_local.selfguide.prompts import answer_messages, input_request, input_stops, layouts
+from sg_local.selfguide.prompts import (
+    N_POOR_INPUTS,
+    answer_messages,
+    input_request,
+    input_stops,
+    layouts,
+    list_request,
+)
 from sg_local.task import Example, Task, example_names, load_task
 
 TASK = Task(
@@ -57,7 +64,7 @@ def test_the_instruction_stands_where_the_layout_says(place: str, n_times: int):
 
 
 def test_a_label_comes_before_its_input():
-    messages, begun = input_request(TASK, "undermine", random.Random(0))
+    messages, begun = list_request(TASK, "undermine", random.Random(0))
     assert messages == [
         {"role": "user", "content": f"{TASK.instruction}\n\nWrite a list of varied examples of this task."}
     ]
@@ -70,14 +77,57 @@ def test_a_label_comes_before_its_input():
     assert blocks[2] == "Example 3\nOutput: undermine\nInput:"
 
 
+def test_in_turns_the_demonstrations_of_the_label_come_last():
+    messages, begun = input_request("turns", TASK, "support", random.Random(0))
+    assert messages == [
+        {"role": "system", "content": TASK.instruction},
+        {"role": "user", "content": "Write a new example of: undermine"},
+        {"role": "assistant", "content": "claim: C. perspective: D."},
+        {"role": "user", "content": "Write a new example of: support"},
+        {"role": "assistant", "content": "claim: A. perspective: B."},
+        {"role": "user", "content": "Write a new example of: support"},
+    ]
+    assert begun == ""
+    messages, _ = input_request("turns", GENERATION, None, random.Random(0))
+    assert [message["content"] for message in messages[1:]] == [
+        "Write a new example.",
+        "It is a very long day.",
+        "Write a new example.",
+    ]
+
+
+def test_the_papers_request_shows_inputs_alone_and_names_the_label():
+    earlier = [f"claim: made {number}." for number in range(30)]
+    [message], begun = input_request("meta", TASK, "undermine", random.Random(3), earlier)
+    said = message["content"]
+    assert begun == ""
+    assert said.index(TASK.instruction) < said.index("claim: A.") < said.index("low quality")
+    assert "support\n" not in said  # no demonstration's answer is shown
+    assert "whose output is: undermine" in said
+    assert 1 <= sum(text in said for text in earlier) <= N_POOR_INPUTS
+    [first], _ = input_request("meta", GENERATION, None, random.Random(3))
+    assert "low quality" not in first["content"]
+    assert "output" not in first["content"]
+
+
+def test_earlier_inputs_are_drawn_by_the_seed():
+    earlier = [f"claim: made {number}." for number in range(30)]
+
+    def said(seed: int) -> str:
+        return input_request("meta", TASK, "support", random.Random(seed), earlier)[0][0]["content"]
+
+    assert said(1) == said(1)
+    assert len({said(seed) for seed in range(10)}) == 10
+
+
 def test_without_labels_the_input_comes_first():
-    _, begun = input_request(GENERATION, None, random.Random(0))
+    _, begun = list_request(GENERATION, None, random.Random(0))
     assert begun == "Example 1\nInput: It is a very long day.\nOutput: A long day.\n\nExample 2\nInput:"
 
 
 def test_chance_is_an_argument_and_shuffles_the_demonstrations():
     def order(seed: int) -> str:
-        return input_request(TASK, "support", random.Random(seed))[1]
+        return list_request(TASK, "support", random.Random(seed))[1]
 
     assert order(7) == order(7)
     # Two orders, 40 seeds: all alike by chance once in 2**39.
@@ -93,14 +143,14 @@ def test_no_prompt_ends_with_the_word_none(demonstrations: tuple[Example, ...], 
     messages = answer_messages(TASK.instruction, "claim: E. perspective: F.", demonstrations)
     prompt = "".join(piece.text for piece in template.render(messages, add_generation_prompt=True))
     assert prompt.endswith("claim: E. perspective: F. ASSISTANT:")
-    requests, begun = input_request(TASK, label, random.Random(1))
+    requests, begun = list_request(TASK, label, random.Random(1))
     assert "None" not in prompt + requests[0]["content"] + begun
 
 
 def test_generation_tasks_are_not_asked_for_labels():
     # The reference ignores is_generation: every task gets the "help annotate label" prompt.
     messages = answer_messages(GENERATION.instruction, "It is late.", GENERATION.examples)
-    requests, begun = input_request(GENERATION, None, random.Random(0))
+    requests, begun = list_request(GENERATION, None, random.Random(0))
     said = " ".join([*(message["content"] for message in messages), requests[0]["content"], begun])
     assert "label" not in said.lower()
     assert "annotate" not in said.lower()
@@ -125,7 +175,7 @@ def test_a_heading_that_belongs_to_the_task_does_not_end_an_input():
 def test_the_begun_list_holds_a_shipped_tasks_demonstrations_whole(name: str):
     task = load_task(name)
     label = task.labels[0] if task.labels else None
-    _, begun = input_request(task, label, random.Random(0))
+    _, begun = list_request(task, label, random.Random(0))
     for example in task.examples:
         assert f"Input: {example.input}\n" in begun
         assert f"Output: {example.output}\n" in begun

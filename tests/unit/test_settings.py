@@ -45,7 +45,7 @@ def test_what_is_given_wins_over_the_preset():
 
 
 def test_an_unknown_preset_is_refused_with_the_choices():
-    assert faults({}, "papper") == ["there is no preset 'papper': choose quick or default"]
+    assert faults({}, "papper") == ["there is no preset 'papper': choose quick or default or paper"]
 
 
 def test_all_faults_are_told_at_once_unknown_names_first():

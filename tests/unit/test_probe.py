@@ -1,0 +1,27 @@
+"""Which way of asking is chosen, from what a few trial inputs were worth."""
+
+import pytest
+
+from sg_local.selfguide.probe import Trial, chosen
+
+
+def test_without_labels_the_way_with_most_good_inputs_is_chosen():
+    trials = [Trial("meta", 32, 9, None), Trial("turns", 32, 26, None), Trial("list", 32, 30, None)]
+    assert chosen(trials, 0) == "list"
+
+
+def test_a_way_that_keeps_to_the_label_is_worth_more_than_one_with_more_inputs():
+    turns, listed = Trial("turns", 32, 27, 0.78), Trial("list", 32, 31, 0.3)
+    assert chosen([listed, turns], 4) == "turns"
+    # of 27 good ones 88 % can be expected to be of their label: a + b with a² + (1 - a)² / 3 = 0.78
+    assert turns.yield_of_good(4) == pytest.approx(27 / 32 * 0.8805, abs=1e-3)
+
+
+def test_agreement_below_chance_counts_as_chance_and_equals_go_by_the_order():
+    assert Trial("list", 10, 10, 0.1).yield_of_good(2) == 0.5
+    trials = [Trial("meta", 32, 20, 0.5), Trial("turns", 32, 20, 0.4)]
+    assert chosen(trials, 2) == "meta"
+
+
+def test_a_way_without_a_good_input_is_worth_nothing():
+    assert chosen([Trial("meta", 32, 0, None), Trial("list", 32, 1, 0.0)], 2) == "list"
