@@ -4,6 +4,7 @@
       bench.json      {"model": {"sha256": "6f2e…"}, "settings": {"n_inputs": 400}, "failed": {"sst2": "train …"}}
       agnews/ sst2/   run directories, as of `sg-local run`
       results.json results.md
+      ablations/      the same runs with one other setting (ablation.py)
 
 Tasks are read from a directory, or from its directory `tasks` if there is one: the task files of sg_local (.toml), and
 what `sg-local task import` reads (.json): one object with its test rows in ../test, or Super-NaturalInstructions v2
@@ -18,6 +19,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from sg_local import ablation
+from sg_local.ablation import Switch, compared, parse_switches, run_switch, why_failed
 from sg_local.bench_table import markdown, row_of, summary
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.process import require_trainer
@@ -43,7 +46,7 @@ from sg_local.task import Example, Task, import_task
 
 N_TEST_ROWS = 300  # that are drawn from a JSON file, as by `sg-local task import`
 MAX_BENCH_BYTES = 1 << 20
-_OWN_FILES = ("bench.json", "results.json", "results.md")
+_OWN_FILES = ("bench.json", "results.json", "results.md", "ablations")
 
 
 def load_tasks(
@@ -89,11 +92,13 @@ def run_bench(
     bench_dir: Path | None,
     settings: Settings,
     patterns: Sequence[str] = (),
+    switches: Sequence[Switch] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Runs what is not finished of a directory's tasks; returns what results.json holds, and which of them failed.
 
-    A task that fails is told under "failed" there, and the others go on. Raises InputError before anything runs
-    where a task, the model or a setting is wrong, or is not what the directory was begun with.
+    After them, each finished task is compared with itself under each of the switches (ablation.py). What fails is told
+    under "failed" there, and the others go on. Raises InputError before anything runs where a task, the model or a
+    setting is wrong, or is not what the directory was begun with.
     """
     tasks = load_tasks(directory, patterns, max(N_TEST_ROWS, settings.max_test_rows))
     model_path = resolve_model(model_source)
@@ -110,7 +115,7 @@ def run_bench(
                 failed.pop(run.task.name, None)
         if any(not run.is_finished("train") for run in left):
             require_trainer(settings.trainer)
-        if not left:
+        if not left and not switches:
             say(f"{path} is finished, nothing to do")
         for number, run in enumerate(left, 1):
             say(f"task {number} of {len(left)}: {run.task.name}, {run.path}")
@@ -122,8 +127,23 @@ def run_bench(
                 say(f"Error: {run.task.name}: {error}")
             _write_bench(path, model, settings, failed)
             write_results(path, failed)
+        failed_switches = []
+        for switch in switches:
+            for run in runs:
+                if not run.is_finished("evaluate"):
+                    continue
+                key = f"{run.task.name} with {switch.text}"
+                try:
+                    run_switch(switch, run, path)
+                    failed.pop(key, None)
+                except SgLocalError as error:
+                    failed[key] = why_failed(switch, run.task.name, path, error)
+                    failed_switches.append(key)
+                    say(f"Error: {key}: {error}")
+                _write_bench(path, model, settings, failed)
+                write_results(path, failed)
         results = write_results(path, failed)
-    return results, [task.name for task, _ in tasks if task.name in failed]
+    return results, [*(task.name for task, _ in tasks if task.name in failed), *failed_switches]
 
 
 def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
@@ -134,9 +154,31 @@ def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
         if run.is_finished("evaluate"):
             rows.append(row_of(read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES), run.manifest()))
     results = {"tasks": rows, "summary": summary(rows), "failed": failed}
+    if comparisons := _comparisons(path):
+        results["ablations"] = comparisons
+        results["ablations_summary"] = ablation.summary(comparisons)
     _write_json(path / "results.json", results)
-    write_text(path / "results.md", markdown(rows, failed))
+    write_text(path / "results.md", results_markdown(results))
     return results
+
+
+def results_markdown(results: dict[str, Any]) -> str:
+    """What results.json holds, as tables."""
+    table = markdown(results["tasks"], results["failed"])
+    comparisons = ablation.markdown(results.get("ablations", []))
+    return f"{table}\n{comparisons}".rstrip("\n") + "\n"
+
+
+def _comparisons(path: Path) -> list[dict[str, Any]]:
+    """Every finished run with a switch beside the one without."""
+    found = []
+    for settings_path in sorted(path.glob("ablations/*/*/settings.toml")):
+        switched = open_run(settings_path.parent)
+        run = open_run(path / switched.task.name)
+        if switched.is_finished("evaluate") and run.is_finished("evaluate"):
+            [switch] = parse_switches([settings_path.parent.parent.name], run.settings)
+            found.append(compared(switch, run, switched))
+    return found
 
 
 def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:

@@ -11,9 +11,10 @@ A stage is finished when its manifest entry is written, and that is the last thi
 
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +132,20 @@ class Run:
             if not (keep_partial and later == stage):
                 for path in self.path.glob(_PIECES.get(later, "no pieces")):
                     path.unlink()
+
+    def take_over(self, other: "Run", stages: Sequence[str]) -> None:
+        """Copies what finished stages of another run wrote, with their manifest entries, into this one.
+
+        For runs of the same task and model whose settings differ in what later stages read. For a holder of both
+        locks.
+        """
+        manifest, theirs = self.manifest(), other.manifest()["stages"]
+        for stage in stages:
+            for name in theirs[stage]["writes"]:
+                self.file(name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(other.file(name), self.file(name))
+            manifest["stages"][stage] = theirs[stage]
+        self._write_manifest(manifest)
 
     @contextmanager
     def stage(self, name: str, reads: list[str], writes: list[str]) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ def _setting(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field; `group` is the stage that reads it, or "engine" for all of them."""
+    """A field; `group` is the first stage that reads it, or "engine" for all of them."""
     metadata = {"group": group, "help": help_text, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=metadata)
 
@@ -91,6 +91,17 @@ class Settings:
         low=0.1,
         high=1,
     )
+    length_filter: bool = _setting(
+        True,
+        "generate",
+        "Drop inputs, and answers without labels, far longer or shorter than the demonstrations'.",
+    )
+    form_filter: bool = _setting(
+        True,
+        "generate",
+        "Drop inputs and answers whose form departs from the demonstrations': marks such as colons and question "
+        "marks, repeated words, and for free answers words taken from the input or copies of it (paper: no).",
+    )
 
     label_answers: str = _setting(
         "scores",
@@ -130,6 +141,13 @@ class Settings:
     calibrate: bool = _setting(
         True, "curate", "Take the student's label bias out of its label scores (batch calibration)."
     )
+    train_rows: str = _setting(
+        "made",
+        "curate",
+        "What is trained on: the made pairs with the demonstrations, or, for comparison, the demonstrations alone, "
+        "repeated as often as there would have been rows.",
+        choices=("made", "demonstrations"),
+    )
     label_targets: str = _setting(
         "hard",
         "curate",
@@ -161,17 +179,6 @@ class Settings:
         "What the label that an input was made for counts: evidence, as much as both agree on the whole; or a row "
         "with another label is dropped: always, or auto, only where the student follows labels (paper: never).",
         choices=("evidence", "auto", "always", "never"),
-    )
-    length_filter: bool = _setting(
-        True,
-        "curate",
-        "Drop inputs, and answers without labels, far longer or shorter than the demonstrations'.",
-    )
-    form_filter: bool = _setting(
-        True,
-        "curate",
-        "Drop inputs and answers whose form departs from the demonstrations': marks such as colons and question "
-        "marks, repeated words, and for free answers words taken from the input or copies of it (paper: no).",
     )
     max_copies: int = _setting(
         8, "curate", "How often a row may be repeated to give every label equal numbers.", low=1
@@ -241,6 +248,9 @@ class Settings:
         choices=("base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
     )
 
+    many_shot: bool = _setting(
+        False, "evaluate", "Score the base also with as many of the made pairs in its prompt as fit."
+    )
     max_test_rows: int = _setting(
         300, "evaluate", "Test rows to score at most, from the file's start.", low=1
     )

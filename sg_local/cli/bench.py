@@ -24,6 +24,17 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given
     metavar="NAMES",
     help="Only these: names of files without ending, with commas; * stands for anything.",
 )
+@click.option(
+    "--baselines",
+    is_flag=True,
+    help="Also the model tuned on the demonstrations alone, and the base with made pairs in its prompt.",
+)
+@click.option(
+    "--ablate",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Also every task with this one setting changed (n_layouts=1, calibrate=false); may be given again.",
+)
 @JSON_OPTION
 @setting_options()
 def bench(
@@ -32,35 +43,39 @@ def bench(
     bench_dir: Path | None,
     preset: str,
     tasks: str,
+    baselines: bool,
+    ablate: tuple[str, ...],
     as_json: bool,
     **settings: Any,
 ) -> None:
     """\b
     sg-local bench my-tasks --model smollm2-135m --preset quick
     sg-local bench natural-instructions --tasks 'task190_*,task1529_*' --model ./vicuna-7b-v1.5.Q4_K_M.gguf
+    sg-local bench my-tasks --preset quick --baselines --ablate n_layouts=1 --ablate calibrate=false
 
     Runs every task of a directory with the same model and settings, and makes one table of their scores.
 
     DIR holds task files (.toml), or JSON as `sg-local task import` reads it, in itself or in its directory `tasks`.
     Each needs test rows. Called again, it goes on with what is missing; a task that failed does not stop the others
-    (exit code 1).
+    (exit code 1). What --baselines and --ablate compare with is run first, if it is not there; stages that a changed
+    setting does not reach are not run again.
     """  # fmt: skip
     import json
 
-    from sg_local.bench import run_bench
-    from sg_local.bench_table import markdown
+    from sg_local.ablation import BASELINES, parse_switches
+    from sg_local.bench import results_markdown, run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable
     from sg_local.settings import resolve_settings
 
     patterns = [name.strip() for name in tasks.split(",") if name.strip()]
-    found, failed = run_bench(
-        directory, model, bench_dir, resolve_settings(preset, given(settings)), patterns
-    )
+    resolved = resolve_settings(preset, given(settings))
+    switches = parse_switches([*([BASELINES] if baselines else []), *ablate], resolved)
+    found, failed = run_bench(directory, model, bench_dir, resolved, patterns, switches)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        click.echo(printable(markdown(found["tasks"], found["failed"])), nl=False)
+        click.echo(printable(results_markdown(found)), nl=False)
     if failed:
         raise SgLocalError(
             f"not finished: {', '.join(failed)}; the same command goes on with what is missing"

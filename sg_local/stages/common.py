@@ -21,6 +21,7 @@ from sg_local.task import Example, Task
 
 INPUTS_PER_CALL = 128
 QUESTIONS_PER_CALL = 64
+DEMONSTRATION = "demonstration-"  # before its number, the id of a demonstration among made rows
 LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
 
 

@@ -35,6 +35,7 @@ from sg_local.selfguide.selection import (
     vote_margin,
     with_evidence,
 )
+from sg_local.stages.common import DEMONSTRATION
 
 HELD_OUT_SHARE = 0.15
 
@@ -71,7 +72,7 @@ def run_curate(run: Run) -> None:
                 row["drop"] = "held_out"
         gold = [
             {
-                "id": f"demonstration-{number}",
+                "id": f"{DEMONSTRATION}{number}",
                 "input": example.input,
                 "output": example.output,
                 "confidence": 1.0,
@@ -88,6 +89,8 @@ def run_curate(run: Run) -> None:
         for row in rows:
             if row["drop"]:
                 row["copies"] = 0
+        if run.settings.train_rows == "demonstrations":
+            _train_on_demonstrations(rows, len(gold))
         write_rows(run.file("train.jsonl"), rows)
         details["counts"] = _counts(rows)
         _report(details["counts"], run)
@@ -216,6 +219,13 @@ def _balance(run: Run, rows: list[dict[str, Any]]) -> None:
     for label in run.task.labels:
         if not any(row["output"] == label and row["drop"] is None for row in left):
             say(f"curate: no row was annotated {label!r}; the tuned model will hardly answer it")
+
+
+def _train_on_demonstrations(rows: list[dict[str, Any]], n_demonstrations: int) -> None:
+    """Gives the copies of all rows to the demonstrations, which come first: the same number of steps."""
+    copies = sum(row["copies"] for row in rows)
+    for index, row in enumerate(rows):
+        row["copies"] = len(range(index, copies, n_demonstrations)) if index < n_demonstrations else 0
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:

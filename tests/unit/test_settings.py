@@ -1,12 +1,15 @@
 """Settings: bounds, presets, and errors that tell everything at once."""
 
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sg_local import settings as settings_module
 from sg_local.errors import InputError
-from sg_local.settings import PRESETS, Settings, resolve_settings
+from sg_local.settings import PRESETS, STAGES, Settings, resolve_settings
 
 
 def faults(given: dict[str, Any], preset: str = "default") -> list[str]:
@@ -42,6 +45,20 @@ def test_what_is_given_wins_over_the_preset():
     assert (
         resolve_settings("quick", {}).epochs == PRESETS["quick"]["epochs"]
     )  # nothing was changed on the way
+
+
+def test_a_setting_belongs_to_the_first_stage_that_reads_it():
+    """The bench's --ablate copies what came before that stage, and `--help` names it."""
+    stages = Path(settings_module.__file__).parent / "stages"
+    for item in fields(Settings):
+        readers = [
+            stage
+            for stage in STAGES
+            if re.search(rf"\bsettings\.{item.name}\b", (stages / f"{stage}.py").read_text("utf-8"))
+        ]
+        group = item.metadata["group"]
+        if readers and group != "engine":
+            assert group == readers[0], item.name
 
 
 def test_an_unknown_preset_is_refused_with_the_choices():

@@ -19,6 +19,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"plan", "bench"},
+    {"ablation"},
     {"pipeline", "doctor", "bench_table"},
     {"stages"},
     {"llama", "finetune", "gguf_io", "report"},
