@@ -6,7 +6,7 @@ from sg_local.selfguide.probe import Trial, chosen
 
 
 def test_without_labels_the_way_with_most_good_inputs_is_chosen():
-    trials = [Trial("meta", 32, 9, None), Trial("turns", 32, 26, None), Trial("list", 32, 30, None)]
+    trials = [Trial("meta", 32, 9, None), Trial("turns", 32, 20, None), Trial("list", 32, 30, None)]
     assert chosen(trials, 0) == "list"
 
 
@@ -15,6 +15,12 @@ def test_a_way_that_keeps_to_the_label_is_worth_more_than_one_with_more_inputs()
     assert chosen([listed, turns], 4) == "turns"
     # of 27 good ones 88 % can be expected to be of their label: a + b with a² + (1 - a)² / 3 = 0.78
     assert turns.yield_of_good(4) == pytest.approx(27 / 32 * 0.8805, abs=1e-3)
+
+
+def test_of_ways_that_are_about_as_good_the_first_is_taken():
+    turns, listed = Trial("turns", 32, 25, 0.6), Trial("list", 32, 28, 0.57)
+    assert turns.yield_of_good(2) < listed.yield_of_good(2)
+    assert chosen([Trial("meta", 32, 12, 0.67), turns, listed], 2) == "turns"
 
 
 def test_agreement_below_chance_counts_as_chance_and_equals_go_by_the_order():
