@@ -35,6 +35,7 @@ class Trial:
 
 
 def chosen(trials: Sequence[Trial], n_labels: int) -> str:
-    """The first style whose yield is the best one's, within TOLERANCE; n_labels is 0 for a task without labels."""
+    """The first style whose yield is the best one's within TOLERANCE, or half of it if that is more; n_labels is 0 for a task without labels."""
     most = max(trial.yield_of_good(n_labels) for trial in trials)
-    return next(trial.style for trial in trials if trial.yield_of_good(n_labels) >= most - TOLERANCE)
+    least = max(most - TOLERANCE, most / 2)
+    return next(trial.style for trial in trials if trial.yield_of_good(n_labels) >= least)
