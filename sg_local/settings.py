@@ -268,7 +268,7 @@ class Settings:
 # What a preset changes; `default` is the declarations above. `paper` is SELF-GUIDE's own way, with our filters: its
 # 400 inputs are counted after them, labels are made equal by dropping rows, and training is LoRA.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"n_inputs": 160, "epochs": 2, "n_samples": 5, "max_new_tokens": 64, "max_test_rows": 100},
+    "quick": {"n_inputs": 160, "n_samples": 5, "max_new_tokens": 64, "max_test_rows": 100},
     "default": {},
     "paper": {
         "input_prompt": "meta",

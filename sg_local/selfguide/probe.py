@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from sg_local.selfguide.selection import reliability
 
-
 TOLERANCE = 0.1  # of a yield: about one standard error with 32 trial inputs
 
 
@@ -35,7 +34,10 @@ class Trial:
 
 
 def chosen(trials: Sequence[Trial], n_labels: int) -> str:
-    """The first style whose yield is the best one's within TOLERANCE, or half of it if that is more; n_labels is 0 for a task without labels."""
+    """The first style whose yield is within TOLERANCE of the best one's, and over half of it.
+
+    n_labels is 0 for a task without labels.
+    """
     most = max(trial.yield_of_good(n_labels) for trial in trials)
     least = max(most - TOLERANCE, most / 2)
     return next(trial.style for trial in trials if trial.yield_of_good(n_labels) >= least)
