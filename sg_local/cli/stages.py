@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sg_local.cli import COMMANDS
-from sg_local.cli.options import RUN_ARGUMENT
+from sg_local.cli.options import JSON_OPTION, RUN_ARGUMENT
 from sg_local.settings import STAGES
 
 if TYPE_CHECKING:
@@ -50,4 +50,44 @@ def _stage_command(stage: str) -> click.Command:
     return command
 
 
-generate, annotate, curate, train, evaluate = (_stage_command(stage) for stage in STAGES if stage != "export")
+generate, annotate, train, evaluate = (
+    _stage_command(stage) for stage in STAGES if stage not in ("curate", "export")
+)
+
+
+@click.command(
+    "curate",
+    help=f"""\b
+sg-local curate runs/support-inbox
+sg-local curate runs/support-inbox --explain 7
+
+{COMMANDS["curate"][1]} It ends with a table of what was made and dropped, which is also in manifest.json.""",
+)
+@RUN_ARGUMENT
+@REDO_OPTION
+@click.option(
+    "--explain",
+    "row_id",
+    metavar="ID",
+    help="Tell the life of one row instead: a number, or demonstration-1. Changes nothing.",
+)
+@JSON_OPTION
+def curate(run_dir: Path, redo: bool, row_id: str | None, as_json: bool) -> None:
+    """See the help above."""
+    import json
+
+    from sg_local.errors import InputError
+    from sg_local.progress import printable
+    from sg_local.run import open_run
+
+    if row_id is None:
+        if as_json:
+            raise InputError("--json is for --explain: the numbers of the made data are in manifest.json")
+        run_one("curate", run_dir, redo)
+        return
+    if redo:
+        raise InputError("--explain changes nothing, and --redo would: give one of them")
+    from sg_local.stages.explain import explain, explained
+
+    found = explain(open_run(run_dir), row_id)
+    click.echo(json.dumps(found, indent=1, ensure_ascii=True) if as_json else printable(explained(found)))

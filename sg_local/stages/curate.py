@@ -18,6 +18,7 @@ from sg_local.errors import SgLocalError
 from sg_local.progress import say
 from sg_local.records import read_rows, row_seed, write_rows
 from sg_local.run import Run
+from sg_local.selfguide.data_report import data_report, report_lines, warnings
 from sg_local.selfguide.filters import form_fault, overlap_fault, rules_of, text_fault
 from sg_local.selfguide.metrics import normalize
 from sg_local.selfguide.selection import (
@@ -41,7 +42,7 @@ HELD_OUT_SHARE = 0.15
 
 
 def run_curate(run: Run) -> None:
-    """Writes train.jsonl and tells what was dropped and why."""
+    """Writes train.jsonl, and tells what the made data is like and what was dropped and why."""
     run.require("curate")
     with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]) as details:
         made = {row["id"]: row for row in read_rows(run.file("inputs.jsonl"))}
@@ -93,7 +94,9 @@ def run_curate(run: Run) -> None:
             _train_on_demonstrations(rows, len(gold))
         write_rows(run.file("train.jsonl"), rows)
         details["counts"] = _counts(rows)
-        _report(details["counts"], run)
+        gold_ids = [row["id"] for row in gold]
+        details["report"] = data_report(list(made.values()), rows, run.task, gold_ids)
+        _tell(details["counts"], details["report"])
         if details["counts"]["kept"] <= len(gold):
             raise SgLocalError(
                 f"no made pair passed the filters ({details['counts']['dropped']}): "
@@ -216,9 +219,6 @@ def _balance(run: Run, rows: list[dict[str, Any]]) -> None:
         row["copies"] = count
         if count == 0:
             row["drop"] = "balance"
-    for label in run.task.labels:
-        if not any(row["output"] == label and row["drop"] is None for row in left):
-            say(f"curate: no row was annotated {label!r}; the tuned model will hardly answer it")
 
 
 def _train_on_demonstrations(rows: list[dict[str, Any]], n_demonstrations: int) -> None:
@@ -242,9 +242,10 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return counts
 
 
-def _report(counts: dict[str, Any], run: Run) -> None:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none"
-    say(f"curate: {counts['kept']} of {counts['rows']} rows kept; dropped: {reasons}")
-    if run.task.is_classification:
-        by_label = ", ".join(f"{count} {label}" for label, count in counts.get("kept_by_output", {}).items())
-        say(f"curate: {by_label}; {counts['copies']} rows with repetitions")
+def _tell(counts: dict[str, Any], report: dict[str, Any]) -> None:
+    """The table of what was made and dropped, and what in it looks bad."""
+    for line in report_lines(report):
+        say(f"  {line}".rstrip())
+    say(f"curate: {counts['kept']} rows with the demonstrations, {counts['copies']} with repetitions")
+    for warning in warnings(report):
+        say(f"curate: {warning}")

@@ -66,6 +66,9 @@ def test_every_label_is_shown_equally_often_and_the_demonstrations_come_first(ne
         shown[row["output"]] += row["copies"]
         assert (row["copies"] == 0) == (row["drop"] is not None)
     assert shown["refund"] == shown["login"] > 0
+    report = new_run.manifest()["stages"]["curate"]["report"]
+    assert report["labels"]["refund"]["shown"] == shown["refund"]
+    assert report["kept"] == sum(row["drop"] is None for row in rows) - 1
 
 
 def test_the_least_confident_of_each_label_are_dropped(tmp_path: Path, task: Path, model: Path) -> None:
