@@ -30,7 +30,7 @@ class Trial:
         """Share of made inputs that can be expected to be good, and of the label they were made for; 0..1."""
         if self.agreement is None or not self.good:
             return self.good / self.made
-        return self.good / self.made * reliability(self.agreement, n_labels)
+        return self.good / self.made * reliability(round(self.agreement * self.good), self.good, n_labels)
 
 
 def chosen(trials: Sequence[Trial], n_labels: int) -> str:

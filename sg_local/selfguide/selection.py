@@ -139,12 +139,18 @@ def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
     return bool(low >= (1 + 1 / n_labels) / 2)
 
 
-def reliability(agreement: float, n_labels: int) -> float:
+def reliability(agreed: int, n_rows: int, n_labels: int) -> float:
     """How often a made input is of the label it was made for, 1 / n_labels .. MAX_RELIABILITY.
 
-    agreement is how often its annotation is that label, 0..1. Writer and judge are the same model, so the estimate
+    agreed is how many of n_rows are annotated with that label. Writer and judge are the same model, so the estimate
     takes them for equally reliable, and their errors for independent: agreement = r² + (1 - r)² / (n_labels - 1).
+    The root is steep at chance; the lower end of the agreement's 95 % Wilson interval keeps luck from counting.
     """
+    from scipy.stats import binomtest
+
+    if n_rows == 0:
+        return 1 / n_labels
+    agreement = float(binomtest(agreed, n_rows).proportion_ci(method="wilson").low)
     inside = 1 - n_labels * (1 - agreement * (n_labels - 1))
     return min(MAX_RELIABILITY, (1 + math.sqrt(max(0.0, inside))) / n_labels)
 

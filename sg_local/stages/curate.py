@@ -120,7 +120,7 @@ def _choose_labels(
         probabilities = _label_probabilities(run, [outputs[index] for index in scored])
         agreed = sum(own.index(max(own)) == label for own, label in zip(probabilities, made_for, strict=True))
         if settings.agreement == "evidence":
-            reliable = reliability(agreed / len(scored), len(labels))
+            reliable = reliability(agreed, len(scored), len(labels))
         if reliable > 1 / len(labels):
             probabilities = [
                 with_evidence(own, label, reliable)

@@ -103,7 +103,7 @@ def test_the_label_that_a_row_was_made_for_decides_where_its_score_is_in_doubt(n
     rows = curated(new_run, *scored(logprobs, asked))
     assert [row["output"] for row in rows[-4:]] == ["login", "refund", "refund", "login"]
     assert new_run.manifest()["stages"]["curate"]["agreement"]["reliability"] == pytest.approx(
-        0.9472, abs=1e-3
+        0.8671, abs=1e-3
     )
 
 

@@ -224,13 +224,14 @@ def test_balancing_makes_all_counts_equal_within_max_copies(labels: list[str], m
 @pytest.mark.parametrize(("true_reliability", "n_labels"), [(0.9, 2), (0.7, 4), (0.55, 3)])
 def test_reliability_is_found_from_the_agreement_of_two_equals(true_reliability: float, n_labels: int):
     agreement = true_reliability**2 + (1 - true_reliability) ** 2 / (n_labels - 1)
-    assert reliability(agreement, n_labels) == pytest.approx(true_reliability)
+    assert reliability(round(agreement * 10**6), 10**6, n_labels) == pytest.approx(true_reliability, abs=3e-3)
 
 
 def test_reliability_stays_between_chance_and_its_bound():
-    assert reliability(0.1, 4) == 0.25
-    assert reliability(0.25, 4) == pytest.approx(0.25)
-    assert reliability(1.0, 2) == 0.95
+    assert reliability(10, 100, 4) == 0.25
+    assert reliability(32, 100, 4) == 0.25  # a little over chance in a hundred rows is luck
+    assert reliability(100, 100, 2) == 0.95
+    assert reliability(0, 0, 2) == 0.5
 
 
 def test_tempered_rows_are_as_sure_as_asked_and_keep_their_order():
