@@ -131,6 +131,15 @@ class Settings:
         128, "annotate", "Longest answer in tokens, here and in the evaluation.", low=1
     )
 
+    drop_ifd_share: float = _setting(
+        0.0,
+        "annotate",
+        "Share of free answers to drop at each end of the instruction-following difficulty: those that the input "
+        "hardly makes likelier, and those that it says already. 0 does not compute it.",
+        low=0,
+        high=0.45,
+    )
+
     min_share: float = _setting(
         0.3,
         "curate",

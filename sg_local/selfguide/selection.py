@@ -181,6 +181,23 @@ def with_evidence(probabilities: Sequence[float], made_for: int, reliable: float
     return [value / sum(weighted) for value in weighted]
 
 
+def instruction_following_difficulty(logprob: float, logprob_alone: float) -> float:
+    """How much harder an answer stays once its input is known: -log p(answer | input) over -log p(answer).
+
+    Near 1 the answer has nothing to do with the input, near 0 the input says it. Both in nats, at most 0; the
+    geometric form of the ratio of perplexities (Li et al. 2024, "From Quantity to Quality", arXiv 2308.12032).
+    """
+    return logprob / logprob_alone if logprob_alone < 0 else 1.0
+
+
+def between_extremes(values: Sequence[float], share: float) -> list[bool]:
+    """Whether each value is neither among the lowest nor among the highest share of them (0..0.5)."""
+    n_cut = int(share * len(values))
+    order = sorted(range(len(values)), key=lambda index: (values[index], index))
+    middle = set(order[n_cut : len(values) - n_cut])
+    return [index in middle for index in range(len(values))]
+
+
 def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:
     """How often each row is shown so that all labels that occur are shown equally often; 0 drops a row.
 

@@ -17,12 +17,14 @@ from typing import Any
 
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Request, generate
+from sg_local.llama.scoring import label_logprobs
+from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress
 from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages, layouts
-from sg_local.selfguide.selection import consensus, vote
+from sg_local.selfguide.selection import consensus, instruction_following_difficulty, vote
 from sg_local.stages.common import (
     QUESTIONS_PER_CALL,
     chat_template,
@@ -157,4 +159,19 @@ def _sample_answers(
         rows.append(
             {"id": row["id"], "samples": own, "output": output, "share": round(share, 4), "drop": drop}
         )
+    if settings.drop_ifd_share > 0 and not run.task.is_classification:
+        _add_difficulty(run, engine, template, prompts, rows)
     return rows
+
+
+def _add_difficulty(
+    run: Run, engine: Engine, template: ChatTemplate, prompts: Sequence[TokenIds], rows: Rows
+) -> None:
+    """Writes "ifd" into the rows that have an answer: with their input, and with none in its place."""
+    nothing = answer_messages(run.task.instruction, "", run.task.examples)
+    alone = tuple(engine.tokenizer.encode_prompt(template, nothing))
+    for prompt, row in zip(prompts, rows, strict=True):
+        if row["drop"] is None:
+            answer = tuple(engine.tokenizer.encode_answer(template, nothing, row["output"]))
+            [[logprob], [logprob_alone]] = label_logprobs(engine, [prompt, alone], [answer])
+            row["ifd"] = round(instruction_following_difficulty(logprob, logprob_alone), 4)

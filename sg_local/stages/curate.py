@@ -23,6 +23,7 @@ from sg_local.selfguide.filters import form_fault, overlap_fault, rules_of, text
 from sg_local.selfguide.metrics import normalize
 from sg_local.selfguide.selection import (
     balancing_copies,
+    between_extremes,
     calibrate,
     confidence_weights,
     ensemble,
@@ -208,6 +209,12 @@ def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str
             )
         if row["drop"] is None and output["share"] < run.settings.min_share:
             row["drop"] = "low_share"
+    left = [(row, output["ifd"]) for row, output in zip(rows, outputs, strict=True)
+            if row["drop"] is None and "ifd" in output]  # fmt: skip
+    keep = between_extremes([ifd for _, ifd in left], run.settings.drop_ifd_share)
+    for (row, _), is_kept in zip(left, keep, strict=True):
+        if not is_kept:
+            row["drop"] = "ifd"
 
 
 def _balance(run: Run, rows: list[dict[str, Any]]) -> None:

@@ -219,6 +219,27 @@ def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
     assert sum(row["drop"] == "held_out" for row in rows) == 1
 
 
+def test_answers_at_both_ends_of_the_difficulty_are_dropped_where_it_is_asked_for(
+    tmp_path: Path, task: Path, model: Path
+) -> None:
+    task.write_text(GENERATION)
+    run = begun(tmp_path, task, model, drop_ifd_share=0.25)
+    inputs = [{"id": n, "input": f"Bring the thing {n} to me."} for n in range(4)]
+    outputs = [
+        {
+            "id": n,
+            "samples": ["x"],
+            "output": f"Could you please bring the thing {n} to me?",
+            "share": 1.0,
+            "ifd": ifd,
+        }
+        for n, ifd in enumerate([0.4, 0.99, 0.01, 0.5])
+    ]
+    drops = {row["id"]: row["drop"] for row in curated(run, inputs, outputs) if row["drop"] != "held_out"}
+    assert (drops[1], drops[2]) == ("ifd", "ifd")
+    assert "ifd" not in (drops.get(0), drops.get(3))
+
+
 def test_a_run_without_a_good_row_says_what_happened_to_them(tmp_path: Path, task: Path, model: Path) -> None:
     task.write_text(GENERATION)
     run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())

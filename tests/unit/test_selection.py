@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from sg_local.selfguide.selection import (
     balancing_copies,
+    between_extremes,
     calibrate,
     confidence_weights,
     consensus,
     ensemble,
     follows_labels,
+    instruction_following_difficulty,
     label_probabilities,
     margin,
     most_confident,
@@ -247,3 +249,17 @@ def test_evidence_is_bayes():
     # 0.6 * 0.2 against 0.4 * 0.8
     assert with_evidence([0.6, 0.4], 1, 0.8) == pytest.approx([0.12 / 0.44, 0.32 / 0.44])
     assert with_evidence([0.5, 0.3, 0.2], 2, 1 / 3) == pytest.approx([0.5, 0.3, 0.2])  # chance says nothing
+
+
+def test_difficulty_is_what_the_input_leaves_to_be_said():
+    assert instruction_following_difficulty(-1.0, -10.0) == pytest.approx(0.1)
+    assert instruction_following_difficulty(-9.0, -10.0) == pytest.approx(0.9)
+    assert instruction_following_difficulty(0.0, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"),
+    [(0.0, [True] * 5), (0.2, [True, False, True, True, False]), (0.4, [True] + [False] * 4)],
+)
+def test_between_extremes(share: float, kept: list[bool]):
+    assert between_extremes([0.5, 0.1, 0.6, 0.4, 0.9], share) == kept
