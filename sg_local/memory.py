@@ -244,7 +244,9 @@ def estimate(
     )
     copy = {"16-bit GGUF": 2 * model.n_parameters}
     prefix = tokens.instruction + tokens.demonstrations
-    answers = tokens.labels or settings.n_samples * tokens.answer
+    scores_labels = tokens.labels > 0 and settings.label_answers == "scores"
+    answers = tokens.labels if scores_labels else settings.n_samples * tokens.answer
+    n_prompts = settings.n_layouts if scores_labels else 1
     n_inputs = settings.n_inputs
     makes = replace(
         _engine("generate", model, settings, on_gpu, 2 * model.n_parameters if copies else model.file_bytes),
@@ -253,7 +255,12 @@ def estimate(
     export = _export(model, settings, tokens, on_gpu)
     return [
         replace(makes, tokens=prefix + n_inputs * tokens.input),
-        replace(makes, step="annotate", tokens=prefix + n_inputs * (tokens.input + answers), store_disk={}),
+        replace(
+            makes,
+            step="annotate",
+            tokens=n_prompts * (prefix + n_inputs * (tokens.input + answers)),
+            store_disk={},
+        ),
         _train(model, settings, tokens, on_gpu),
         export if copies else replace(export, store_disk=copy),
         replace(

@@ -225,6 +225,13 @@ class Settings:
         5e-4, "train", "Peak learning rate (AdamW, linear decay).", low=1e-8, high=1
     )
     epochs: int = _setting(3, "train", "Passes over the training rows.", low=1)
+    prior_weight: float = _setting(
+        0.0,
+        "train",
+        "Weight of a loss that pulls a batch's mean label probabilities to equal shares, where there are labels.",
+        low=0,
+        high=100,
+    )
     batch_size: int = _setting(8, "train", "Rows of one optimizer step.", low=1)
     load_in_4bit: bool = _setting(
         False, "train", "QLoRA: hold the base weights in 4 bit while training (less GPU memory)."

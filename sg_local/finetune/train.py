@@ -119,10 +119,15 @@ def row_trainer(
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             with self.accelerator.autocast():
-                return batch_loss(self.accelerator.unwrap_model(model), inputs)
+                return batch_loss(
+                    self.accelerator.unwrap_model(model), inputs, settings.n_labels, settings.prior_weight
+                )
 
         def loss_of(self, batch: Batch) -> Any:
-            return self.compute_loss(self.model, self._prepare_inputs(tensors(batch, self.model.config)))
+            """Of the rows alone: the prior is of a whole batch, and not the sum of its rows' parts."""
+            with self.accelerator.autocast():
+                inputs = self._prepare_inputs(tensors(batch, self.model.config))
+                return batch_loss(self.accelerator.unwrap_model(self.model), inputs)
 
         def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
             batch = self.to_batch([rows[item["row"]] for item in items])

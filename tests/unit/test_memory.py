@@ -176,6 +176,18 @@ def test_what_rows_share_is_counted_once_in_a_tree() -> None:
     assert batch_tokens(Settings(train_demonstrations=True), ROWS) == 256 + 512 + 8 * 256
 
 
+def test_annotating_costs_each_prompt_or_each_sample() -> None:
+    labelled = replace(ROWS, labels=12)
+
+    def tokens(rows: TaskTokens, **changes: Any) -> int:
+        return need("annotate", SMOLLM2, Settings(n_inputs=10, **changes), rows).tokens
+
+    assert tokens(labelled, n_layouts=1) == 768 + 10 * (200 + 12)
+    assert tokens(labelled, n_layouts=3) == 3 * tokens(labelled, n_layouts=1)
+    assert tokens(ROWS, n_samples=4) == 768 + 10 * (200 + 4 * 56)
+    assert tokens(labelled, label_answers="samples") == tokens(ROWS)
+
+
 def test_parts_add_up_and_a_machine_without_a_gpu_needs_none() -> None:
     for item in estimate(LLAMA_2_7B, Settings(), ROWS, on_gpu=False):
         assert item.gpu_bytes == 0
