@@ -19,6 +19,7 @@ from typing import Any
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Completion, Request, generate
+from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress, say
 from sg_local.records import append_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
@@ -31,6 +32,7 @@ from sg_local.selfguide.selection import calibrate
 from sg_local.stages.common import chat_template, counters, open_with, score_labels, speed, whole_calls
 from sg_local.stages.in_flight import DROP, guarded_call
 from sg_local.stages.weights import generating_model
+from sg_local.task import Task
 
 ROWS_PER_CALL = 64
 N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
@@ -107,16 +109,12 @@ def _asked(
     for row_id in row_ids:
         seed = row_seed(settings.seed, purpose, row_id)
         label = task.labels[row_id % len(task.labels)] if task.labels else None
-        messages, begun = input_request(style, task, label, random.Random(seed), earlier)
-        encode = engine.tokenizer
-        prompt = (
-            encode.encode_begun(template, messages, begun)
-            if begun
-            else encode.encode_prompt(template, messages)
-        )
+        prompt = _prompt(engine, template, style, task, label, seed, earlier)
+        if not engine.fits(len(prompt), settings.max_input_tokens):
+            prompt = _prompt(engine, template, style, task, label, seed, ())
         requests.append(
             Request(
-                tuple(prompt),
+                prompt,
                 settings.max_input_tokens,
                 temperature=settings.input_temperature,
                 top_k=settings.input_top_k,
@@ -127,6 +125,21 @@ def _asked(
         )
         rows.append({"id": row_id, "input": "", "label": label, "prompt": style, "drop": None, "seed": seed})
     return requests, rows
+
+
+def _prompt(
+    engine: Engine,
+    template: ChatTemplate,
+    style: str,
+    task: Task,
+    label: str | None,
+    seed: int,
+    earlier: Sequence[str],
+) -> TokenIds:
+    messages, begun = input_request(style, task, label, random.Random(seed), earlier)
+    if begun:
+        return tuple(engine.tokenizer.encode_begun(template, messages, begun))
+    return tuple(engine.tokenizer.encode_prompt(template, messages))
 
 
 def _judge(
