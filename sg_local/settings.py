@@ -118,15 +118,19 @@ class Settings:
         high=9,
     )
     n_samples: int = _setting(10, "annotate", "Answers sampled for each input, where none is scored.", low=1)
-    vote: str = _setting(
-        "consensus",
+    choose_by: str = _setting(
+        "information",
         "annotate",
-        "Which sampled answer counts where there are no labels: the one most like the others in ROUGE-L, "
-        "or the commonest (paper).",
-        choices=("consensus", "commonest"),
+        "Which sampled answer counts where there are no labels: the one that the input makes likelier most, "
+        "the one most like the others in ROUGE-L (consensus), or the commonest (votes, paper).",
+        choices=("information", "consensus", "votes"),
     )
-    output_temperature: float = _setting(0.2, "annotate", "Sampling temperature of answers.", low=0, high=5)
-    output_top_k: int = _setting(10, "annotate", "Sample from the k likeliest tokens; 0 from all.", low=0)
+    output_temperature: float = _setting(
+        0.7, "annotate", "Sampling temperature of answers (paper: 0.2).", low=0, high=5
+    )
+    output_top_k: int = _setting(
+        40, "annotate", "Sample from the k likeliest tokens; 0 from all (paper: 10).", low=0
+    )
     max_new_tokens: int = _setting(
         128, "annotate", "Longest answer in tokens, here and in the evaluation.", low=1
     )
@@ -284,7 +288,7 @@ class Settings:
 # What a preset changes; `default` is the declarations above. `paper` is SELF-GUIDE's own way, with our filters: its
 # 400 inputs are counted after them, labels are made equal by dropping rows, and training is LoRA.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"n_inputs": 160, "n_samples": 5, "max_new_tokens": 64, "max_test_rows": 100},
+    "quick": {"n_inputs": 160, "max_new_tokens": 64, "max_test_rows": 100},
     "default": {},
     "paper": {
         "input_prompt": "meta",
@@ -293,7 +297,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_input_tokens": 500,
         "near_duplicate_rouge_l": 1.0,
         "label_answers": "samples",
-        "vote": "commonest",
+        "choose_by": "votes",
+        "output_temperature": 0.2,
+        "output_top_k": 10,
         "max_new_tokens": 500,
         "calibrate": False,
         "keep_confident": 1.0,

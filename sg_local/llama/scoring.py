@@ -3,6 +3,9 @@
     prompts [(1, 4093, ...)], labels [(21, 2), (487, 19, 2)]      token ids, the end token included
     -> [[-0.41, -3.20]]                                           log p(label | prompt), nats
 
+    pairs [((1, 4093, ...), (21, 2)), ((1, 77, ...), (9, 2))]         a prompt and its own answer
+    -> [-0.41, -7.30]                                             log p(answer | prompt), nats
+
 Questions and labels are one tree (prefill.py): many questions go into one batch, and a token that several labels share
 is evaluated once. A label's last token needs no logits after it and is not evaluated. The end token makes "support" and
 "supporting" exclude each other.
@@ -33,51 +36,71 @@ def label_logprobs(
     `on_finished` is told the index of each prompt whose labels are all evaluated.
     Raises SgLocalError when a prompt with a label cannot fit the context.
     """
-    if not prompts or not labels:
+    if not labels:
         return [[] for _ in prompts]
-    longest = max(map(len, prompts)), max(map(len, labels))
+    pairs = [(prompt, label) for prompt in prompts for label in labels]
+    owners = [index for index in range(len(prompts)) for _ in labels]
+    scores = _scores(engine, pairs, owners, on_finished)
+    return [scores[start : start + len(labels)] for start in range(0, len(scores), len(labels))]
+
+
+def answer_logprobs(engine: Engine, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[float]:
+    """log p of each answer after its own prompt, in nats. Raises SgLocalError as `label_logprobs`."""
+    return _scores(engine, pairs, list(range(len(pairs))), None)
+
+
+def _scores(
+    engine: Engine,
+    pairs: Sequence[tuple[TokenIds, TokenIds]],
+    owners: Sequence[int],
+    on_finished: Callable[[int], None] | None,
+) -> list[float]:
+    """log p of each pair's second part after its first; on_finished is told an owner whose pairs are all evaluated."""
+    if not pairs:
+        return []
+    longest = max(len(prompt) for prompt, _ in pairs), max(len(answer) for _, answer in pairs)
     if not engine.fits(*longest):
         raise SgLocalError(
             f"a prompt of {longest[0]} tokens and a label of {longest[1]} do not fit {engine.longest_sequence} "
             "tokens: raise --n-ctx or shorten the task"
         )
-    prompts = [prompt or engine.tokenizer.beginning for prompt in prompts]
-    # Scored one by one, each label would take its prompt along.
-    engine.counters.prompt_tokens += sum(
-        len(prompt) + len(label) - 1 for prompt in prompts for label in labels
-    )
+    pairs = [(prompt or engine.tokenizer.beginning, answer) for prompt, answer in pairs]
+    # Scored one by one, each answer would take its prompt along.
+    engine.counters.prompt_tokens += sum(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
     with engine.counters.timed():
-        return _label_logprobs(engine, prompts, labels, on_finished)
+        return _tree_scores(engine, pairs, owners, on_finished)
 
 
-def _label_logprobs(
+def _tree_scores(
     engine: Engine,
-    prompts: Sequence[TokenIds],
-    labels: Sequence[TokenIds],
+    pairs: Sequence[tuple[TokenIds, TokenIds]],
+    owners: Sequence[int],
     on_finished: Callable[[int], None] | None,
-) -> list[list[float]]:
-    owners: dict[TokenIds, list[int]] = {}  # prompt and label but for its last token -> indices of prompts
-    for index, prompt in enumerate(prompts):
-        for label in labels:
-            owners.setdefault((*prompt, *label[:-1]), []).append(index)
-    paths = sorted(owners)
-    prefill = Prefill(engine, paths, min(map(len, prompts)) - 1)
+) -> list[float]:
+    waiting: dict[TokenIds, list[int]] = {}  # prompt and answer but for its last token -> owners
+    first_reads: dict[TokenIds, set[int]] = {}  # the same -> from where its logits are read
+    for (prompt, answer), owner in zip(pairs, owners, strict=True):
+        path = (*prompt, *answer[:-1])
+        waiting.setdefault(path, []).append(owner)
+        first_reads.setdefault(path, set()).add(len(prompt) - 1)
+    paths = sorted(waiting)
+    prefill = Prefill(engine, paths, min(len(prompt) for prompt, _ in pairs) - 1)
     for path, end in zip(paths, prefill.ends, strict=True):
-        for index in owners[path]:
-            want(end, len(prompts[index]) - 1)
-    tokens = sorted({token for label in labels for token in label})
+        for first in first_reads[path]:
+            want(end, first)
+    tokens = sorted({token for _, answer in pairs for token in answer})
     column = {token: place for place, token in enumerate(tokens)}
-    logprobs = _evaluate(engine, prefill, [owners[path] for path in paths], tokens, on_finished)
+    logprobs = _evaluate(engine, prefill, [waiting[path] for path in paths], tokens, on_finished)
 
     ends = dict(zip(paths, prefill.ends, strict=True))
 
-    def score(prompt: TokenIds, label: TokenIds) -> float:
-        end = ends[*prompt, *label[:-1]]
+    def score(prompt: TokenIds, answer: TokenIds) -> float:
+        end = ends[*prompt, *answer[:-1]]
         parts = runs(end, len(prompt) - 1, end.stop)
         rows = [logprobs[node, place] for node, start, stop in parts for place in range(start, stop)]
-        return float(sum(row[column[token]] for row, token in zip(rows, label, strict=True)))
+        return float(sum(row[column[token]] for row, token in zip(rows, answer, strict=True)))
 
-    return [[score(prompt, label) for label in labels] for prompt in prompts]
+    return [score(prompt, answer) for prompt, answer in pairs]
 
 
 def _evaluate(

@@ -2,10 +2,12 @@
 
     vote(["at noon", "at noon", "12"])       -> ("at noon", 0.67)
     consensus(["a red car", "red car", "x"]) -> ("a red car", 0.4)               near answers agree in part
+    most_informed([-9.0, -2.0], [-30.0, -2.1], [7, 1]) -> (0, 3.0)               said by the input, not by habit
     calibrate([[-0.1, -2.4], [-0.2, -1.7]])  -> [[0.60, 0.40], [0.40, 0.60]]     the bias to label 0 is gone
 
 Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equals); minimum Bayes risk decoding
-(Kumar and Byrne 2004; for language models arXiv 2310.01387); Batch Calibration (arXiv 2309.17249), here on mean
+(Kumar and Byrne 2004; for language models arXiv 2310.01387); domain-conditional pointwise mutual information
+(Holtzman et al. 2021, arXiv 2104.08315); Batch Calibration (arXiv 2309.17249), here on mean
 log-probabilities; balancing as in SELF-GUIDE, by repeating rows instead of dropping them.
 """
 
@@ -44,27 +46,42 @@ def consensus(samples: Sequence[str]) -> tuple[str, float]:
     answer wins, then the shortest, then the first. A single sample agrees with itself.
     """
     answers = [sample.strip() for sample in samples]
-    if len(answers) == 1:
-        return answers[0], 1.0
     counts = Counter(answers)
-    distinct = list(counts)
-    like = {
-        (one, other): rouge_l(one, other)
-        for place, one in enumerate(distinct)
-        for other in distinct[place + 1 :]
-    }
+    agreements = {answer: likeness(answer, answers) for answer in counts}
+    best = min(counts, key=lambda answer: (-agreements[answer], -counts[answer], len(answer)))
+    return best, agreements[best]
 
-    def agreement(answer: str) -> float:
-        others = sum(
-            count * like.get((answer, other), like.get((other, answer), 0.0))
-            for other, count in counts.items()
-            if other != answer
+
+def likeness(answer: str, samples: Sequence[str]) -> float:
+    """Mean ROUGE-L of an answer, which is one of the samples, with the others, 0..1; 1 for a single sample."""
+    others = Counter(sample.strip() for sample in samples)
+    others[answer] -= 1
+    n_others = others.total()
+    if n_others == 0:
+        return 1.0
+    return (
+        sum(
+            count * (1.0 if other == answer else rouge_l(answer, other))
+            for other, count in others.items()
+            if count
         )
-        return (counts[answer] - 1 + others) / (len(answers) - 1)
+        / n_others
+    )
 
-    shares = {answer: agreement(answer) for answer in distinct}
-    best = min(distinct, key=lambda answer: (-shares[answer], -counts[answer], len(answer)))
-    return best, shares[best]
+
+def most_informed(
+    logprobs: Sequence[float], logprobs_alone: Sequence[float], n_tokens: Sequence[int]
+) -> tuple[int, float]:
+    """Which of at least one answer the input makes likelier most, and by how much: nats for each of its tokens.
+
+    logprobs: log p(answer | input), logprobs_alone: the same with nothing in the input's place. What a model says by
+    habit ("no.", its own name) is likely either way; this is for free text what calibration is for labels.
+    """
+    gains = [
+        (own - alone) / count for own, alone, count in zip(logprobs, logprobs_alone, n_tokens, strict=True)
+    ]
+    best = max(range(len(gains)), key=lambda index: gains[index])
+    return best, gains[best]
 
 
 def label_probabilities(logprobs: Sequence[float]) -> list[float]:

@@ -2,12 +2,14 @@
 
 reads  inputs.jsonl
 writes outputs.jsonl
-    {"id": 7, "samples": ["at noon", "at noon", "12"], "output": "at noon", "share": 0.67, "drop": null}
+    {"id": 7, "samples": ["at noon", "at noon", "12"], "output": "at noon", "share": 0.67, "information": 1.83,
+     "drop": null}
     {"id": 7, "label_logprobs": [{"delivery": -0.4, "refund": -2.1}, {"delivery": -0.9, "refund": -1.2}],
      "output": "delivery", "drop": null}
 
 Where the task has labels their log-probabilities are computed exactly, with the end token, once for each of
-n_layouts prompts; else the answer is chosen among n samples. Not done here: calibration and selection (see
+n_layouts prompts; else the answer is chosen among n samples (share: how far the others agree with it; information:
+nats that the input adds to each of its tokens). Not done here: calibration and selection (see
 curate.py).
 """
 
@@ -17,14 +19,20 @@ from typing import Any
 
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Request, generate
-from sg_local.llama.scoring import label_logprobs
+from sg_local.llama.scoring import answer_logprobs
 from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress
 from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages, layouts
-from sg_local.selfguide.selection import consensus, instruction_following_difficulty, vote
+from sg_local.selfguide.selection import (
+    consensus,
+    instruction_following_difficulty,
+    likeness,
+    most_informed,
+    vote,
+)
 from sg_local.stages.common import (
     QUESTIONS_PER_CALL,
     chat_template,
@@ -152,26 +160,47 @@ def _sample_answers(
     rows = []
     for row, own in zip(inputs, samples, strict=True):
         answered = [sample for sample in own if sample]
-        choose = consensus if settings.vote == "consensus" and not run.task.is_classification else vote
+        choose = vote if run.task.is_classification or settings.choose_by == "votes" else consensus
         output, agreement = choose(answered) if answered else (None, 0.0)
         share = agreement * len(answered) / len(own) if own else 0.0
         drop = None if answered else "unfinished" if own else "over_context"
         rows.append(
             {"id": row["id"], "samples": own, "output": output, "share": round(share, 4), "drop": drop}
         )
-    if settings.drop_ifd_share > 0 and not run.task.is_classification:
-        _add_difficulty(run, engine, template, prompts, rows)
+    by_information = settings.choose_by == "information" or settings.drop_ifd_share > 0
+    if by_information and not run.task.is_classification:
+        _add_information(run, engine, template, prompts, rows)
     return rows
 
 
-def _add_difficulty(
+def _add_information(
     run: Run, engine: Engine, template: ChatTemplate, prompts: Sequence[TokenIds], rows: Rows
 ) -> None:
-    """Writes "ifd" into the rows that have an answer: with their input, and with none in its place."""
+    """Scores the samples with their input and with nothing in its place, and chooses by it if that is asked for."""
     nothing = answer_messages(run.task.instruction, "", run.task.examples)
     alone = tuple(engine.tokenizer.encode_prompt(template, nothing))
+    answers: list[TokenIds] = []
+    pairs: list[tuple[TokenIds, TokenIds]] = []
+    texts: list[list[str]] = []
     for prompt, row in zip(prompts, rows, strict=True):
-        if row["drop"] is None:
-            answer = tuple(engine.tokenizer.encode_answer(template, nothing, row["output"]))
-            [[logprob], [logprob_alone]] = label_logprobs(engine, [prompt, alone], [answer])
-            row["ifd"] = round(instruction_following_difficulty(logprob, logprob_alone), 4)
+        own = (
+            list(dict.fromkeys(sample for sample in row["samples"] if sample)) if row["drop"] is None else []
+        )
+        texts.append(own)
+        for text in own:
+            answers.append(tuple(engine.tokenizer.encode_answer(template, nothing, text)))
+            pairs.append((prompt, answers[-1]))
+    logprobs = answer_logprobs(engine, pairs)
+    logprobs_alone = answer_logprobs(engine, [(alone, answer) for answer in answers])
+    start = 0
+    for row, own in zip(rows, texts, strict=True):
+        part = slice(start, start := start + len(own))
+        if not own:
+            continue
+        found, found_alone = logprobs[part], logprobs_alone[part]
+        if run.settings.choose_by == "information":
+            best, information = most_informed(found, found_alone, [len(answer) for answer in answers[part]])
+            row["output"], row["information"] = own[best], round(information, 4)
+            row["share"] = round(likeness(own[best], row["samples"]), 4)
+        place = own.index(row["output"])
+        row["ifd"] = round(instruction_following_difficulty(found[place], found_alone[place]), 4)

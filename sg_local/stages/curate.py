@@ -12,6 +12,7 @@ Where the task has no test file, a part of the made pairs is held out for scorin
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from sg_local.errors import SgLocalError
@@ -195,26 +196,55 @@ def _weigh(rows: list[dict[str, Any]]) -> None:
 
 
 def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-    """Drops answers that are noise, too long or short, or not agreed on."""
-    rules = rules_of(run.task)
-    bounds = rules.output_characters if run.settings.length_filter else None
+    """Drops answers that are noise, of another form than the demonstrations', not agreed on, or unsure."""
+    settings, rules = run.settings, rules_of(run.task)
+    bounds = rules.output_characters if settings.length_filter else None
     for row, output in zip(rows, outputs, strict=True):
-        if row["drop"] is None:
-            by_vote = run.settings.vote == "commonest"
-            row["confidence"] = round(vote_margin(output["samples"]) if by_vote else output["share"], 4)
-            row["drop"] = text_fault(row["output"], rules.noise, bounds)
-        if row["drop"] is None and run.settings.form_filter:
+        if row["drop"] is not None:
+            continue
+        row["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
+        row["drop"] = text_fault(row["output"], rules.noise, bounds)
+        if row["drop"] is None and settings.form_filter:
             row["drop"] = form_fault(row["output"], rules.output_form) or overlap_fault(
                 row["output"], row["input"], rules.overlap
             )
-        if row["drop"] is None and output["share"] < run.settings.min_share:
-            row["drop"] = "low_share"
-    left = [(row, output["ifd"]) for row, output in zip(rows, outputs, strict=True)
-            if row["drop"] is None and "ifd" in output]  # fmt: skip
-    keep = between_extremes([ifd for _, ifd in left], run.settings.drop_ifd_share)
-    for (row, _), is_kept in zip(left, keep, strict=True):
+        # Samples of a high temperature agree little, and the choice by information does not rest on it.
+        if row["drop"] is None and settings.choose_by != "information":
+            row["drop"] = "low_share" if output["share"] < settings.min_share else None
+    _drop_unless(
+        lambda left: most_confident(
+            [""] * len(left), [row["confidence"] for row, _ in left], settings.keep_confident
+        ),
+        rows,
+        outputs,
+        "low_confidence",
+    )
+    if settings.drop_ifd_share > 0:
+        _drop_unless(
+            lambda left: between_extremes([output["ifd"] for _, output in left], settings.drop_ifd_share),
+            rows,
+            outputs,
+            "ifd",
+        )
+
+
+def _answer_confidence(output: dict[str, Any], choose_by: str) -> float:
+    """Of a free answer, by the measure that it was chosen by."""
+    if choose_by == "votes":
+        return vote_margin(output["samples"])
+    return float(output["information"] if choose_by == "information" else output["share"])
+
+
+def _drop_unless(
+    keeps: Callable[[list[tuple[dict[str, Any], dict[str, Any]]]], list[bool]],
+    rows: list[dict[str, Any]],
+    outputs: list[dict[str, Any]],
+    reason: str,
+) -> None:
+    left = [(row, output) for row, output in zip(rows, outputs, strict=True) if row["drop"] is None]
+    for (row, _), is_kept in zip(left, keeps(left), strict=True):
         if not is_kept:
-            row["drop"] = "ifd"
+            row["drop"] = reason
 
 
 def _balance(run: Run, rows: list[dict[str, Any]]) -> None:

@@ -174,14 +174,14 @@ def test_a_switch_that_fails_does_not_stop_the_others(bench: Call, stages: Stage
 
 def test_all_wrong_switches_are_told_at_once(bench: Call, stages: Stages) -> None:
     result = bench(
-        "--ablate", "n_layout=1", "--ablate", "rank=many", "--ablate", "rank=16", "--ablate", "vote=x"
+        "--ablate", "n_layout=1", "--ablate", "rank=many", "--ablate", "rank=16", "--ablate", "choose_by=x"
     )
     assert result.exit_code == 2
     for told in (
         "--ablate n_layout=1: there is no setting n_layout: did you mean n_layouts?",
         "--ablate rank=many: rank = 'many' should be a whole number",
         "--ablate rank=16: rank has this value already",
-        "--ablate vote=x: vote = 'x' should be one of consensus, commonest",
+        "--ablate choose_by=x: choose_by = 'x' should be one of information, consensus, votes",
     ):
         assert told in result.stderr
     assert stages.ran == []

@@ -276,7 +276,7 @@ def test_a_gate_before_there_are_scores(sg: Call, finished_run: Run, task: Path)
             ["--n-inputs=8"],
             "was begun with --n-inputs 7, and is called with --n-inputs 8: call it as it was begun",
         ),
-        (["--preset=quick"], "--n-samples 10"),
+        (["--preset=quick"], "--max-new-tokens 128"),
         (["--load-in-4bit"], "was begun with --no-load-in-4bit, and is called with --load-in-4bit"),
         (["--prompt-format=vicuna"], "the prompt format gguf"),
     ],

@@ -188,7 +188,7 @@ def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
     tmp_path: Path, task: Path, model: Path
 ) -> None:
     task.write_text(GENERATION)
-    run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
+    run = begun(tmp_path, task, model, choose_by="consensus", keep_confident=1.0)
     texts = [
         ("Could you please close the door?", 0.9, None),
         ("Sure, here is the polite question you want", 0.9, "noise"),
@@ -219,11 +219,32 @@ def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
     assert sum(row["drop"] == "held_out" for row in rows) == 1
 
 
+def test_the_free_answers_that_the_input_says_least_of_are_dropped(
+    tmp_path: Path, task: Path, model: Path
+) -> None:
+    task.write_text(GENERATION)
+    run = begun(tmp_path, task, model)
+    inputs = [{"id": n, "input": f"Bring the thing {n} to me."} for n in range(5)]
+    outputs = [
+        {
+            "id": n,
+            "samples": ["x"],
+            "output": f"Could you please bring the thing {n} to me?",
+            "share": 0.1,  # samples of a high temperature agree little
+            "information": information,
+        }
+        for n, information in enumerate([1.5, -0.2, 2.5, 2.0, 1.0])
+    ]
+    rows = curated(run, inputs, outputs)[1:]
+    assert [row["id"] for row in rows if row["drop"] == "low_confidence"] == [1]
+    assert [row["confidence"] for row in rows] == [1.5, -0.2, 2.5, 2.0, 1.0]
+
+
 def test_answers_at_both_ends_of_the_difficulty_are_dropped_where_it_is_asked_for(
     tmp_path: Path, task: Path, model: Path
 ) -> None:
     task.write_text(GENERATION)
-    run = begun(tmp_path, task, model, drop_ifd_share=0.25)
+    run = begun(tmp_path, task, model, drop_ifd_share=0.25, choose_by="consensus", keep_confident=1.0)
     inputs = [{"id": n, "input": f"Bring the thing {n} to me."} for n in range(4)]
     outputs = [
         {

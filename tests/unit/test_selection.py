@@ -17,8 +17,10 @@ from sg_local.selfguide.selection import (
     follows_labels,
     instruction_following_difficulty,
     label_probabilities,
+    likeness,
     margin,
     most_confident,
+    most_informed,
     reliability,
     sharpened,
     tempered,
@@ -70,6 +72,18 @@ def test_consensus_is_the_answer_most_like_the_others():
 )
 def test_consensus_of_few(samples: list[str], expected: tuple[str, float]):
     assert consensus(samples) == expected
+
+
+def test_likeness_is_the_mean_rouge_l_with_the_others():
+    assert likeness("a b", ["a b", "a b", "a c", ""]) == pytest.approx((1.0 + 0.5 + 0.0) / 3)
+    assert likeness("a", ["a"]) == 1.0
+
+
+def test_the_answer_that_the_input_makes_likelier_most_is_chosen():
+    # "no." is the likeliest with the input, and as likely without it
+    best, information = most_informed([-2.0, -6.0, -12.0], [-2.2, -20.0, -24.0], [1, 2, 4])
+    assert (best, information) == (1, 7.0)
+    assert most_informed([-3.0], [-1.0], [2]) == (0, -1.0)
 
 
 def test_an_ensemble_is_the_mean_of_the_log_odds():

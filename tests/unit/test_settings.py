@@ -43,7 +43,7 @@ def test_what_is_given_wins_over_the_preset():
     assert quick.epochs == 7
     assert quick.n_inputs == PRESETS["quick"]["n_inputs"]
     assert (
-        resolve_settings("quick", {}).n_samples == PRESETS["quick"]["n_samples"]
+        resolve_settings("quick", {}).n_inputs == PRESETS["quick"]["n_inputs"]
     )  # nothing was changed on the way
 
 
