@@ -215,6 +215,16 @@ def between_extremes(values: Sequence[float], share: float) -> list[bool]:
     return [index in middle for index in range(len(values))]
 
 
+def in_turns(labels: Sequence[str]) -> list[int]:
+    """The places of rows in another order: each label in turn, as long as it lasts; a label's own keep their order."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for label in labels:
+        turns.append(seen[label])
+        seen[label] += 1
+    return sorted(range(len(labels)), key=lambda place: (turns[place], place))
+
+
 def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:
     """How often each row is shown so that all labels that occur are shown equally often; 0 drops a row.
 

@@ -14,15 +14,12 @@ of the made pairs before the demonstrations as fit (the paper's in-context learn
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sg_local.errors import InputError
 from sg_local.llama.engine import Engine
-from sg_local.llama.library import load_model
-from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress
 from sg_local.records import read_json, read_rows, sha256_file, write_rows, write_text
 from sg_local.run import Run
@@ -37,9 +34,7 @@ from sg_local.selfguide.metrics import (
     rouge_l,
     verdict,
 )
-from sg_local.selfguide.prompts import answer_messages
 from sg_local.stages.common import (
-    DEMONSTRATION,
     INPUTS_PER_CALL,
     QUESTIONS_PER_CALL,
     answer_inputs,
@@ -51,16 +46,14 @@ from sg_local.stages.common import (
     open_with,
     score_labels,
     speed,
-    template_source,
 )
 from sg_local.stages.in_flight import guarded_call
+from sg_local.stages.many_shot import many_shots
 from sg_local.task import Example
 
 BASELINE = "base_few_shot"
 LABEL_SCORING = "base_label_scoring"
 MANY_SHOT = "base_many_shot"
-# The longest prompt of base_many_shot. Every answer attends to all of it, and a small model gains nothing from more.
-MANY_SHOT_TOKENS = 2048
 TUNED = "tuned_merged"
 GAINS = {"gain": BASELINE, "gain_over_label_scoring": LABEL_SCORING}  # keys of evaluation.json
 MAX_EVALUATION_BYTES = 1 << 20
@@ -142,46 +135,10 @@ def _contenders(run: Run) -> dict[str, Contender]:
     if run.task.is_classification:
         found[LABEL_SCORING] = Contender(base, None, run.task.examples, scores_labels=True)
     if run.settings.many_shot:
-        found[MANY_SHOT] = Contender(base, None, _many_shots(run))
+        found[MANY_SHOT] = Contender(base, None, many_shots(run, _scored_rows(run)[0]))
     found["tuned_adapter"] = Contender(base, run.file("adapter.gguf"), tuned_shows)
     found[TUNED] = Contender(run.file("model.gguf"), None, tuned_shows)
     return found
-
-
-def _many_shots(run: Run) -> list[Example]:
-    """Made pairs, each label in turn, the most confident first, and after them the demonstrations.
-
-    As many as leave room for the longest test input and an answer.
-    """
-    kept = [row for row in read_rows(run.file("train.jsonl")) if row["drop"] is None]
-    made = [row for row in kept if not str(row["id"]).startswith(DEMONSTRATION)]
-    made.sort(key=lambda row: -row["confidence"])
-    taken: Counter[str] = Counter()
-    turns: list[int] = []
-    for row in made:
-        turns.append(taken[row["output"]] if run.task.is_classification else len(turns))
-        taken[row["output"]] += 1
-    order = sorted(range(len(made)), key=lambda index: (turns[index], index))
-    rows, _ = _scored_rows(run)
-    with load_model(run.model.path, vocab_only=True) as model:
-        tokenizer = Tokenizer(model)
-        template = tokenizer.chat_template(template_source(run))
-
-        def n_tokens(text: str, shown: Sequence[Example]) -> int:
-            return len(tokenizer.encode_prompt(template, answer_messages(run.task.instruction, text, shown)))
-
-        longest = max((row.input for row in rows), key=lambda text: n_tokens(text, ()))
-        room = min(run.settings.n_ctx, model.n_ctx_train, MANY_SHOT_TOKENS) - run.settings.max_new_tokens
-        room -= n_tokens(longest, run.task.examples)
-        nothing = n_tokens("", ())
-        shown: list[Example] = []
-        for index in order:
-            example = Example(made[index]["input"], made[index]["output"])
-            room -= n_tokens("", (example,)) - nothing
-            if room < 0:
-                break
-            shown.append(example)
-    return [*shown, *run.task.examples]
 
 
 def _scored_rows(run: Run) -> tuple[list[Example], str]:

@@ -1,7 +1,8 @@
 """Stage 6 with a scripted engine: who is asked what, and what evaluation.json says of the answers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 
 import sg_local.stages.common as common
 import sg_local.stages.evaluate as evaluate
+import sg_local.stages.many_shot as many_shot
 from sg_local.llama.engine import Counters
 from sg_local.llama.generation import Completion
 from sg_local.pipeline import run_stage
-from sg_local.records import read_rows
+from sg_local.records import read_rows, write_rows
 from sg_local.run import Run
 from sg_local.stages.evaluate import score_table
+from sg_local.task import Example
 
 
 class Scripted:
@@ -126,3 +129,45 @@ def test_free_answers_have_no_labels_to_score(finished_run: Run) -> None:
     assert "gain_over_label_scoring" not in found
     assert "label_distance" not in found["contenders"]["tuned_merged"]
     assert found["gain"]["test"] == "sign changes of the differences"
+
+
+MADE = [
+    ("a sure refund", "refund", 0.9, None),
+    ("a dropped one", "refund", 1.0, "low_confidence"),
+    ("a doubtful one", "refund", 0.2, None),
+    ("another refund", "refund", 0.7, None),
+    ("the only login", "login", 0.1, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("n_ctx_train", "wanted"),
+    [
+        (4000, ["a sure refund", "the only login", "another refund", "a doubtful one"]),
+        (
+            250,
+            ["a sure refund", "the only login"],
+        ),  # of 250, 100 for an answer, 89 for the rest: 61, and 21 a pair
+        (100, []),
+    ],
+)
+def test_many_shots_are_each_label_in_turn_the_surest_first_as_many_as_fit(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch, n_ctx_train: int, wanted: list[str]
+) -> None:
+    @contextmanager
+    def load_model(_path: object, *, vocab_only: bool) -> Iterator[SimpleNamespace]:
+        assert vocab_only
+        yield SimpleNamespace(n_ctx_train=n_ctx_train)
+
+    monkeypatch.setattr(many_shot, "load_model", load_model)
+    monkeypatch.setattr(many_shot, "Tokenizer", lambda _model: Scripted("base").tokenizer)
+    gold = {"id": "demonstration-1", "input": "I want my money back.", "output": "refund", "drop": None}
+    made = [
+        {"id": number, "input": text, "output": label, "confidence": confidence, "drop": drop}
+        for number, (text, label, confidence, drop) in enumerate(MADE)
+    ]
+    write_rows(finished_run.file("train.jsonl"), [gold, *made])
+    run = replace(finished_run, settings=replace(finished_run.settings, max_new_tokens=100))
+    rows = [Example("Pay.", "refund"), Example("My password is wrong, help me.", "login")]
+    found = many_shot.many_shots(run, rows)
+    assert [shown.input for shown in found] == [*wanted, "I want my money back."]

@@ -15,6 +15,7 @@ from sg_local.selfguide.selection import (
     consensus,
     ensemble,
     follows_labels,
+    in_turns,
     instruction_following_difficulty,
     label_probabilities,
     likeness,
@@ -277,3 +278,9 @@ def test_difficulty_is_what_the_input_leaves_to_be_said():
 )
 def test_between_extremes(share: float, kept: list[bool]):
     assert between_extremes([0.5, 0.1, 0.6, 0.4, 0.9], share) == kept
+
+
+def test_labels_come_in_turn_as_long_as_they_last() -> None:
+    assert in_turns(["a", "a", "b", "a", "c", "b"]) == [0, 2, 4, 1, 5, 3]
+    assert in_turns(["", "", ""]) == [0, 1, 2]
+    assert in_turns([]) == []
