@@ -1,6 +1,6 @@
 """Settings: bounds, presets, and errors that tell everything at once."""
 
-import re
+import ast
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,46 @@ def test_what_is_given_wins_over_the_preset():
     )  # nothing was changed on the way
 
 
-def test_a_setting_belongs_to_the_first_stage_that_reads_it():
+STAGES_PLACE = Path(settings_module.__file__).parent / "stages"
+
+
+def read_in_stage(module: str, function: str | None = None) -> set[str]:
+    """Settings that a stage's module reads, or one of its functions, with all that it calls in its package."""
+    tree = ast.parse((STAGES_PLACE / f"{module}.py").read_text("utf-8"))
+    origins = {
+        alias.name: node.module.removeprefix("sg_local.stages.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sg_local.stages.")
+        for alias in node.names
+    }
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found: set[str] = set()
+    seen: set[str] = set()
+    left: list[ast.AST] = [functions[function]] if function else [tree]
+    while left:
+        for node in ast.walk(left.pop()):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("settings"):
+                found.add(node.attr)
+            elif isinstance(node, ast.Attribute) and node.attr == "test_rows":
+                found.add("max_test_rows")
+            elif isinstance(node, ast.Name) and node.id not in seen:
+                seen.add(node.id)
+                if node.id in functions:
+                    left.append(functions[node.id])
+                elif origins.get(node.id, module) not in {module, "in_flight"} and node.id.islower():
+                    found |= read_in_stage(origins[node.id], node.id)
+    return found & {item.name for item in fields(Settings)}
+
+
+def test_a_setting_belongs_to_the_first_stage_that_reads_it() -> None:
     """The bench's --ablate copies what came before that stage, and `--help` names it."""
-    stages = Path(settings_module.__file__).parent / "stages"
+    readers = {stage: read_in_stage(stage) for stage in STAGES}
     for item in fields(Settings):
-        readers = [
-            stage
-            for stage in STAGES
-            if re.search(rf"\bsettings\.{item.name}\b", (stages / f"{stage}.py").read_text("utf-8"))
-        ]
+        if item.name == "prompt_format":  # read when the run begins, for all of it
+            continue
         group = item.metadata["group"]
-        if readers and group != "engine":
-            assert group == readers[0], item.name
+        first = next((stage for stage in STAGES if item.name in readers[stage]), None)
+        assert first == (STAGES[0] if group == "engine" else group), item.name
 
 
 def test_an_unknown_preset_is_refused_with_the_choices():
