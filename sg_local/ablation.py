@@ -3,33 +3,34 @@
     --ablate n_layouts=1       OUT/ablations/n_layouts=1/<task>/     a run with that setting, the rest as in OUT/<task>
     --baselines                OUT/ablations/train_rows=demonstrations/<task>/
     -> {"switch": "n_layouts=1", "task": "sst2", "metric": "exact_match", "default": 0.79, "switched": 0.74,
-        "difference": {"mean": 0.05, "interval_95": [-0.01, 0.11], "p": 0.13}}
+        "difference": {"mean": 0.05, "interval_95": [-0.01, 0.11], "p": 0.13, "verdict": "no difference shown"}}
 
 What a run did before the first stage that reads the setting is copied, not done again; so are the untuned model's
 answers. A difference is of the served files over the same test rows, default - switched: over 0 the default helps.
 """
 
-import shutil
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sg_local.ablation_table import BASELINES, OVER_MANY_SHOT, Row
 from sg_local.errors import InputError, SgLocalError
-from sg_local.pipeline import failure, run_pipeline
+from sg_local.pipeline import failure, run_pipeline, with_full_paths
 from sg_local.progress import say
-from sg_local.records import Faults, read_json, read_rows
+from sg_local.records import Faults, copy_file, read_json, read_rows
 from sg_local.run import Run, create_or_open_run, lock_run, open_run
-from sg_local.selfguide.metrics import interval_over_tasks, paired_difference, paired_test
+from sg_local.selfguide.metrics import paired_difference, paired_test, verdict
 from sg_local.settings import STAGES, Settings, resolve_settings
 from sg_local.stages.evaluate import BASELINE, LABEL_SCORING, MANY_SHOT, MAX_EVALUATION_BYTES, TUNED
 from sg_local.task import Example, load_test_rows
 
-Row = dict[str, Any]
-
-# The paper's other baselines: the tuned model of the demonstrations alone, and the made pairs as a long prompt.
-BASELINES = "train_rows=demonstrations"
-_UNTUNED = ("base_zero_shot", BASELINE, LABEL_SCORING, MANY_SHOT)
+PLACE = "ablations"  # in the directory of the bench
+_UNTUNED = ("base_zero_shot", BASELINE, LABEL_SCORING)
+# What the untuned model's greedy answers depend on; with any other switch they are what they were.
+_READ_BY_UNTUNED = ("prompt_format", "n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -48,150 +49,149 @@ class Switch:
     @property
     def first_stage(self) -> str:
         """The first stage that reads the setting."""
-        [group] = [item.metadata["group"] for item in fields(Settings) if item.name == self.name]
-        return STAGES[0] if group == "engine" else str(group)
+        group = _group(self.name)
+        return STAGES[0] if group == "engine" else group
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The stages that do not read the setting, nor what comes of it."""
+        return STAGES[: STAGES.index(self.first_stage)]
+
+    def place(self, bench: Path) -> Path:
+        """Where its runs are, in the directory of a bench; a value may be a path, and is one name there."""
+        return bench / PLACE / re.sub(r"[^\w=., -]", lambda found: f"%{ord(found[0]):02x}", self.text)
 
     def applied(self, settings: Settings) -> Settings:
-        """The settings with this one changed. The baselines' run also scores the untuned model with many pairs."""
-        changed = {self.name: self.value} | ({"many_shot": True} if self.text == BASELINES else {})
-        return replace(settings, **changed)
+        """The settings with this one changed. The untuned model with many pairs is scored for the baselines alone."""
+        return replace(settings, **{self.name: self.value, "many_shot": self.text == BASELINES})
 
 
 def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
-    """Switches from "NAME=VALUE", each once.
+    """Switches from "NAME=VALUE", or "NAME" for the opposite of true or false, each once.
 
-    Raises InputError with all unknown names, values that are no such setting's, and values that the settings have.
+    Raises InputError with all unknown names, values that are no such setting's, values that the settings have, and
+    settings that no tuned model depends on.
     """
     faults = Faults()
     found: dict[str, Switch] = {}
     types = {item.name: item.type for item in fields(Settings)}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
+        if name in types and not equals and types[name] is not bool:
+            faults.add(f"--ablate {text}: give a value, {name}=VALUE")
+            continue
+        parsed = _parsed(value.strip(), types.get(name)) if equals else not getattr(settings, name, None)
         try:
-            switch = Switch(name, _parsed(value.strip(), types.get(name)))
-            resolve_settings("default", {**settings.as_dict(), switch.name: switch.value})
+            changed = with_full_paths(resolve_settings("default", {**settings.as_dict(), name: parsed}))
         except InputError as error:
             faults.add(f"--ablate {text}: {error}")
             continue
+        switch = Switch(name, getattr(changed, name))
         if getattr(settings, name) == switch.value:
             faults.add(f"--ablate {text}: {name} has this value already: give another")
+        elif _group(name) == STAGES[-1]:
+            faults.add(
+                f"--ablate {text}: {name} changes what is scored, and no tuned model: give it to the whole bench"
+            )
         found[switch.text] = switch
     faults.raise_any()
     return list(found.values())
 
 
-def run_switch(switch: Switch, run: Run, place: Path) -> Row:
-    """The run of one task with the switch, as far as it is not finished, and its comparison with `run`.
+def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
+    """Runs what is not finished of one task with the switch; returns False when there was nothing to do.
 
-    place: the directory of the bench. Raises SgLocalError or InputError as the pipeline.
+    What the stages before it wrote is taken from `run`, and again where that was done anew since. Raises SgLocalError
+    or InputError as the pipeline.
     """
-    path = place / "ablations" / switch.text / run.task.name
+    path = switch.place(bench) / run.task.name
     settings = switch.applied(run.settings)
     switched, _ = create_or_open_run(path, run.task, run.model.path, settings, _all_test_rows(run))
-    earlier = STAGES[: STAGES.index(switch.first_stage)]
-    if earlier and not switched.is_finished(earlier[-1]):
-        with lock_run(path):
+    if is_current(switch, run, switched):
+        return False
+    say(f"{switch.text}: {run.task.name}, {path}")
+    earlier = switch.earlier
+    if earlier and not (switched.is_finished(earlier[-1]) and switched.shares(run, earlier)):
+        with lock_run(run.path), lock_run(path):
+            switched.forget_from(switch.first_stage, keep_partial=False)
             switched.take_over(run, earlier)
-    if not switched.is_finished(STAGES[-1]):
-        say(f"{switch.text}: {run.task.name}, {path}")
-        run_pipeline(switched, STAGES[-2], command="bench")
-        if switch.first_stage != STAGES[0] and switch.name != "max_new_tokens":
-            _copy_untuned_answers(run, switched)
-        run_pipeline(switched, command="bench")
-    return compared(switch, run, switched)
+    run_pipeline(switched, STAGES[-2], command="bench")
+    if switch.name not in _READ_BY_UNTUNED:
+        _copy_untuned_answers(run, switched)
+    run_pipeline(switched, command="bench")
+    return True
 
 
-def why_failed(switch: Switch, task_name: str, place: Path, error: SgLocalError) -> str:
+def is_current(switch: Switch, run: Run, switched: Run) -> bool:
+    """Whether a run with the switch is finished, and differs from `run` by the switch alone."""
+    return switched.is_finished(STAGES[-1]) and switched.shares(run, switch.earlier)
+
+
+def why_failed(switch: Switch, task_name: str, bench: Path, error: SgLocalError) -> str:
     """The reason in the words of the stage that failed, if it left any."""
-    path = place / "ablations" / switch.text / task_name
+    path = switch.place(bench) / task_name
     return (failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
+
+
+def comparisons(bench: Path) -> list[Row]:
+    """Every finished run with a switch in the directory of a bench, beside the one without."""
+    found = []
+    for settings_path in sorted(bench.glob(f"{PLACE}/*/*/settings.toml")):
+        path = settings_path.parent
+        if not (bench / path.name / "settings.toml").exists():
+            continue
+        run, switched = open_run(bench / path.name), open_run(path)
+        before, now = run.settings.as_dict(), switched.settings.as_dict()
+        for switch in [Switch(name, now[name]) for name in now if now[name] != before[name]]:
+            # Any other directory is none of a bench, but someone's copy, set aside.
+            is_ours = switch.place(bench) == path.parent
+            if is_ours and run.is_finished(STAGES[-1]) and is_current(switch, run, switched):
+                found.append(compared(switch, run, switched))
+    return found
 
 
 def compared(switch: Switch, run: Run, switched: Run) -> Row:
     """The served files' scores on the test rows, without and with the switch."""
     metric = run.task.metric
-    default, other = (
-        [row[metric] for row in read_rows(one.file(f"predictions/{TUNED}.jsonl"))] for one in (run, switched)
-    )
-    mean, low, high = paired_difference(default, other)
+    default, other = _scores(run, TUNED), _scores(switched, TUNED)
     row: Row = {
         "switch": switch.text,
         "task": run.task.name,
         "metric": metric,
         "default": round(sum(default) / len(default), 5),
         "switched": round(sum(other) / len(other), 5),
-        "difference": {
-            "mean": round(mean, 5),
-            "interval_95": [round(low, 5), round(high, 5)],
-            "p": float(f"{paired_test(default, other):.3g}"),
-        },
+        "difference": dict(_difference(default, other)),
     }
-    contenders = read_json(switched.file("evaluation.json"), MAX_EVALUATION_BYTES)["contenders"]
-    if MANY_SHOT in contenders:
-        row[MANY_SHOT] = contenders[MANY_SHOT][metric]["mean"]
-        row["many_shot_demonstrations"] = contenders[MANY_SHOT]["demonstrations"]
+    if switch.text == BASELINES:
+        evaluation = read_json(switched.file("evaluation.json"), MAX_EVALUATION_BYTES)
+        many_shot = evaluation["contenders"][MANY_SHOT]
+        row[MANY_SHOT] = many_shot[metric]["mean"]
+        row["many_shot_demonstrations"] = many_shot["demonstrations"]
+        row[OVER_MANY_SHOT] = dict(_difference(default, _scores(switched, MANY_SHOT)))
     return row
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """For each switch: the mean difference over its tasks, with the interval over tasks."""
-    found = {}
-    for text in dict.fromkeys(row["switch"] for row in rows):
-        means = [row["difference"]["mean"] for row in rows if row["switch"] == text]
-        bounds = interval_over_tasks(means)
-        found[text] = {
-            "n_tasks": len(means),
-            "mean": round(sum(means) / len(means), 5),
-            "interval_95": bounds and [round(bound, 5) for bound in bounds],
-        }
-    return found
+def _group(name: str) -> str:
+    [group] = [item.metadata["group"] for item in fields(Settings) if item.name == name]
+    return str(group)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The comparisons as tables, the baselines apart; "" without any."""
-    parts = []
-    switches = [text for text in summary(rows) if text != BASELINES]
-    if switches:
-        parts += ["### Ablations: the default's score, and without it", ""]
-        parts += _lines("| setting | task | default | switched | default - switched [95 %] | p |", 4)
-        for text in switches:
-            own = [row for row in rows if row["switch"] == text]
-            parts += [_line(row, text) for row in own]
-            total = summary(own)[text]
-            parts.append(f"| **{text}** | mean of {total['n_tasks']} | | | {_interval(total)} | |")
-        parts.append("")
-    if baselines := [row for row in rows if row["switch"] == BASELINES]:
-        parts += ["### Other baselines", ""]
-        parts += _lines(
-            "| task | tuned | tuned on the demonstrations alone | difference [95 %] | p | many-shot | pairs |",
-            6,
-        )
-        for row in baselines:
-            cells = _line(row, "").removeprefix("|  ").removesuffix(" |")
-            parts.append(f"{cells} | {row[MANY_SHOT]:.3f} | {row['many_shot_demonstrations']} |")
-        parts.append("")
-    return "\n".join(parts)
+def _scores(run: Run, contender: str) -> tuple[float, ...]:
+    return tuple(row[run.task.metric] for row in read_rows(run.file(f"predictions/{contender}.jsonl")))
 
 
-def _lines(head: str, n_numbers: int) -> list[str]:
-    n_columns = head.count("|") - 1
-    return [head, "|" + " --- |" * (n_columns - n_numbers) + " ---: |" * n_numbers]
-
-
-def _line(row: Row, text: str) -> str:
-    difference = row["difference"]
-    return (
-        f"| {text} | {row['task']} | {row['default']:.3f} | {row['switched']:.3f} | "
-        f"{_interval(difference)} | {difference['p']:.2g} |"
-    )
-
-
-def _interval(difference: dict[str, Any]) -> str:
-    if difference["interval_95"] is None:
-        return f"{difference['mean']:+.3f}"
-    low, high = difference["interval_95"]
-    return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+@cache  # a bench tells all comparisons again after each run, and resampling takes a tenth of a second
+def _difference(after: tuple[float, ...], before: tuple[float, ...]) -> dict[str, Any]:
+    """The paired difference after - before, as it is told."""
+    mean, low, high = paired_difference(after, before)
+    p = paired_test(after, before)
+    return {
+        "mean": round(mean, 5),
+        "interval_95": [round(low, 5), round(high, 5)],
+        "p": float(f"{p:.3g}"),
+        "verdict": verdict(p, mean),
+    }
 
 
 def _parsed(text: str, kind: Any) -> Any:
@@ -213,8 +213,7 @@ def _all_test_rows(run: Run) -> list[Example]:
 def _copy_untuned_answers(run: Run, switched: Run) -> None:
     """What the untuned model answers does not depend on the switch; evaluate takes what is there already."""
     with lock_run(switched.path):
-        switched.file("predictions").mkdir(exist_ok=True)
         for name in _UNTUNED:
             path = run.file(f"predictions/{name}.jsonl")
             if path.exists() and not switched.file(f"predictions/{name}.jsonl").exists():
-                shutil.copyfile(path, switched.file(f"predictions/{name}.jsonl"))
+                copy_file(path, switched.file(f"predictions/{name}.jsonl"))

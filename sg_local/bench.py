@@ -19,8 +19,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from sg_local import ablation
-from sg_local.ablation import Switch, compared, parse_switches, run_switch, why_failed
+from sg_local import ablation_table
+from sg_local.ablation import PLACE, Switch, comparisons, run_switch, why_failed
 from sg_local.bench_table import markdown, row_of, summary
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.process import require_trainer
@@ -46,7 +46,7 @@ from sg_local.task import Example, Task, import_task
 
 N_TEST_ROWS = 300  # that are drawn from a JSON file, as by `sg-local task import`
 MAX_BENCH_BYTES = 1 << 20
-_OWN_FILES = ("bench.json", "results.json", "results.md", "ablations")
+_OWN_FILES = ("bench.json", "results.json", "results.md", PLACE)
 
 
 def load_tasks(
@@ -115,8 +115,6 @@ def run_bench(
                 failed.pop(run.task.name, None)
         if any(not run.is_finished("train") for run in left):
             require_trainer(settings.trainer)
-        if not left and not switches:
-            say(f"{path} is finished, nothing to do")
         for number, run in enumerate(left, 1):
             say(f"task {number} of {len(left)}: {run.task.name}, {run.path}")
             try:
@@ -128,20 +126,26 @@ def run_bench(
             _write_bench(path, model, settings, failed)
             write_results(path, failed)
         failed_switches = []
+        n_switched = 0
         for switch in switches:
             for run in runs:
                 if not run.is_finished("evaluate"):
                     continue
                 key = f"{run.task.name} with {switch.text}"
                 try:
-                    run_switch(switch, run, path)
-                    failed.pop(key, None)
+                    was_missing = run_switch(switch, run, path)
+                    was_missing |= failed.pop(key, None) is not None
+                    if not was_missing:
+                        continue
                 except SgLocalError as error:
                     failed[key] = why_failed(switch, run.task.name, path, error)
                     failed_switches.append(key)
                     say(f"Error: {key}: {error}")
+                n_switched += 1
                 _write_bench(path, model, settings, failed)
                 write_results(path, failed)
+        if not left and not n_switched:
+            say(f"{path} is finished, nothing to do")
         results = write_results(path, failed)
     return results, [*(task.name for task, _ in tasks if task.name in failed), *failed_switches]
 
@@ -154,9 +158,9 @@ def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
         if run.is_finished("evaluate"):
             rows.append(row_of(read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES), run.manifest()))
     results = {"tasks": rows, "summary": summary(rows), "failed": failed}
-    if comparisons := _comparisons(path):
-        results["ablations"] = comparisons
-        results["ablations_summary"] = ablation.summary(comparisons)
+    if compared := comparisons(path):
+        results["ablations"] = compared
+        results["ablations_summary"] = ablation_table.summary(compared)
     _write_json(path / "results.json", results)
     write_text(path / "results.md", results_markdown(results))
     return results
@@ -165,20 +169,8 @@ def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
 def results_markdown(results: dict[str, Any]) -> str:
     """What results.json holds, as tables."""
     table = markdown(results["tasks"], results["failed"])
-    comparisons = ablation.markdown(results.get("ablations", []))
-    return f"{table}\n{comparisons}".rstrip("\n") + "\n"
-
-
-def _comparisons(path: Path) -> list[dict[str, Any]]:
-    """Every finished run with a switch beside the one without."""
-    found = []
-    for settings_path in sorted(path.glob("ablations/*/*/settings.toml")):
-        switched = open_run(settings_path.parent)
-        run = open_run(path / switched.task.name)
-        if switched.is_finished("evaluate") and run.is_finished("evaluate"):
-            [switch] = parse_switches([settings_path.parent.parent.name], run.settings)
-            found.append(compared(switch, run, switched))
-    return found
+    compared = ablation_table.markdown(results.get("ablations", []))
+    return f"{table}\n{compared}".rstrip("\n") + "\n"
 
 
 def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:

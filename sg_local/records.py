@@ -16,6 +16,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -184,6 +185,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a whole file. Raises SgLocalError where that fails; an older file then stays as it was."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies a whole file, whatever its size. Raises SgLocalError where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 @contextmanager

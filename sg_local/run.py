@@ -11,7 +11,6 @@ A stage is finished when its manifest entry is written, and that is the last thi
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from sg_local.errors import InputError, SgLocalError
 from sg_local.models import Model, find_by_path
 from sg_local.records import (
+    copy_file,
     read_json,
     read_rows,
     read_toml,
@@ -142,10 +142,17 @@ class Run:
         manifest, theirs = self.manifest(), other.manifest()["stages"]
         for stage in stages:
             for name in theirs[stage]["writes"]:
-                self.file(name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(other.file(name), self.file(name))
+                copy_file(other.file(name), self.file(name))
             manifest["stages"][stage] = theirs[stage]
         self._write_manifest(manifest)
+
+    def shares(self, other: "Run", stages: Sequence[str]) -> bool:
+        """Whether these stages are finished in both runs, and wrote the same."""
+        ours, theirs = self.manifest()["stages"], other.manifest()["stages"]
+        return all(
+            stage in ours and stage in theirs and ours[stage]["writes"] == theirs[stage]["writes"]
+            for stage in stages
+        )
 
     @contextmanager
     def stage(self, name: str, reads: list[str], writes: list[str]) -> Iterator[dict[str, Any]]:

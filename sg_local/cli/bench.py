@@ -33,7 +33,7 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given
     "--ablate",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Also every task with this one setting changed (n_layouts=1, calibrate=false); may be given again.",
+    help="Also every task with this one setting changed (n_layouts=1; calibrate for its opposite); may be given again.",
 )
 @JSON_OPTION
 @setting_options()
@@ -62,7 +62,8 @@ def bench(
     """  # fmt: skip
     import json
 
-    from sg_local.ablation import BASELINES, parse_switches
+    from sg_local.ablation import parse_switches
+    from sg_local.ablation_table import BASELINES
     from sg_local.bench import results_markdown, run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable

@@ -4,6 +4,7 @@ No model runs: a stage's process is replaced by what writes that stage's files.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from sg_local import ablation
-from sg_local.ablation import BASELINES, Switch, parse_switches
+from sg_local.ablation import Switch, parse_switches
+from sg_local.ablation_table import BASELINES, markdown, summary
 from sg_local.errors import InputError
 from sg_local.records import write_rows
-from sg_local.run import Run
+from sg_local.run import Run, open_run
 from sg_local.settings import STAGES, Settings
 from sg_local.stages.evaluate import MANY_SHOT
 
@@ -72,10 +73,11 @@ class Stages:
         with run.stage("evaluate", reads=[], writes=["evaluation.json", "predictions/tuned_merged.jsonl"]):
             run.file("predictions").mkdir(exist_ok=True)
             untuned.write_text(f"answers of {name}\n")
-            write_rows(
-                run.file("predictions/tuned_merged.jsonl"),
-                [{"input": f"{row}", "exact_match": float(row < right)} for row in range(N_ROWS)],
-            )
+            for contender, n_right in (("tuned_merged", right), (MANY_SHOT, 10)):
+                write_rows(
+                    run.file(f"predictions/{contender}.jsonl"),
+                    [{"input": f"{row}", "exact_match": float(row < n_right)} for row in range(N_ROWS)],
+                )
             told = {
                 "task": run.task.name,
                 "metric": "exact_match",
@@ -129,11 +131,89 @@ def test_only_stages_that_the_setting_reaches_run_again(
     for stage in STAGES[: STAGES.index(again[0])]:
         for path in WRITES[stage]:
             assert (Path("out") / name / path).read_text() == f"inbox {stage}"
-    reused = switch.startswith("input") or stages.untuned_answers[name] == "answers of inbox\n"
-    assert reused
+    assert stages.untuned_answers[name] == "answers of inbox\n"  # they do not depend on the setting
     stages.ran.clear()
-    assert bench("--ablate", switch).exit_code == 0
+    result = bench("--ablate", switch)
+    assert result.exit_code == 0
+    assert "out is finished, nothing to do" in result.stderr
     assert stages.ran == []
+
+
+@pytest.mark.parametrize("switch", ["n_ctx=512", "max_new_tokens=9", "prompt_format=vicuna"])
+def test_the_untuned_model_answers_again_where_the_setting_reaches_it(
+    bench: Call, stages: Stages, switch: str
+) -> None:
+    assert bench("--ablate", switch).exit_code == 0
+    assert stages.untuned_answers[f"ablations/{switch}/inbox"] == ""
+
+
+def test_what_was_taken_from_a_run_is_taken_again_where_the_run_was_redone(
+    bench: Call, stages: Stages
+) -> None:
+    arguments = ("--ablate", "rank=8", "--ablate", "n_layouts=1", "--json")
+    assert bench(*arguments).exit_code == 0
+    run = open_run(Path("out/inbox"))
+    with run.stage("curate", reads=[], writes=["train.jsonl"]):
+        run.file("train.jsonl").write_text("other pairs")
+    stages.ran.clear()
+    alone = json.loads(bench("--json").stdout)
+    # The run of rank=8 has pairs that the default has no longer; that of n_layouts=1 chose its own.
+    assert [row["switch"] for row in alone["ablations"]] == ["n_layouts=1"]
+    assert stages.ran == [("inbox", stage) for stage in STAGES[3:]]
+    stages.ran.clear()
+    again = json.loads(bench(*arguments).stdout)
+    assert stages.ran == [("ablations/rank=8/inbox", stage) for stage in STAGES[3:]]
+    assert [row["switch"] for row in again["ablations"]] == ["n_layouts=1", "rank=8"]
+    assert Path("out/ablations/rank=8/inbox/train.jsonl").read_text() == "other pairs"
+
+
+def test_an_interrupted_switch_goes_on_where_it_stopped(
+    bench: Call, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run: Run, stage: str) -> int:
+        if "ablations" in str(run.path) and stage == "export":
+            raise KeyboardInterrupt
+        return stages(run, stage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sg_local.pipeline._in_own_process", interrupted)
+        assert bench("--ablate", "n_layouts=1").exit_code == 1
+    stages.ran.clear()
+    assert bench("--ablate", "n_layouts=1").exit_code == 0
+    assert stages.ran == [("ablations/n_layouts=1/inbox", stage) for stage in ("export", "evaluate")]
+
+
+def test_only_chosen_tasks_run_with_the_switch(bench: Call, stages: Stages, task: Path) -> None:
+    directory = task.parent / "tasks"
+    (directory / "crates.toml").write_text(
+        (directory / "inbox.toml").read_text().replace('"inbox"', '"crates"')
+    )
+    assert bench("--ablate", "rank=8", "--tasks", "crates").exit_code == 0
+    assert {run for run, _ in stages.ran} == {"crates", "ablations/rank=8/crates"}
+    result = bench("--ablate", "rank=8", "--json")
+    found = json.loads(result.stdout)
+    assert [row["task"] for row in found["ablations"]] == ["crates", "inbox"]
+    assert found["ablations_summary"]["rank=8"]["interval_95"] == [0.25, 0.25]
+
+
+def test_a_value_that_is_a_path_stays_one_directory(bench: Call, stages: Stages, tmp_path: Path) -> None:
+    stages.failing = "no run"
+    result = bench("--ablate", "base_weights=../../weights")
+    assert result.exit_code == 1  # it is told as a failed run: there are no such weights
+    [place] = Path("out/ablations").iterdir()
+    assert [path.name for path in place.iterdir()] == ["inbox"]
+    given = open_run(place / "inbox").settings.base_weights
+    assert given == str(Path("../../weights").resolve())  # from wherever it is called again
+    assert f"inbox with base_weights={given}" in json.loads(Path("out/bench.json").read_text())["failed"]
+
+
+def test_a_copy_that_was_set_aside_is_no_comparison(bench: Call, stages: Stages) -> None:
+    assert bench("--ablate", "rank=8").exit_code == 0
+    for name in ("old", "rank=08"):
+        shutil.copytree("out/ablations/rank=8", f"out/ablations/{name}")
+    result = bench("--json")
+    assert result.exit_code == 0, result.stderr
+    assert [row["switch"] for row in json.loads(result.stdout)["ablations"]] == ["rank=8"]
 
 
 def test_the_difference_is_told_over_the_same_rows_with_a_paired_test(bench: Call, stages: Stages) -> None:
@@ -142,7 +222,7 @@ def test_the_difference_is_told_over_the_same_rows_with_a_paired_test(bench: Cal
     assert len(stages.ran) == 6 + 5 + 4
     [second, first] = found["ablations"]
     assert (first["switch"], first["default"], first["switched"]) == ("n_layouts=1", 0.75, 0.5)
-    assert first["difference"]["mean"] == 0.25
+    assert (first["difference"]["mean"], first["difference"]["verdict"]) == (0.25, "better")
     assert first["difference"]["p"] == pytest.approx(2 / 2**10, rel=1e-2)  # ten rows differ, all to one side
     assert found["ablations_summary"]["n_layouts=1"] == {"n_tasks": 1, "mean": 0.25, "interval_95": None}
     assert second["switch"] == "calibrate=false"
@@ -156,8 +236,28 @@ def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(bench: Call,
     assert result.exit_code == 0, result.stderr
     name = f"ablations/{BASELINES}/inbox"
     assert [stage for run, stage in stages.ran if run == name] == list(STAGES[2:])
-    assert "| inbox | 0.750 | 0.500 | +0.250 [" in result.stdout
-    assert result.stdout.rstrip().endswith("| 0.500 | 9 |")
+    [head, _, row, mean] = [line for line in result.stdout.splitlines() if line.startswith("|")][-4:]
+    assert "| tuned on the demonstrations alone | gain [95 %] |" in head
+    assert row.startswith("| inbox | 0.750 | 0.500 | +0.250 [")
+    # The tuned model is right on 30 of 40, and with the prompt of made pairs on 10 of them: 20 rows, all one way.
+    assert "| 0.500 | 9 | +0.500 [" in row
+    assert row.endswith("| 1.9e-06 |")
+    assert mean == "| **mean of 1** |  |  | +0.250 |  |  |  | +0.500 |  |"
+    found = json.loads(Path("out/results.json").read_text())
+    assert found["ablations"][0]["gain_over_many_shot"]["mean"] == 0.5
+    assert found["ablations_summary"][BASELINES]["gain_over_many_shot"]["mean"] == 0.5
+    assert [row["task"] for row in found["tasks"]] == ["inbox"]
+
+
+def test_baselines_are_added_to_a_finished_bench_and_only_they_score_many_pairs(
+    bench: Call, stages: Stages
+) -> None:
+    assert bench("--many-shot").exit_code == 0
+    stages.ran.clear()
+    assert bench("--many-shot", "--baselines", "--ablate", "rank=8").exit_code == 0
+    assert {run for run, _ in stages.ran} == {f"ablations/{BASELINES}/inbox", "ablations/rank=8/inbox"}
+    assert open_run(Path(f"out/ablations/{BASELINES}/inbox")).settings.many_shot
+    assert not open_run(Path("out/ablations/rank=8/inbox")).settings.many_shot
 
 
 def test_a_switch_that_fails_does_not_stop_the_others(bench: Call, stages: Stages) -> None:
@@ -174,7 +274,17 @@ def test_a_switch_that_fails_does_not_stop_the_others(bench: Call, stages: Stage
 
 def test_all_wrong_switches_are_told_at_once(bench: Call, stages: Stages) -> None:
     result = bench(
-        "--ablate", "n_layout=1", "--ablate", "rank=many", "--ablate", "rank=16", "--ablate", "choose_by=x"
+        *(
+            "--ablate",
+            "n_layout=1",
+            "--ablate",
+            "rank=many",
+            "--ablate",
+            "rank=16",
+            "--ablate",
+            "choose_by=x",
+        ),
+        *("--ablate", "colour", "--ablate", "rank", "--ablate", "max_test_rows=1"),
     )
     assert result.exit_code == 2
     for told in (
@@ -182,13 +292,16 @@ def test_all_wrong_switches_are_told_at_once(bench: Call, stages: Stages) -> Non
         "--ablate rank=many: rank = 'many' should be a whole number",
         "--ablate rank=16: rank has this value already",
         "--ablate choose_by=x: choose_by = 'x' should be one of information, consensus, votes",
+        "--ablate colour: there is no setting colour",
+        "--ablate rank: give a value, rank=VALUE",
+        "--ablate max_test_rows=1: max_test_rows changes what is scored",
     ):
         assert told in result.stderr
     assert stages.ran == []
 
 
 def test_switches_are_written_as_they_are_read() -> None:
-    texts = ["calibrate=false", "learning_rate=0.001", "n-layouts=1", "n_layouts=1"]
+    texts = ["calibrate=false", "calibrate", "learning_rate=1e-3", "n-layouts=1", "n_layouts=1"]
     found = parse_switches(texts, Settings())
     assert found == [Switch("calibrate", False), Switch("learning_rate", 0.001), Switch("n_layouts", 1)]
     assert [switch.text for switch in found] == ["calibrate=false", "learning_rate=0.001", "n_layouts=1"]
@@ -200,7 +313,15 @@ def test_a_summary_has_an_interval_over_tasks() -> None:
     def row(task: str, mean: float) -> dict[str, Any]:
         return {"switch": "n_layouts=1", "task": task, "difference": {"mean": mean}}
 
-    [found] = ablation.summary([row("a", 0.1), row("b", 0.3)]).values()
+    [found] = summary([row("a", 0.1), row("b", 0.3)]).values()
     assert (found["n_tasks"], found["mean"]) == (2, 0.2)
     low, high = found["interval_95"]
     assert low < 0 < high  # two tasks say little
+
+
+def test_a_value_does_not_break_the_table() -> None:
+    gain = {"mean": 0.1, "interval_95": [0.0, 0.2], "p": 0.2}
+    row = {"switch": "base_weights=/a|b", "task": "a", "default": 0.5, "switched": 0.4, "difference": gain}
+    lines = [line.replace("\\|", "") for line in markdown([row]).splitlines() if line.startswith("|")]
+    assert [line.count("|") for line in lines] == [7] * 4
+    assert markdown([]) == ""

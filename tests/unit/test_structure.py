@@ -20,7 +20,7 @@ LAYERS = [
     {"cli"},
     {"plan", "bench"},
     {"ablation"},
-    {"pipeline", "doctor", "bench_table"},
+    {"pipeline", "doctor", "bench_table", "ablation_table"},
     {"stages"},
     {"llama", "finetune", "gguf_io", "report"},
     {"selfguide"},
