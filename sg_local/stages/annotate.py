@@ -25,6 +25,7 @@ from sg_local.progress import progress
 from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.selfguide.filters import rules_of
 from sg_local.selfguide.prompts import answer_messages, layouts
 from sg_local.selfguide.selection import (
     consensus,
@@ -35,6 +36,7 @@ from sg_local.selfguide.selection import (
 )
 from sg_local.stages.common import (
     QUESTIONS_PER_CALL,
+    answer_fault,
     chat_template,
     counters,
     likeliest,
@@ -169,23 +171,32 @@ def _sample_answers(
         )
     by_information = settings.choose_by == "information" or settings.drop_ifd_share > 0
     if by_information and not run.task.is_classification:
-        _add_information(run, engine, template, prompts, rows)
+        _add_information(run, engine, template, prompts, rows, [row["input"] for row in inputs])
     return rows
 
 
 def _add_information(
-    run: Run, engine: Engine, template: ChatTemplate, prompts: Sequence[TokenIds], rows: Rows
+    run: Run,
+    engine: Engine,
+    template: ChatTemplate,
+    prompts: Sequence[TokenIds],
+    rows: Rows,
+    inputs: Sequence[str],
 ) -> None:
-    """Scores the samples with their input and with nothing in its place, and chooses by it if that is asked for."""
+    """Scores the samples with their input and with nothing in its place, and chooses by it if that is asked for.
+
+    Where some samples of a row pass curate's filters the choice is among them.
+    """
+    rules = rules_of(run.task)
     nothing = answer_messages(run.task.instruction, "", run.task.examples)
     alone = tuple(engine.tokenizer.encode_prompt(template, nothing))
     answers: list[TokenIds] = []
     pairs: list[tuple[TokenIds, TokenIds]] = []
     texts: list[list[str]] = []
-    for prompt, row in zip(prompts, rows, strict=True):
-        own = (
-            list(dict.fromkeys(sample for sample in row["samples"] if sample)) if row["drop"] is None else []
-        )
+    for prompt, row, asked in zip(prompts, rows, inputs, strict=True):
+        own = list(dict.fromkeys(filter(None, row["samples"])))
+        if run.settings.choose_by == "information":
+            own = [text for text in own if not answer_fault(run.settings, rules, asked, text)] or own
         texts.append(own)
         for text in own:
             answers.append(tuple(engine.tokenizer.encode_answer(template, nothing, text)))

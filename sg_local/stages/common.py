@@ -15,6 +15,7 @@ from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.scoring import label_logprobs
 from sg_local.run import Run
 from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
+from sg_local.selfguide.filters import Rules, form_fault, overlap_fault, text_fault
 from sg_local.selfguide.prompts import Layout, answer_messages, layouts
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
@@ -54,6 +55,14 @@ def chat_template(run: Run, engine: Engine) -> ChatTemplate:
 def demonstrations(run: Run) -> tuple[Example, ...]:
     """What the tuned model sees in its prompt, in training and when it is served."""
     return run.task.examples if run.settings.train_demonstrations else ()
+
+
+def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> str | None:
+    """The reason to drop a free answer to an input; None for one that the demonstrations allow."""
+    fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
+    if fault is None and settings.form_filter:
+        return form_fault(answer, rules.output_form) or overlap_fault(answer, text, rules.overlap)
+    return fault
 
 
 def whole_calls(rows: list[dict[str, Any]], rows_per_call: int) -> list[dict[str, Any]]:

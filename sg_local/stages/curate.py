@@ -20,7 +20,7 @@ from sg_local.progress import say
 from sg_local.records import read_rows, row_seed, write_rows
 from sg_local.run import Run
 from sg_local.selfguide.data_report import data_report, report_lines, warnings
-from sg_local.selfguide.filters import form_fault, overlap_fault, rules_of, text_fault
+from sg_local.selfguide.filters import rules_of
 from sg_local.selfguide.metrics import normalize
 from sg_local.selfguide.selection import (
     balancing_copies,
@@ -38,7 +38,7 @@ from sg_local.selfguide.selection import (
     vote_margin,
     with_evidence,
 )
-from sg_local.stages.common import DEMONSTRATION
+from sg_local.stages.common import DEMONSTRATION, answer_fault
 
 HELD_OUT_SHARE = 0.15
 
@@ -198,16 +198,11 @@ def _weigh(rows: list[dict[str, Any]]) -> None:
 def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
     """Drops answers that are noise, of another form than the demonstrations', not agreed on, or unsure."""
     settings, rules = run.settings, rules_of(run.task)
-    bounds = rules.output_characters if settings.length_filter else None
     for row, output in zip(rows, outputs, strict=True):
         if row["drop"] is not None:
             continue
         row["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
-        row["drop"] = text_fault(row["output"], rules.noise, bounds)
-        if row["drop"] is None and settings.form_filter:
-            row["drop"] = form_fault(row["output"], rules.output_form) or overlap_fault(
-                row["output"], row["input"], rules.overlap
-            )
+        row["drop"] = answer_fault(settings, rules, row["input"], row["output"])
         # Samples of a high temperature agree little, and the choice by information does not rest on it.
         if row["drop"] is None and settings.choose_by != "information":
             row["drop"] = "low_share" if output["share"] < settings.min_share else None
