@@ -17,7 +17,7 @@ from tiny_models import TOKENS, write_tiny_llama
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
-from sg_local.llama.scoring import label_logprobs, log_softmax, sequence_logits
+from sg_local.llama.scoring import answer_logprobs, label_logprobs, log_softmax, sequence_logits
 
 N_CTX = 256
 ROUNDING = 0.02  # logits; measured 0.004, while logits differ by tens
@@ -109,6 +109,24 @@ def test_label_scores_are_those_of_each_label_alone(
             logits = log_softmax(sequence_logits(engine, (*prompt, *label), len(prompt) - 1))
             alone = sum(float(logits[place, token]) for place, token in enumerate(label))
             assert score == pytest.approx(alone, abs=ROUNDING)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pairs=st.lists(
+        st.tuples(PROMPT, st.lists(TOKEN, min_size=0, max_size=4).map(lambda tokens: (*tokens, 2))),
+        max_size=10,
+    )
+)
+def test_answers_to_prompts_of_their_own_score_as_each_alone(
+    engine: Engine, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> None:
+    scores = answer_logprobs(engine, pairs)
+    assert len(scores) == len(pairs)
+    for (prompt, answer), score in zip(pairs, scores, strict=True):
+        logits = log_softmax(sequence_logits(engine, (*prompt, *answer), len(prompt) - 1))
+        alone = sum(float(logits[place, token]) for place, token in enumerate(answer))
+        assert score == pytest.approx(alone, abs=ROUNDING)
 
 
 def test_label_scoring_evaluates_every_node_once(engine: Engine) -> None:
