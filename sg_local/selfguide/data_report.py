@@ -1,120 +1,172 @@
 """What made data is like, in numbers: what was dropped and why, how varied it is, and how near to the demonstrations.
 
-    data_report(inputs, rows, task)     rows of inputs.jsonl and of train.jsonl
-    -> {"attempts": 256, "dropped": {"near_duplicate": {"n": 31, "by_label": {"refund": 20, "login": 11}}},
-        "kept": 139, "distinct_1": 0.41, "distinct_2": 0.83, "nearest_rouge_l": 0.38,
-        "input_characters": {"made": [21, 40, 52, 70, 118], "demonstrations": [26, 35, 41, 44, 47]},
-        "labels": {"refund": {"made_for": 64, "annotated": 71, "kept": 55, "shown": 60, "demonstrations": 1}}}
+    data_report(inputs, outputs, rows, task)     rows of inputs.jsonl, outputs.jsonl and train.jsonl
+    -> {"attempts": 256,
+        "dropped": {"generate": {"near_duplicate": {"n": 31, "by_label": {"refund": 20, "login": 11}}},
+                    "annotate": {}, "curate": {"low_confidence": {"n": 40, "by_label": {"refund": 22, "login": 18}}}},
+        "kept": 139, "distinct_1": 0.41, "distinct_2": 0.83, "nearest_rouge_l": 0.38, "nearest_rouge_l_rows": 139,
+        "like_demonstrations": {"from_rouge_l": 0.5, "input_share": 0.04},
+        "input_characters": {"made": {"min": 21, "quartiles": [40, 52, 70], "max": 118}, "demonstrations": {...}},
+        "labels": {"refund": {"made_for": 64, "annotated": 71, "kept": 55, "shown": 60, "weight": 60.0,
+                              "demonstrations": 1}}}
 
-Sources: distinct-n is the share of distinct n-grams among all (Li et al. 2016, arXiv 1510.03055); likeness to the
-nearest other input is Self-Instruct's measure of diversity (arXiv 2212.10560, figure 4).
+Sources: distinct-n is the share of distinct n-grams among all (Li et al. 2016, arXiv 1510.03055), which falls as rows
+grow, so compare it between runs of one size; likeness to the nearest other input is Self-Instruct's measure of
+diversity (arXiv 2212.10560, figure 4).
 """
 
 import random
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
+from sg_local.selfguide.filters import LENGTH_SLACK_CHARACTERS
 from sg_local.selfguide.metrics import normalize, words
-from sg_local.task import Task
+from sg_local.task import Example, Task
 
 Row = dict[str, Any]
+Drops = dict[str, dict[str, Any]]
 
-# Pairs grow with the square of the rows; as many, drawn by a fixed seed, tell the mean to a point or two.
-MAX_COMPARED = 500
+# Pairs grow with the square of the rows. So many take about a second; more rows are told by a sample of them, drawn by
+# a fixed seed, each against all the others. 50 of them tell the mean to 0.02 or 0.03.
+MAX_COMPARISONS = 500_000
+MIN_COMPARED = 50
 # A warning is given where a number is past what a person would look at twice.
 MAX_NEAREST_ROUGE_L = 0.6  # 0.7 is where inputs are dropped as near-duplicates
 MAX_LIKE_DEMONSTRATIONS = 0.3  # share of inputs that have half of a demonstration's words in its order
-LIKE_ROUGE_L = 0.5
+LIKE_ROUGE_L = 0.5  # or as much as two demonstrations are alike: then it is the task's form
 MAX_SHARE_OF_ONE_ANSWER = 0.5  # in a task without labels
-MAX_LABELS_IN_A_LINE = 6  # more are in the manifest
+MAX_SHARE_OF_COPIED_INPUTS = 0.25  # as answers, where no demonstration does that
+MAX_LENGTH_RATIO = 2  # of a median to the longest demonstration, and of the shortest one to a median
 MIN_SHARE_OF_A_LABEL = 0.25  # of its equal share
+MAX_LABELS_IN_A_LINE = 6  # of more the commonest are shown; all are in the manifest
+MAX_LABELS_IN_TABLE = 30
+MAX_WARNED_LABELS = 3
 
 
 def data_report(
-    inputs: Sequence[Row], rows: Sequence[Row], task: Task, gold_ids: Iterable[Any]
+    inputs: Sequence[Row], outputs: Sequence[Row], rows: Sequence[Row], task: Task
 ) -> dict[str, Any]:
-    """Numbers of all that was made. Characters are [least, quartiles, most]; shares are 0..1, of kept made rows.
-
-    rows are of train.jsonl; those with an id in gold_ids are the demonstrations.
-    """
-    gold = set(gold_ids)
-    made = [row for row in rows if row["id"] not in gold]
+    """Numbers of all that was made. Shares are 0..1, of kept made rows; rows that no input has are demonstrations."""
+    made_for = {row["id"]: row["label"] for row in inputs}
+    made = [row for row in rows if row["id"] in made_for]
     kept = [row for row in made if row["drop"] is None]
     texts = [row["input"] for row in kept]
-    shown = [example.input for example in task.examples]
+    unanswered = {row["id"] for row in outputs if row["drop"]}
     found: dict[str, Any] = {
         "attempts": len(inputs),
-        "dropped": _drops(inputs, made),
+        # Of a label: made for it, until it was annotated its own.
+        "dropped": {
+            "generate": _drops([(row["drop"], row["label"]) for row in inputs], task.labels),
+            "annotate": _drops([(row["drop"], made_for[row["id"]]) for row in outputs], task.labels),
+            "curate": _drops(
+                [(row["drop"], row["output"]) for row in made if row["id"] not in unanswered], task.labels
+            ),
+        },
         "kept": len(kept),
         "distinct_1": _distinct(texts, 1),
         "distinct_2": _distinct(texts, 2),
-        **_nearness(texts, shown),
-        "input_characters": {"made": _spread(texts), "demonstrations": _spread(shown)},
-    }
-    if task.is_classification:
-        found["labels"] = {
-            label: {
-                "made_for": sum(row["label"] == label for row in inputs if row["drop"] is None),
-                "annotated": sum(row["output"] == label for row in made),
-                "kept": sum(row["output"] == label for row in kept),
-                "shown": sum(row["copies"] for row in rows if row["output"] == label),
-                "demonstrations": sum(example.output == label for example in task.examples),
-            }
-            for label in task.labels
-        }
-        return found
-    answers = Counter(normalize(row["output"]) for row in kept)
-    copies = sum(normalize(row["output"]) == normalize(row["input"]) for row in kept)
-    return found | {
+        **_nearest(texts),
+        "like_demonstrations": _like_demonstrations(kept, task),
+        "input_characters": {
+            "made": _spread(texts),
+            "demonstrations": _spread([example.input for example in task.examples]),
+        },
         "output_characters": {
             "made": _spread([row["output"] for row in kept]),
             "demonstrations": _spread([example.output for example in task.examples]),
         },
+    }
+    if task.is_classification:
+        return found | {
+            "labels": {label: _label_counts(label, inputs, made, rows, task) for label in task.labels}
+        }
+    answers = Counter(normalize(row["output"]) for row in kept)
+    commonest, n_commonest = answers.most_common(1)[0] if answers else ("", 0)
+    return found | {
         "distinct_outputs": len(answers),
-        "commonest_output_share": _share(max(answers.values(), default=0), len(kept)),
-        "copied_input_share": _share(copies, len(kept)),
+        "commonest_output_share": _share(n_commonest, len(kept)),
+        "commonest_output_id": next(
+            (row["id"] for row in kept if normalize(row["output"]) == commonest), None
+        ),
+        "copied_input_share": {
+            "made": _copied(Example(row["input"], row["output"]) for row in kept),
+            "demonstrations": _copied(task.examples),
+        },
     }
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report as a table to read."""
-    total = max(1, report["attempts"])
-    lines = [f"{report['attempts']:>6} inputs were asked for"]
-    for reason, entry in report["dropped"].items():
-        labels = [f"{n} {label}" for label, n in entry["by_label"].items()]
-        by_label = ", ".join(labels if len(labels) <= MAX_LABELS_IN_A_LINE else [])
-        lines.append(f"{-entry['n']:>6} {reason:<16} {entry['n'] / total:>4.0%}  {by_label}".rstrip())
-    lines.append(f"{report['kept']:>6} made rows are left")
-    lines.append("")
+    """The report as tables to read."""
+    left = report["attempts"]
+    lines = [f"{left:>6} inputs were asked for"]
+    for stage, told in (("generate", "inputs to answer"), ("annotate", "answers"), ("curate", "")):
+        for reason, entry in report["dropped"][stage].items():
+            share = entry["n"] / report["attempts"]
+            line = f"{-entry['n']:>6} {reason:<16} {share:>4.0%}  {_by_label(entry['by_label'])}"
+            lines.append(line.rstrip())
+            left -= entry["n"]
+        if told and (stage == "generate" or report["dropped"][stage]):
+            lines.append(f"{left:>6} {told}")
+    lines += [f"{report['kept']:>6} made rows are left", ""]
     lines.append(f"{'characters':<18}{'least':>7}{'1/4':>6}{'1/2':>6}{'3/4':>6}{'most':>6}   demonstrations")
-    for key, name in (("input_characters", "input"), ("output_characters", "output")):
-        if key in report:
-            made, shown = report[key]["made"], report[key]["demonstrations"]
-            cells = "".join(f"{value:>6}" for value in made)
-            lines.append(f"{name:<19}{cells}   {shown[0]} to {shown[-1]}")
+    for name in _told_lengths(report):
+        made, shown = report[f"{name}_characters"]["made"], report[f"{name}_characters"]["demonstrations"]
+        cells = "".join(f"{value:>6}" for value in (made["min"], *made["quartiles"], made["max"]))
+        lines.append(f"{name:<19}{cells}   {shown['min']} to {shown['max']}")
+    compared = report["nearest_rouge_l_rows"]
+    drawn = f" (by {compared} of them)" if compared < report["kept"] else ""
     lines.append(
         f"distinct words {report['distinct_1']:.0%}, pairs of words {report['distinct_2']:.0%}; ROUGE-L with the "
-        f"nearest other {report['nearest_rouge_l']:.2f}; {report['like_demonstrations_share']:.0%} resemble a "
-        "demonstration"
+        f"nearest other {report['nearest_rouge_l']:.2f}{drawn}"
+    )
+    like = report["like_demonstrations"]
+    outputs = f", {like['output_share']:.0%} of the answers" if "output_share" in like else ""
+    lines.append(
+        f"{like['input_share']:.0%} of the inputs{outputs} resemble a demonstration (ROUGE-L from "
+        f"{like['from_rouge_l']:.2f})"
     )
     if "labels" in report:
-        width = max(len("label"), *map(len, report["labels"]))
-        keys = ("made_for", "annotated", "kept", "shown", "demonstrations")
-        lines += ["", f"{'label':<{width}}" + "".join(f"{key.replace('_', ' '):>11}" for key in keys[:4])
-                  + "   demonstrations"]  # fmt: skip
-        for label, counts in report["labels"].items():
-            cells = "".join(f"{counts[key]:>11}" for key in keys[:4])
-            lines.append(f"{label:<{width}}{cells}   {counts['demonstrations']:>14}")
-    else:
-        lines.append(
-            f"{report['distinct_outputs']} distinct answers, the commonest {report['commonest_output_share']:.0%} "
-            f"of the rows; {report['copied_input_share']:.0%} repeat their input"
-        )
+        return [*lines, "", *_label_lines(report["labels"])]
+    lines.append(
+        f"{report['distinct_outputs']} distinct answers, the commonest {report['commonest_output_share']:.0%} "
+        f"of the rows; {report['copied_input_share']['made']:.0%} repeat their input"
+    )
     return lines
+
+
+def _told_lengths(report: dict[str, Any]) -> tuple[str, ...]:
+    return ("input",) if "labels" in report else ("input", "output")  # labels' lengths tell nothing
+
+
+def _label_lines(labels: dict[str, dict[str, Any]]) -> list[str]:
+    keys = ["made_for", "annotated", "kept", "shown"]
+    if any(counts["weight"] != counts["shown"] for counts in labels.values()):
+        keys.append("weight")
+    shown = list(labels.items())[:MAX_LABELS_IN_TABLE]
+    width = max(len("label"), *(len(label) for label, _ in shown))
+    head = "".join(f"{key.replace('_', ' '):>11}" for key in keys)
+    lines = [f"{'label':<{width}}{head}   demonstrations"]
+    for label, counts in shown:
+        cells = "".join(f"{round(counts[key]):>11}" for key in keys)
+        lines.append(f"{label:<{width}}{cells}   {counts['demonstrations']:>14}")
+    if len(labels) > len(shown):
+        lines.append(f"and {len(labels) - len(shown)} labels more, in manifest.json")
+    return lines
+
+
+def _by_label(counts: dict[str, int]) -> str:
+    """Counts by label in a line; of many labels the commonest."""
+    told = list(counts.items())
+    more = []
+    if len(told) > MAX_LABELS_IN_A_LINE:
+        told = sorted(told, key=lambda item: -item[1])[: MAX_LABELS_IN_A_LINE // 2]
+        more = [f"{len(counts) - len(told)} labels more"]
+    return ", ".join([*(f"{n} {label}" for label, n in told), *more])
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
@@ -125,44 +177,73 @@ def warnings(report: dict[str, Any]) -> list[str]:
             f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
             "--input-temperature, or give demonstrations that differ more"
         )
-    if report["like_demonstrations_share"] > MAX_LIKE_DEMONSTRATIONS:
+    if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
         found.append(
-            f"{report['like_demonstrations_share']:.0%} of the inputs resemble a demonstration: try another "
+            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
             "--input-prompt, or lower --near-duplicate-rouge-l"
         )
     if report.get("commonest_output_share", 0) > MAX_SHARE_OF_ONE_ANSWER:
         found.append(
-            f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at them with --explain, and "
-            "say in the instruction what an answer is"
+            f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at one with --explain "
+            f"{report['commonest_output_id']}, and say in the instruction what an answer is"
         )
+    copied = report.get("copied_input_share", {"made": 0.0, "demonstrations": 0.0})
+    if copied["made"] > MAX_SHARE_OF_COPIED_INPUTS and not copied["demonstrations"]:
+        found.append(
+            f"{copied['made']:.0%} of the answers repeat their input: --form-filter drops them; else say in the "
+            "instruction what is to be changed"
+        )
+    for name in _told_lengths(report):
+        made, shown = report[f"{name}_characters"]["made"], report[f"{name}_characters"]["demonstrations"]
+        median = made["quartiles"][1]
+        least = min(shown["min"] / MAX_LENGTH_RATIO, shown["min"] - LENGTH_SLACK_CHARACTERS)
+        most = max(shown["max"] * MAX_LENGTH_RATIO, shown["max"] + LENGTH_SLACK_CHARACTERS)
+        if report["kept"] and not least <= median <= most:
+            found.append(
+                f"half of the {name}s have {median} characters or {'less' if median < least else 'more'}, the "
+                f"demonstrations' {shown['min']} to {shown['max']}: --length-filter drops such rows; else give "
+                "demonstrations of the lengths that you expect"
+            )
     labels = report.get("labels", {})
     equal = sum(counts["kept"] for counts in labels.values()) / max(1, len(labels))
-    for label, counts in labels.items():
-        if counts["kept"] < MIN_SHARE_OF_A_LABEL * equal:
-            found.append(
-                f"{counts['kept']} made rows have the label {label!r}, equal numbers would be {equal:.0f}: give a "
-                "demonstration of it, or a word that says more"
-            )
+    rare = [label for label, counts in labels.items() if counts["kept"] < MIN_SHARE_OF_A_LABEL * equal]
+    for label in rare[:MAX_WARNED_LABELS]:
+        found.append(
+            f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {equal:.0f}: give a "
+            "demonstration of it, or a word that says more"
+        )
+    if len(rare) > MAX_WARNED_LABELS:
+        found.append(f"{len(rare) - MAX_WARNED_LABELS} labels more have as few rows: see manifest.json")
     return found
 
 
-def _drops(inputs: Sequence[Row], made: Sequence[Row]) -> dict[str, Any]:
-    """Reason -> count and counts by label (the one it was made for, or once annotated its own), commonest first."""
-    reasons: dict[str, Counter[str | None]] = {}
-    for row, label in (
-        *((row, row["label"]) for row in inputs),
-        *((row, row["output"]) for row in made),
-    ):
-        if row["drop"]:
-            reasons.setdefault(row["drop"], Counter())[label] += 1
-    known = {row["label"] for row in inputs} - {None}
-    ordered = sorted(reasons.items(), key=lambda item: (-item[1].total(), item[0]))
+def _drops(reasons: Iterable[tuple[str | None, str | None]], labels: Sequence[str]) -> Drops:
+    """Reason -> count and counts by label, the commonest reason first; what has no reason was kept."""
+    counted: dict[str, Counter[str | None]] = {}
+    for reason, label in reasons:
+        if reason:
+            counted.setdefault(reason, Counter())[label] += 1
+    ordered = sorted(counted.items(), key=lambda item: (-item[1].total(), item[0]))
     return {
         reason: {
             "n": counts.total(),
-            "by_label": {label: n for label, n in sorted(counts.items(), key=str) if label in known},
+            "by_label": {label: counts[label] for label in labels if counts[label]},
         }
         for reason, counts in ordered
+    }
+
+
+def _label_counts(
+    label: str, inputs: Sequence[Row], made: Sequence[Row], rows: Sequence[Row], task: Task
+) -> dict[str, Any]:
+    own = [row for row in rows if row["output"] == label]
+    return {
+        "made_for": sum(row["label"] == label for row in inputs if row["drop"] is None),
+        "annotated": sum(row["output"] == label for row in made),
+        "kept": sum(row["output"] == label for row in made if row["drop"] is None),
+        "shown": sum(row["copies"] for row in own),
+        "weight": round(sum(row["copies"] * row["weight"] for row in own), 2),
+        "demonstrations": sum(example.output == label for example in task.examples),
     }
 
 
@@ -173,34 +254,61 @@ def _distinct(texts: Sequence[str], n: int) -> float:
     return _share(len(set(grams)), len(grams))
 
 
-def _nearness(texts: Sequence[str], shown: Sequence[str]) -> dict[str, float]:
-    """Mean ROUGE-L with the nearest other text, and the share of texts that are like one of the shown ones."""
-    drawn = random.Random(0).sample(list(texts), min(len(texts), MAX_COMPARED))
-    pool = [words(text) for text in drawn]
-    others = [words(text) for text in shown]
-    nearest = [
-        max((_like(own, other) for place, other in enumerate(pool) if place != index), default=0.0)
-        for index, own in enumerate(pool)
-    ]
-    like = sum(any(_like(own, other) >= LIKE_ROUGE_L for other in others) for own in pool)
+def _nearest(texts: Sequence[str]) -> dict[str, Any]:
+    """Mean ROUGE-L with the nearest other text, and of how many texts it is the mean."""
+    pool = [words(text) for text in texts]
+    n_compared = min(len(pool), max(MIN_COMPARED, MAX_COMPARISONS // max(1, len(pool))))
+    nearest = []
+    for index in random.Random(0).sample(range(len(pool)), n_compared):
+        own, best = pool[index], 0.0
+        for place, other in enumerate(pool):
+            # The LCS is at most the shorter of the two, which settles many pairs.
+            if place != index and 2 * min(len(own), len(other)) > best * (len(own) + len(other)):
+                best = max(best, _rouge_l(own, other))
+        nearest.append(best)
     return {
         "nearest_rouge_l": round(statistics.fmean(nearest), 4) if nearest else 0.0,
-        "like_demonstrations_share": _share(like, len(pool)),
+        "nearest_rouge_l_rows": n_compared,
     }
 
 
-def _like(one: list[str], other: list[str]) -> float:
+def _like_demonstrations(kept: Sequence[Row], task: Task) -> dict[str, float]:
+    """Shares of inputs, and of free answers, that have the words of a demonstration in its order.
+
+    An answer is compared with the demonstrations' answers and inputs.
+    """
+    shown = [words(example.input) for example in task.examples]
+    alike = [_rouge_l(one, other) for one, other in combinations(shown, 2)]
+    bound = max([LIKE_ROUGE_L, *alike])
+
+    def share(texts: Iterable[str], others: Sequence[list[str]]) -> float:
+        own = [words(text) for text in texts]
+        return _share(sum(any(_rouge_l(one, other) >= bound for other in others) for one in own), len(own))
+
+    found = {"from_rouge_l": round(bound, 4), "input_share": share((row["input"] for row in kept), shown)}
+    if not task.is_classification:
+        others = shown + [words(example.output) for example in task.examples]
+        found["output_share"] = share((row["output"] for row in kept), others)
+    return found
+
+
+def _rouge_l(one: list[str], other: list[str]) -> float:
     """ROUGE-L F-measure of two lists of words."""
     total = len(one) + len(other)
     return 2 * LCSseq.similarity(one, other) / total if total else 0.0
 
 
-def _spread(texts: Sequence[str]) -> list[int]:
+def _spread(texts: Sequence[str]) -> dict[str, Any]:
     """Least, quartiles and most of the lengths in characters; zeros without texts."""
-    lengths = sorted(map(len, texts))
-    if not lengths:
-        return [0] * 5
-    return [lengths[round(part * (len(lengths) - 1) / 4)] for part in range(5)]
+    lengths = sorted(map(len, texts)) or [0]
+    least, *quartiles, most = (lengths[round(part * (len(lengths) - 1) / 4)] for part in range(5))
+    return {"min": least, "quartiles": quartiles, "max": most}
+
+
+def _copied(pairs: Iterable[Example]) -> float:
+    """Share of pairs whose output is their input."""
+    same = [normalize(pair.output) == normalize(pair.input) for pair in pairs]
+    return _share(sum(same), len(same))
 
 
 def _share(part: int, total: int) -> float:

@@ -12,7 +12,6 @@ Where the task has no test file, a part of the made pairs is held out for scorin
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from sg_local.errors import SgLocalError
@@ -96,8 +95,7 @@ def run_curate(run: Run) -> None:
             _train_on_demonstrations(rows, len(gold))
         write_rows(run.file("train.jsonl"), rows)
         details["counts"] = _counts(rows)
-        gold_ids = [row["id"] for row in gold]
-        details["report"] = data_report(list(made.values()), rows, run.task, gold_ids)
+        details["report"] = data_report(list(made.values()), outputs, rows, run.task)
         _tell(details["counts"], details["report"])
         if details["counts"]["kept"] <= len(gold):
             raise SgLocalError(
@@ -204,23 +202,22 @@ def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str
         row["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
         row["drop"] = answer_fault(settings, rules, row["input"], row["output"])
         # Samples of a high temperature agree little, and the choice by information does not rest on it.
-        if row["drop"] is None and settings.choose_by != "information":
-            row["drop"] = "low_share" if output["share"] < settings.min_share else None
-    _drop_unless(
-        lambda left: most_confident(
-            [""] * len(left), [row["confidence"] for row, _ in left], settings.keep_confident
-        ),
-        rows,
-        outputs,
-        "low_confidence",
-    )
+        by_agreement = settings.choose_by != "information"
+        if row["drop"] is None and by_agreement and output["share"] < settings.min_share:
+            row["drop"] = "low_share"
+    left = [row for row in rows if row["drop"] is None]
+    confidences = [row["confidence"] for row in left]
+    keep = most_confident([""] * len(left), confidences, settings.keep_confident)
+    for row, is_kept in zip(left, keep, strict=True):
+        if not is_kept:
+            row["drop"] = "low_confidence"
     if settings.drop_ifd_share > 0:
-        _drop_unless(
-            lambda left: between_extremes([output["ifd"] for _, output in left], settings.drop_ifd_share),
-            rows,
-            outputs,
-            "ifd",
-        )
+        difficulties = {output["id"]: output["ifd"] for output in outputs if "ifd" in output}
+        left = [row for row in rows if row["drop"] is None]
+        keep = between_extremes([difficulties[row["id"]] for row in left], settings.drop_ifd_share)
+        for row, is_kept in zip(left, keep, strict=True):
+            if not is_kept:
+                row["drop"] = "ifd"
 
 
 def _answer_confidence(output: dict[str, Any], choose_by: str) -> float:
@@ -228,18 +225,6 @@ def _answer_confidence(output: dict[str, Any], choose_by: str) -> float:
     if choose_by == "votes":
         return vote_margin(output["samples"])
     return float(output["information"] if choose_by == "information" else output["share"])
-
-
-def _drop_unless(
-    keeps: Callable[[list[tuple[dict[str, Any], dict[str, Any]]]], list[bool]],
-    rows: list[dict[str, Any]],
-    outputs: list[dict[str, Any]],
-    reason: str,
-) -> None:
-    left = [(row, output) for row, output in zip(rows, outputs, strict=True) if row["drop"] is None]
-    for (row, _), is_kept in zip(left, keeps(left), strict=True):
-        if not is_kept:
-            row["drop"] = reason
 
 
 def _balance(run: Run, rows: list[dict[str, Any]]) -> None:

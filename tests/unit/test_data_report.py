@@ -1,5 +1,6 @@
 """The numbers of made data, their table and warnings, and the life of one row."""
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from sg_local.records import write_rows
-from sg_local.run import Run
+from sg_local.records import read_rows, write_rows
+from sg_local.run import Run, create_or_open_run, lock_run
 from sg_local.selfguide.data_report import data_report, report_lines, warnings
-from sg_local.task import Example, Task
+from sg_local.settings import Settings
+from sg_local.stages.curate import run_curate
+from sg_local.stages.explain import REASONS
+from sg_local.task import Example, Task, load_task
 
 Call = Callable[..., Result]
 Rows = list[dict[str, Any]]
@@ -36,9 +40,20 @@ def made(*rows: tuple[str, str | None, str | None]) -> Rows:
 def curated(*rows: tuple[int, str, str, str | None, int]) -> Rows:
     """Rows of train.jsonl: id, input, output, drop, copies."""
     return [
-        {"id": number, "input": text, "output": output, "drop": drop, "copies": copies}
+        {"id": number, "input": text, "output": output, "drop": drop, "copies": copies, "weight": 1.0}
         for number, text, output, drop, copies in rows
     ]
+
+
+def answered(rows: Rows) -> Rows:
+    """Rows of outputs.jsonl, every one with an answer."""
+    return [{"id": row["id"], "output": row["output"], "drop": None} for row in rows]
+
+
+def told(rows: Rows, task: Task) -> dict[str, Any]:
+    """The report where every input passed the filters of generate and was answered."""
+    label = task.labels[-1] if task.labels else None
+    return data_report(made(*((row["input"], label, None) for row in rows)), answered(rows), rows, task)
 
 
 INPUTS = made(
@@ -55,75 +70,196 @@ ROWS = curated(
 )
 
 
-def test_the_funnel_is_told_by_reason_and_label() -> None:
-    report = data_report(INPUTS, ROWS, BOXES, [])
+def test_the_funnel_is_told_by_stage_reason_and_label() -> None:
+    report = data_report(INPUTS, answered(ROWS), ROWS, BOXES)
     assert (report["attempts"], report["kept"]) == (5, 2)
     assert report["dropped"] == {
-        "duplicate": {"n": 1, "by_label": {"login": 1}},
-        "length": {"n": 1, "by_label": {"login": 1}},
-        "low_confidence": {"n": 1, "by_label": {"refund": 1}},
+        "generate": {
+            "duplicate": {"n": 1, "by_label": {"login": 1}},
+            "length": {"n": 1, "by_label": {"login": 1}},
+        },
+        "annotate": {},
+        "curate": {"low_confidence": {"n": 1, "by_label": {"refund": 1}}},
     }
     assert report["labels"]["refund"] == {
         "made_for": 2,
         "annotated": 2,
         "kept": 1,
         "shown": 2,
+        "weight": 2.0,
         "demonstrations": 1,
     }
-    lines = "\n".join(report_lines(report))
-    assert "5 inputs were asked for" in lines
-    assert "-1 low_confidence    20%  1 refund" in lines
+    lines = report_lines(report)
+    assert lines[:6] == [
+        "     5 inputs were asked for",
+        "    -1 duplicate         20%  1 login",
+        "    -1 length            20%  1 login",
+        "     3 inputs to answer",
+        "    -1 low_confidence    20%  1 refund",
+        "     2 made rows are left",
+    ]
+
+
+def test_one_reason_in_two_stages_is_told_twice() -> None:
+    inputs = made(("Go.", None, "length"), ("Go on.", None, None), ("Come in.", None, None))
+    outputs = [
+        {"id": 1, "output": "Please " * 40, "drop": None},
+        {"id": 2, "output": None, "drop": "unfinished"},
+    ]
+    rows = curated((1, "Go on.", "Please " * 40, "length", 0), (2, "Come in.", "", "unfinished", 0))
+    dropped = data_report(inputs, outputs, rows, FREE)["dropped"]
+    assert {
+        stage: {reason: entry["n"] for reason, entry in own.items()} for stage, own in dropped.items()
+    } == {
+        "generate": {"length": 1},
+        "annotate": {"unfinished": 1},
+        "curate": {"length": 1},
+    }
+
+
+def test_a_row_without_an_answer_counts_for_the_label_that_it_was_made_for() -> None:
+    inputs = made(("Pay me back now.", "refund", None))
+    outputs = [{"id": 0, "output": None, "drop": "over_context"}]
+    rows: Rows = [{**inputs[0], "output": None, "drop": "over_context", "copies": 0, "weight": 1.0}]
+    report = data_report(inputs, outputs, rows, BOXES)
+    assert report["dropped"]["annotate"] == {"over_context": {"n": 1, "by_label": {"refund": 1}}}
+    assert report["dropped"]["curate"] == {}
 
 
 def test_distinctness_and_lengths() -> None:
     rows = curated(
         (0, "a b", "refund", None, 1), (1, "a b c", "login", None, 1), (2, "d e f g", "login", None, 1)
     )
-    report = data_report(made(*((row["input"], "login", None) for row in rows)), rows, BOXES, [])
+    report = told(rows, BOXES)
     assert report["distinct_1"] == round(7 / 9, 4)  # a and b occur twice
     assert report["distinct_2"] == round(5 / 6, 4)
     assert report["nearest_rouge_l"] == round((0.8 + 0.8 + 0) / 3, 4)
-    assert report["input_characters"]["made"] == [3, 3, 5, 7, 7]
-    assert report["input_characters"]["demonstrations"][0] == 16
-    assert report["input_characters"]["demonstrations"][-1] == 21
+    assert report["input_characters"]["made"] == {"min": 3, "quartiles": [3, 5, 7], "max": 7}
+    assert report["input_characters"]["demonstrations"]["min"] == 16
+    assert report["input_characters"]["demonstrations"]["max"] == 21
+
+
+def test_of_very_many_rows_some_are_compared_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each text has its twin far away: a sample compared with itself alone would hardly find it.
+    rows = curated(*((n, f"w{n % 100} v{n % 100}", "login", None, 1) for n in range(200)))
+    monkeypatch.setattr("sg_local.selfguide.data_report.MAX_COMPARISONS", 1000)
+    report = told(rows, BOXES)
+    assert (report["nearest_rouge_l"], report["nearest_rouge_l_rows"]) == (1.0, 50)
+    assert "(by 50 of them)" in "\n".join(report_lines(report))
+    assert report == told(rows, BOXES)
 
 
 def test_the_demonstrations_are_no_made_rows() -> None:
-    gold = [{"id": "demonstration-1", "input": "a", "output": "refund", "drop": None, "copies": 4}]
-    report = data_report(INPUTS, gold + ROWS, BOXES, ["demonstration-1"])
+    gold = curated((0, "a", "refund", None, 4))
+    gold[0]["id"] = "demonstration-1"
+    report = data_report(INPUTS, answered(ROWS), gold + ROWS, BOXES)
     assert report["kept"] == 2
     assert report["labels"]["refund"]["shown"] == 6  # in training they count
 
 
+def test_weights_are_told_where_rows_have_some() -> None:
+    rows = curated((0, "a b", "refund", None, 2), (1, "c d", "login", None, 1))
+    assert "weight" not in "\n".join(report_lines(told(rows, BOXES)))
+    rows[0]["weight"], rows[1]["weight"] = 1.5, 0.5
+    report = told(rows, BOXES)
+    assert [report["labels"][label]["weight"] for label in BOXES.labels] == [3.0, 0.5]
+    assert "weight" in "\n".join(report_lines(report))
+
+
 def test_free_answers_are_told_by_how_they_vary() -> None:
     rows = curated(
-        *((n, f"thing {n}", "Could you?", None, 1) for n in range(3)), (3, "go on", "Go on!", None, 1)
+        (7, "go on", "Go on!", None, 1), *((n, f"thing {n}", "Could you?", None, 1) for n in range(3))
     )
-    report = data_report(made(*((row["input"], None, None) for row in rows)), rows, FREE, [])
+    inputs = [{"id": row["id"], "input": row["input"], "label": None, "drop": None} for row in rows]
+    report = data_report(inputs, answered(rows), rows, FREE)
     assert (report["distinct_outputs"], report["commonest_output_share"]) == (2, 0.75)
-    assert report["copied_input_share"] == 0.25
+    assert report["copied_input_share"] == {"made": 0.25, "demonstrations": 0.0}
     assert "labels" not in report
-    assert any("one answer makes 75% of the rows" in warning for warning in warnings(report))
+    assert any(
+        "one answer makes 75% of the rows: look at one with --explain 0," in line for line in warnings(report)
+    )
+
+
+def test_copies_of_inputs_are_warned_of_unless_a_demonstration_is_one() -> None:
+    rows = curated(*((n, f"Do thing {n}.", f"do thing {n}", None, 1) for n in range(4)))
+    assert any(
+        "100% of the answers repeat their input: --form-filter" in line for line in warnings(told(rows, FREE))
+    )
+    kept_as_it_is = Task("polite", "Say it politely.", (Example("Could you send it?", "Could you send it?"),))
+    assert not any("repeat" in line for line in warnings(told(rows, kept_as_it_is)))
+
+
+def test_answers_that_resemble_a_demonstration_are_counted() -> None:
+    rows = curated(
+        (0, "Open the door.", "Could you open it?", None, 1),  # 3 of 4 words of "Could you send it?"
+        (1, "Close the door.", "Please close the door, my dear.", None, 1),
+        (2, "Send it now.", "Would you be so kind?", None, 1),  # the demonstration's whole input
+    )
+    like = told(rows, FREE)["like_demonstrations"]
+    assert like == {"from_rouge_l": 0.5, "input_share": 0.3333, "output_share": 0.3333}
+
+
+def test_the_words_that_demonstrations_share_make_no_input_like_them() -> None:
+    fixed = Task(
+        "facts",
+        "Is it true?",
+        (Example("Fact: the fire is hot", "yes"), Example("Fact: the fire is cold", "no")),
+        ("yes", "no"),
+    )
+    rows = curated(*((n, f"Fact: the w{n} is v{n}", "yes", None, 1) for n in range(3)))
+    like = told(rows, fixed)["like_demonstrations"]
+    assert like == {"from_rouge_l": 0.8, "input_share": 0.0}
 
 
 def test_what_looks_bad_is_said_with_what_helps() -> None:
-    like = "I want my money back"
-    rows = curated(*((n, f"{like} {n}", "refund", None, 1) for n in range(9)))
-    report = data_report(made(*((row["input"], "refund", None) for row in rows)), rows, BOXES, [])
-    told = warnings(report)
-    assert [warning.split(" ")[0] for warning in told] == ["inputs", "100%", "0"]
-    assert "--input-temperature" in told[0]
-    assert "'login'" in told[2]
-    assert warnings(data_report(INPUTS, ROWS, BOXES, [])) == []
+    rows = curated(*((n, f"I want my money back {n}", "refund", None, 1) for n in range(9)))
+    lines = warnings(told(rows, BOXES))
+    assert [line.split(" ")[0] for line in lines] == ["inputs", "100%", "0"]
+    assert "--input-temperature" in lines[0]
+    assert "'login'" in lines[2]
+    assert warnings(data_report(INPUTS, answered(ROWS), ROWS, BOXES)) == []
+
+
+@pytest.mark.parametrize(
+    ("characters", "word"), [(43, "more"), (42, None), (9, None)], ids=["long", "at the bound", "short"]
+)
+def test_lengths_far_from_the_demonstrations_are_warned_of(characters: int, word: str | None) -> None:
+    """The longest demonstration has 21 characters, the shortest 16, and 20 to either side are no wonder."""
+    rows = curated(*((n, f"{n}" * characters, ("refund", "login")[n % 2], None, 1) for n in range(4)))
+    lines = warnings(told(rows, BOXES))
+    expected = (
+        f"half of the inputs have {characters} characters or {word}, the demonstrations' 16 to 21: --length"
+    )
+    assert [line[: len(expected)] for line in lines] == ([expected] if word else [])
+
+
+def test_of_many_labels_the_table_and_the_warnings_stay_short() -> None:
+    many = Task("many", "Which?", (Example("a", "l0"),), tuple(f"l{n}" for n in range(77)))
+    rows = curated(*((n, f"w{n} v{n}", "l0", None, 1) for n in range(20)))
+    inputs = made(*((f"x{n}", many.labels[n % 77], "length") for n in range(100, 300)))
+    report = data_report(inputs + told_inputs(rows), answered(rows), rows, many)
+    lines = report_lines(report)
+    assert "and 47 labels more, in manifest.json" in lines
+    assert len(lines) < 45
+    assert max(map(len, lines)) < 120
+    assert lines[1].endswith("labels more")
+    assert "73 labels more have as few rows" in warnings(report)[-1]
+    assert len(warnings(report)) < 8
+    assert len(report["labels"]) == 77
+
+
+def told_inputs(rows: Rows) -> Rows:
+    return [{"id": row["id"], "input": row["input"], "label": row["output"], "drop": None} for row in rows]
 
 
 def test_nothing_made_is_a_report_too() -> None:
-    report = data_report(made(("x", "refund", "length")), [], BOXES, [])
+    report = data_report(made(("x", "refund", "length")), [], [], BOXES)
     assert report["kept"] == 0
     assert report_lines(report)
-    free = data_report([], [], FREE, [])
+    free = data_report([], [], [], FREE)
     assert free["commonest_output_share"] == 0.0
     assert report_lines(free)
+    assert warnings(free) == []
 
 
 # One row
@@ -174,10 +310,28 @@ def told_run(new_run: Run) -> Run:
 @pytest.mark.parametrize(
     ("row_id", "told", "is_in_training"),
     [
-        ("0", ["label           refund", '"login": -3.0', "copies          2"], True),
-        ("1", ["In \\x1b[31mred", "low_confidence"], False),
-        ("2", ["drop            length", "annotated: no", "curated: no", "(5000 characters)"], False),
-        ("demonstration-1", ["made: no", "Money back."], True),
+        ("0", ["label           refund", "-3.00", "copies          2", "as it was made for: yes"], True),
+        (
+            "1",
+            [
+                "In \\x1b[31mred",
+                "as it was made for: no",
+                "low_confidence: it is not among the surest, of its label where there are labels",
+            ],
+            False,
+        ),
+        (
+            "2",
+            [
+                "drop            length",
+                "annotated: no",
+                "curated: no",
+                "(5000 characters)",
+                "(--length-filter)",
+            ],
+            False,
+        ),
+        ("demonstration-1", ["demonstration:", "I want my money back.", "copies          1"], True),
     ],
 )
 def test_a_rows_life(
@@ -204,11 +358,146 @@ def test_a_rows_life(
 def test_an_unknown_row_is_refused_with_those_that_are(sg: Call, told_run: Run, new_run: Run) -> None:
     result = sg("curate", told_run.path, "--explain", "9")
     assert result.exit_code == 2
-    assert "has no row '9': its rows are 0 to 2, demonstration-1" in result.stderr
+    assert "has no row '9': its rows are 0 to 2, and demonstration-1" in result.stderr
     assert sg("curate", told_run.path, "--explain", "0", "--redo").exit_code == 2
     assert sg("curate", told_run.path, "--json").exit_code == 2
 
 
 def test_a_run_without_rows_says_so(sg: Call, new_run: Run) -> None:
     result = sg("curate", new_run.path, "--explain", "0")
-    assert (result.exit_code, "not made yet" in result.stderr) == (2, True)
+    assert (result.exit_code, "generate has not made any yet" in result.stderr) == (2, True)
+    told = sg("curate", new_run.path, "--explain", "demonstration-1")
+    assert "I want my money back." in told.stdout
+    assert told.stdout.endswith("curated: no\nin training: no\n")
+
+
+def test_a_row_is_explained_while_its_stage_is_at_work_and_takes_no_lock(
+    sg: Call, new_run: Run, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    row = {"id": 0, "input": "Pay me.", "label": "refund", "prompt": "turns", "drop": "cut_off", "seed": 5}
+    new_run.file("inputs.jsonl").write_text(json.dumps(row) + '\n{"id": 1, "inp')  # a kill tore the last line
+    before = contents(new_run.path)
+    with lock_run(new_run.path):
+        result = sg("curate", new_run.path, "--explain", "0")
+    assert (
+        "cut_off: the input was not at its end after so many tokens (--max-input-tokens 128)" in result.stdout
+    )
+    assert "annotated: no" in result.stdout
+    assert sg("curate", new_run.path, "--explain", "1").exit_code == 2
+    assert contents(new_run.path) == before
+    new_run.file("inputs.jsonl").write_text("[]\n")
+    assert "line 1" in sg("curate", new_run.path, "--explain", "0").stderr
+
+
+def test_label_scores_are_told_as_curate_weighed_them(sg: Call, new_run: Run) -> None:
+    """raw -> without the bias of all rows -> with the label that was asked for; the last gives curate's confidence."""
+    logprobs = [(-0.1, -6.0), (-6.0, -0.1)] * 18 + [(-0.6, -0.8), (-0.8, -0.6), (-0.1, -9.0), (-9.0, -0.1)]
+    asked = ["refund", "login"] * 18 + ["login", "refund", "login", "refund"]
+    with new_run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
+        rows = made(*((f"message {n}", label, None) for n, label in enumerate(asked)))
+        write_rows(new_run.file("inputs.jsonl"), rows)
+    with new_run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
+        outputs: Rows = [
+            {
+                "id": n,
+                "label_logprobs": [
+                    {"refund": first, "login": second},
+                    {"refund": first - 1, "login": second},
+                ],
+                "output": "refund",
+                "drop": None,
+            }
+            for n, (first, second) in enumerate(logprobs)
+        ]
+        write_rows(new_run.file("outputs.jsonl"), outputs)
+
+    def scores(row_id: int) -> dict[str, dict[str, float | None]]:
+        found = sg("curate", new_run.path, "--explain", row_id, "--json").stdout
+        return dict(json.loads(found)["label_scores"])
+
+    assert scores(0)["refund"]["with_evidence"] is None  # curate decides how much it counts
+    run_curate(new_run)
+    assert scores(36)["refund"]["raw"] == pytest.approx(0.4256, abs=1e-3)  # e^(0.2 - 0.5) against 1
+    for row in read_rows(new_run.file("train.jsonl"))[1:]:
+        own = scores(row["id"])
+        assert row["output"] == max(own, key=lambda label: own[label]["with_evidence"] or 0)
+        first, second = sorted((score["with_evidence"] or 0 for score in own.values()), reverse=True)
+        assert first - second == pytest.approx(row["confidence"], abs=2e-4)
+    table = sg("curate", new_run.path, "--explain", 36).stdout
+    assert "label     raw  calibrated  with evidence   log-probability by prompt" in table
+    assert "-0.60 -1.60" in table
+
+
+def test_without_calibration_no_score_is_called_calibrated(
+    sg: Call, tmp_path: Path, task: Path, model: Path
+) -> None:
+    settings = Settings(calibrate=False, agreement="never")
+    run, _ = create_or_open_run(tmp_path / "plain", load_task(task), model, settings)
+    with run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
+        write_rows(run.file("inputs.jsonl"), made(("a", "login", None)))
+    with run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
+        row = {"id": 0, "label_logprobs": [{"refund": -1.0, "login": -1.0}], "output": "refund", "drop": None}
+        write_rows(run.file("outputs.jsonl"), [row])
+    found = json.loads(sg("curate", run.path, "--explain", "0", "--json").stdout)
+    assert found["label_scores"]["login"] == {"raw": 0.5, "calibrated": None, "with_evidence": None}
+
+
+def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model: Path) -> None:
+    task.write_text('name = "free"\ninstruction = "Go."\n\n[[examples]]\ninput = "a"\noutput = "b"\n')
+    run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
+    write_rows(run.file("inputs.jsonl"), made(("What?", None, None)))
+    samples = ["That.", "That.", "", "\x1b[2J"]
+    row = {"id": 0, "samples": samples, "output": "That.", "share": 0.5, "drop": None}
+    write_rows(run.file("outputs.jsonl"), [row])
+    told = sg("curate", run.path, "--explain", "0").stdout
+    assert "    2 of 4         That." in told
+    assert "    1 of 4         (not at its end after --max-new-tokens)" in told
+    assert "    1 of 4         \\x1b[2J" in told
+
+
+def test_what_an_earlier_curate_wrote_is_not_called_training(sg: Call, told_run: Run) -> None:
+    told_run.forget_from("annotate", keep_partial=False)
+    told = sg("curate", told_run.path, "--explain", "0").stdout
+    assert "curate is not finished: this is what it wrote last\nin training: no" in told
+
+
+def test_curate_ends_with_the_table_on_stderr_and_its_numbers_in_the_manifest(
+    sg: Call, told_run: Run
+) -> None:
+    result = sg("curate", told_run.path, "--redo")
+    assert (result.exit_code, result.stdout) == (0, "")
+    for line in (
+        "  3 inputs were asked for",
+        "-1 length ",
+        "  2 inputs to answer",
+        "distinct words",
+        "label ",
+    ):
+        assert line in result.stderr
+    report = told_run.manifest()["stages"]["curate"]["report"]
+    assert report["dropped"]["generate"]["length"] == {"n": 1, "by_label": {"login": 1}}
+    assert told_run.manifest()["stages"]["curate"]["counts"]["kept"] == report["kept"] + 1
+
+
+def test_every_reason_to_drop_a_row_is_explained() -> None:
+    """Those that the code writes: `row["drop"] = "x"`, and what a filter returns."""
+    package = Path(__file__).parents[2] / "sg_local"
+    written = set()
+    for name in ("selfguide/filters.py", "stages/generate.py", "stages/annotate.py", "stages/curate.py"):
+        for node in ast.walk(ast.parse((package / name).read_text("utf-8"))):
+            if isinstance(node, ast.Return) and name == "selfguide/filters.py":
+                written |= texts_in(node)
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(("['drop']", "drop")):
+                written |= texts_in(node.value)
+    assert written - {"drop", "input", "output"} - REASONS.keys() == set()  # these three are keys of rows
+    assert {"copy", "ifd", "near_duplicate", "cut_off", "unfinished", "balance"} <= written
+    assert {setting for _, setting in REASONS.values() if setting} <= Settings().as_dict().keys()
+
+
+def texts_in(tree: ast.AST) -> set[str]:
+    """Literal words in an expression."""
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()
+    }
