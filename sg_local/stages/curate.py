@@ -109,40 +109,32 @@ def _choose_labels(
 ) -> dict[str, Any]:
     """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well labels were followed."""
     settings, labels = run.settings, run.task.labels
-    if settings.label_answers == "samples":
+    by_scores = settings.label_answers == "scores"
+    if not by_scores:
         _choose_voted_labels(run, rows, outputs)
     scored = [index for index, row in enumerate(rows) if row["drop"] is None]
     if not scored:
         return {}
-    made_for = [labels.index(made[rows[index]["id"]]["label"]) for index in scored]
-    reliable = 1 / len(labels)
-    if settings.label_answers == "scores":
+    asked = [made[rows[index]["id"]]["label"] for index in scored]
+    probabilities: list[list[float]] = []
+    if by_scores:
         probabilities = _label_probabilities(run, [outputs[index] for index in scored])
-        agreed = sum(own.index(max(own)) == label for own, label in zip(probabilities, made_for, strict=True))
-        if settings.agreement == "evidence":
-            reliable = reliability(agreed, len(scored), len(labels))
-        if reliable > 1 / len(labels):
-            probabilities = [
-                with_evidence(own, label, reliable)
-                for own, label in zip(tempered(probabilities, reliable), made_for, strict=True)
-            ]
-        for index, own in zip(scored, probabilities, strict=True):
-            rows[index]["output"] = labels[own.index(max(own))]
-            rows[index]["confidence"] = round(margin(own), 4)
-            if settings.label_targets == "soft":
-                targets = sharpened(own, settings.soft_temperature)
-                rows[index]["targets"] = {
-                    label: round(target, 4) for label, target in zip(labels, targets, strict=True)
-                }
-    else:
-        agreed = sum(
-            rows[index]["output"] == labels[label] for index, label in zip(scored, made_for, strict=True)
-        )
+        _take_likeliest(run, [rows[index] for index in scored], probabilities)
+    agreed = sum(rows[index]["output"] == label for index, label in zip(scored, asked, strict=True))
+    chance = reliable = 1 / len(labels)
+    if by_scores and settings.agreement == "evidence":
+        reliable = reliability(agreed, len(scored), len(labels))
+    if reliable > chance:
+        probabilities = [
+            with_evidence(own, labels.index(label), reliable)
+            for own, label in zip(tempered(probabilities, reliable), asked, strict=True)
+        ]
+        _take_likeliest(run, [rows[index] for index in scored], probabilities)
     follows = follows_labels(agreed, len(scored), len(labels))
     used = settings.agreement == "always" or (settings.agreement == "auto" and follows)
     if used:
-        for index in scored:
-            if rows[index]["output"] != made[rows[index]["id"]]["label"]:
+        for index, label in zip(scored, asked, strict=True):
+            if rows[index]["output"] != label:
                 rows[index]["drop"] = "disagreement"
     left = [index for index in scored if rows[index]["drop"] is None]
     keep = most_confident(
@@ -155,7 +147,7 @@ def _choose_labels(
             rows[index]["drop"] = "low_confidence"
     return {
         "share": round(agreed / len(scored), 4),
-        "chance": round(1 / len(labels), 4),
+        "chance": round(chance, 4),
         "reliability": round(reliable, 4),
         "used_as_filter": used,
     }
@@ -170,6 +162,17 @@ def _label_probabilities(run: Run, outputs: list[dict[str, Any]]) -> list[list[f
             calibrate(scores) if run.settings.calibrate else [label_probabilities(row) for row in scores]
         )
     return [ensemble(parts) for parts in zip(*by_prompt, strict=True)]
+
+
+def _take_likeliest(run: Run, rows: list[dict[str, Any]], probabilities: list[list[float]]) -> None:
+    """Gives each row its likeliest label, the margin as confidence, and the targets that are asked for."""
+    labels = run.task.labels
+    for row, own in zip(rows, probabilities, strict=True):
+        row["output"] = labels[own.index(max(own))]
+        row["confidence"] = round(margin(own), 4)
+        if run.settings.label_targets == "soft":
+            shares = sharpened(own, run.settings.soft_temperature)
+            row["targets"] = {label: round(share, 4) for label, share in zip(labels, shares, strict=True)}
 
 
 def _choose_voted_labels(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
