@@ -207,9 +207,10 @@ def warnings(report: dict[str, Any]) -> list[str]:
     labels = report.get("labels", {})
     equal = sum(counts["kept"] for counts in labels.values()) / max(1, len(labels))
     rare = [label for label, counts in labels.items() if counts["kept"] < MIN_SHARE_OF_A_LABEL * equal]
+    shown = f"{equal:.0f}" if equal >= 1 else "less than one for each"
     for label in rare[:MAX_WARNED_LABELS]:
         found.append(
-            f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {equal:.0f}: give a "
+            f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {shown}: give a "
             "demonstration of it, or a word that says more"
         )
     if len(rare) > MAX_WARNED_LABELS:

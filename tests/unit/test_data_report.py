@@ -479,6 +479,11 @@ def test_curate_ends_with_the_table_on_stderr_and_its_numbers_in_the_manifest(
     assert told_run.manifest()["stages"]["curate"]["counts"]["kept"] == report["kept"] + 1
 
 
+def test_fewer_rows_than_labels_are_not_told_as_none_expected() -> None:
+    lines = warnings(told(curated((0, "Pay me back now.", "refund", None, 1)), BOXES))
+    assert any("'login', equal numbers would be less than one for each" in line for line in lines)
+
+
 def test_every_reason_to_drop_a_row_is_explained() -> None:
     """Those that the code writes: `row["drop"] = "x"`, and what a filter returns."""
     package = Path(__file__).parents[2] / "sg_local"
