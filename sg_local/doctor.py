@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sg_local.errors import signal_name
 from sg_local.finetune.process import NEEDED
 from sg_local.models import find_present, list_models, model_store
 from sg_local.run import total_memory_bytes
@@ -24,14 +25,27 @@ LLAMA_REQUIREMENT = "llama-cpp-python==0.3.36"  # as in pyproject.toml
 NEEDED_BYTES = 33_000_000_000  # a run of a 7B model: two 16-bit copies, the merged file (see memory.py)
 INSTALL = "pip install sg-local, or `make install` in a source checkout"
 INSTALL_TRAINING = "pip install 'sg-local[train]', or `make install` in a source checkout"
-BUILD_WITH_CUDA = (
-    "CMAKE_ARGS='-DGGML_CUDA=on -DLLAVA_BUILD=OFF' pip install --force-reinstall --no-deps --no-cache-dir "
-    f"{LLAMA_REQUIREMENT}"
-)
+REINSTALL = f"pip install --force-reinstall --no-deps --no-cache-dir {LLAMA_REQUIREMENT}"
+BUILD_WITH_CUDA = f"CMAKE_ARGS='-DGGML_CUDA=on -DLLAVA_BUILD=OFF' {REINSTALL}"
+# Without what this processor alone has: AVX2 is the most that it uses then.
+BUILD_PORTABLE = f"CMAKE_ARGS='-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF' {REINSTALL}"
+BUILD_PORTABLE_WITH_CUDA = BUILD_PORTABLE.replace("-DGGML_NATIVE", "-DGGML_CUDA=on -DGGML_NATIVE")
 TORCH_WITH_CUDA = (
     "pip install --force-reinstall 'torch>=2.6,<2.15' from PyPI; "
     "on Windows with the index of https://pytorch.org/get-started/locally"
 )
+
+# In a process of its own: a llama.cpp that was built for another processor, or by a compiler with a fault, ends it.
+_TRY_PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from sg_local.llama.engine import BatchToken, open_engine
+with open_engine(Path(sys.argv[2]), n_ctx=256, n_parallel=1) as engine:
+    token = engine.tokenizer.beginning[0]
+    engine.decode([BatchToken(token, position, [0], position == 63) for position in range(64)])
+"""
+_TRY_SECONDS = 120
 
 
 def examine() -> list[Finding]:
@@ -84,11 +98,36 @@ def _llama(has_gpu: bool) -> Finding:
         return _finding(
             "llama.cpp",
             f"{found} cannot be loaded: {reason}",
-            f"pip install --force-reinstall --no-deps --no-cache-dir {LLAMA_REQUIREMENT}",
+            REINSTALL,
         )
+    if fault := _fault_at_work():
+        fix = BUILD_PORTABLE_WITH_CUDA if built_for_gpu else BUILD_PORTABLE
+        return _finding("llama.cpp", f"{found}, but {fault}", fix)
     if built_for_gpu:
         return _finding("llama.cpp", f"{found}, built for a GPU")
     return _finding("llama.cpp", f"{found}, built for the CPU", BUILD_WITH_CUDA if has_gpu else None)
+
+
+def _fault_at_work() -> str | None:
+    """What ends llama.cpp when it evaluates a batch with the smallest model that is here; None if nothing does."""
+    present = [(model.name, path) for model in list_models() if (path := find_present(model))]
+    if not present:
+        return None
+    name, path = min(present, key=lambda item: item[1].stat().st_size)
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    command = [sys.executable, "-P", "-c", _TRY_PROGRAM, package_parent, str(path)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TRY_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"64 tokens of {name} take it more than {_TRY_SECONDS} seconds"
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return f"it is ended by {signal_name(-done.returncode)} when it works on {name}"
+    said = done.stderr.strip().splitlines()
+    return f"it fails when it works on {name}: {said[-1][:200] if said else f'exit code {done.returncode}'}"
 
 
 def _torch(has_gpu: bool) -> Finding:

@@ -7,6 +7,8 @@
 Anything else that reaches the command line is a bug and shows its traceback.
 """
 
+import signal
+
 
 class SgLocalError(Exception):
     """Work was begun and could not be finished; the message is shown to the user as it stands."""
@@ -27,3 +29,11 @@ class WorseThanBase(SgLocalError):
     """`--gate` was given and the tuned model scores significantly below the base model."""
 
     exit_code = 3
+
+
+def signal_name(number: int) -> str:
+    """What ended a process: "SIGSEGV" for 11."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -18,7 +18,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from sg_local.errors import InputError, SgLocalError
+from sg_local.errors import InputError, SgLocalError, signal_name
 from sg_local.models import resolve_model
 from sg_local.progress import restore_terminal, say
 from sg_local.records import read_text, write_text
@@ -127,6 +127,8 @@ def run_pipeline(run: Run, until: str = STAGES[-1], command: str = "run") -> boo
         code = _in_own_process_until_it_holds(run, stage)
         if code != 0:
             again = f"the run is kept; `sg-local {command}` with the same arguments goes on with {stage}"
+            if -code in _CRASHES:
+                again += "; `sg-local doctor` tries whether llama.cpp works here at all"
             if code < 0:
                 raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
             error = InputError if code == 2 else SgLocalError
@@ -219,8 +221,5 @@ def _in_own_process(run: Run, stage: str) -> int:
 
 
 def _signal(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
+    name = signal_name(number)
     return f"{name} (as the system does when memory runs out)" if name == "SIGKILL" else name

@@ -499,6 +499,7 @@ def test_a_stage_imports_nothing_from_the_directory_it_is_called_in(new_run: Run
     [
         (-9, "annotate was ended by SIGKILL (as the system does when memory runs out): the run is kept"),
         (-11, "annotate was ended by SIGSEGV: the run is kept"),
+        (-4, "`sg-local doctor` tries whether llama.cpp works here at all"),
         (1, "annotate did not finish (see above): the run is kept"),
     ],
 )
@@ -1026,6 +1027,28 @@ def test_doctor_where_llama_cpp_cannot_be_loaded(sg: Call, monkeypatch: pytest.M
     finding = findings(sg)["llama.cpp"]
     assert "cannot be loaded: libcudart.so.12" in finding["found"]
     assert "--force-reinstall" in finding["fix"]
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "it is ended by SIGILL when it works on"),
+        ("raise SystemExit('no such type')", "no such type"),
+        ("raise SystemExit(7)", "exit code 7"),
+        ("import time; time.sleep(60)", "more than 1 seconds"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such signals")
+def test_doctor_where_llama_cpp_ends_its_process(
+    sg: Call, new_run: Run, monkeypatch: pytest.MonkeyPatch, program: str, told: str
+) -> None:
+    """As one does that was built for a processor with other instructions."""
+    monkeypatch.setattr("sg_local.doctor.find_present", lambda _model: new_run.model.path)
+    monkeypatch.setattr("sg_local.doctor._TRY_PROGRAM", program)
+    monkeypatch.setattr("sg_local.doctor._TRY_SECONDS", 1)
+    finding = findings(sg)["llama.cpp"]
+    assert told in finding["found"]
+    assert "-DGGML_NATIVE=OFF" in finding["fix"]
 
 
 def test_doctor_imports_nothing_heavy() -> None:
