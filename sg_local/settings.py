@@ -50,7 +50,9 @@ class Settings:
     )
     n_ctx: int = _setting(4096, "engine", "Key-value memory in tokens, shared by all sequences.", low=256)
     n_parallel: int = _setting(32, "engine", "Sequences that run side by side.", low=1, high=200)
-    n_threads: int = _setting(0, "engine", "CPU threads for llama.cpp and torch; 0 leaves it to them.", low=0)
+    n_threads: int = _setting(
+        0, "engine", "CPU threads for llama.cpp and torch; 0: a thread for each core.", low=0
+    )
     n_gpu_layers: int = _setting(-1, "engine", "Layers that llama.cpp puts on a GPU; -1 is all.", low=-1)
     working_copy: str = _setting(
         "auto",

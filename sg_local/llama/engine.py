@@ -23,7 +23,7 @@ import llama_cpp
 import numpy as np
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.library import LoadedModel, interrupt_later, last_messages, load_model
+from sg_local.llama.library import LoadedModel, interrupt_later, last_messages, load_model, usable_cores
 from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
 
@@ -102,8 +102,7 @@ class Engine:
         params.kv_unified = True  # forks share the cells of what they have in common
         params.swa_full = True  # models with a sliding window keep what a fork may go back to
         params.no_perf = True
-        if n_threads > 0:
-            params.n_threads = params.n_threads_batch = n_threads
+        params.n_threads = params.n_threads_batch = n_threads or usable_cores()
         self.model = model
         self.tokenizer = Tokenizer(model)
         self.n_ctx = n_ctx

@@ -8,6 +8,7 @@ holds one sequence and ignores unknown arguments in silence.
 """
 
 import ctypes
+import os
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -36,6 +37,26 @@ def start_library() -> None:
     """Initialises llama.cpp once for this process and keeps its chatter off the user's terminal."""
     llama_cpp.llama_log_set(_keep_message, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+@cache
+def usable_cores() -> int:
+    """Physical cores that this process may run on.
+
+    llama.cpp's own default is 4 threads. Its threads wait for one another by spinning, so more of them than cores cost
+    up to three times the time (2 cores), and fewer leave cores idle.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
+        return os.cpu_count() or 1
+    processors = os.sched_getaffinity(0)
+    cores = set()
+    for processor in processors:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:  # a container without /sys
+            return len(processors)
+    return len(cores)
 
 
 def last_messages() -> str:

@@ -1,6 +1,9 @@
 """The engine on a real model: what is shared is evaluated once, and nobody's answer depends on its neighbours."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,8 @@ from sg_local.llama.scoring import label_logprobs, log_softmax, sequence_logits
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import load_task, load_test_rows
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def engine(smollm2: Path) -> Iterator[Engine]:
@@ -29,6 +34,23 @@ def tokens(engine: Engine, text: str) -> tuple[int, ...]:
 
 SHARED = "Here is a list of animals and what they eat.\nThe cow eats grass.\nThe"
 ANIMALS = [" dog", " cat", " horse", " old horse", " old dog", " mouse"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process to cores")
+def test_there_are_as_many_threads_as_cores_unless_a_number_is_given(smollm2: Path) -> None:
+    """llama.cpp's own default is 4, which on fewer cores takes up to three times the time."""
+    program = (
+        "import os, sys, llama_cpp\nfrom pathlib import Path\n"
+        "from sg_local.llama.engine import open_engine\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "for given in (0, 3):\n"
+        "    with open_engine(Path(sys.argv[1]), n_ctx=256, n_parallel=1, n_threads=given) as engine:\n"
+        "        print(llama_cpp.llama_n_threads(engine.context), llama_cpp.llama_n_threads_batch(engine.context))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(smollm2)], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["1 1", "3 3"]
 
 
 def test_every_node_is_evaluated_once(engine: Engine) -> None:
