@@ -35,6 +35,7 @@ import llama_cpp
 from sg_local.gguf_header import read_model_header
 from sg_local.llama.engine import BatchToken, Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
+from sg_local.llama.library import usable_cores
 from sg_local.llama.quantize import requantize
 from sg_local.llama.scoring import label_logprobs
 from sg_local.models import resolve_model
@@ -241,7 +242,10 @@ class Loop:
     """`llama_cpp.Llama.create_completion`, one request after the other; it keeps the last prompt's cache."""
 
     def __init__(self, model: Path) -> None:
-        self.llama = llama_cpp.Llama(str(model), n_ctx=N_CTX, n_batch=512, verbose=False)
+        cores = usable_cores()  # its own default is half of them where tokens come one by one
+        self.llama = llama_cpp.Llama(
+            str(model), n_ctx=N_CTX, n_batch=512, n_threads=cores, n_threads_batch=cores, verbose=False
+        )
 
     def __enter__(self) -> "Loop":
         return self
