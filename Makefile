@@ -10,6 +10,10 @@ MODEL ?= smollm2-135m
 # A lean llama.cpp: no image models, no tools. Add to it, e.g. EXTRA_CMAKE_ARGS=-DGGML_CUDA=on for an NVIDIA GPU.
 export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake $(EXTRA_CMAKE_ARGS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# llama.cpp is built for this processor, with these options. pip's cache of built wheels knows neither, so each kind of
+# build has one of its own.
+LLAMA_BUILD = $(shell { echo '$(EXTRA_CMAKE_ARGS)'; cat .ci/llama-lean.cmake; c++ --version; \
+	grep -m1 '^flags' /proc/cpuinfo 2>/dev/null || uname -m; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check fmt test-unit test-model bench lock clean
@@ -27,6 +31,8 @@ $(VENV)/installed: requirements.lock pyproject.toml .ci/llama-lean.cmake
 	@echo "[2/4] installing torch: with CUDA where PyPI's wheel has it"
 	@$(BIN)/pip install --quiet --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	@echo "[3/4] installing the other packages and building llama.cpp: 2 to 6 minutes"
+	@PIP_CACHE_DIR="$$($(BIN)/pip cache dir)/llama-$(LLAMA_BUILD)" \
+		$(BIN)/pip install --quiet --no-deps "$$(grep '^llama-cpp-python==' requirements.lock)"
 	@$(BIN)/pip install --quiet --no-deps --requirement requirements.lock
 	@echo "[4/4] installing sg-local"
 	@$(BIN)/pip install --quiet --no-deps --editable .

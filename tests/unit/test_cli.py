@@ -990,6 +990,7 @@ def test_doctor_where_a_gpu_lies_idle(sg: Call, nvidia: Path, monkeypatch: pytes
     nvidia.chmod(0o755)
     monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
     monkeypatch.setattr("sg_local.doctor.version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr("sg_local.doctor.find_present", lambda _model: None)
     found = findings(sg)
     assert found["GPU"]["found"] == "NVIDIA GeForce RTX 3060, 12288 MiB"
     assert "-DGGML_CUDA=on" in found["llama.cpp"]["fix"]
