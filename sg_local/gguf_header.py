@@ -283,6 +283,25 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise self.fault(f"is damaged: {what} is not UTF-8 at its byte {error.start}") from error
 
+    def strings(self, count: int, what: str) -> list[MetadataValue]:
+        """An array's strings. A vocabulary has half a million, so the checks of `string_bytes` are made in one loop."""
+        read, end_bytes = self.file.read, min(self.size_bytes, MAX_HEADER_BYTES)
+        found: list[MetadataValue] = []
+        for _ in range(count):
+            length = read(8)
+            n_bytes = int.from_bytes(length, "little")
+            end = self.position + 8 + n_bytes
+            fits = len(length) == 8 and n_bytes <= MAX_STRING_BYTES and end <= end_bytes
+            data = read(n_bytes) if fits else b""
+            if not fits or len(data) != n_bytes:
+                self.file.seek(self.position)
+                data = self.string_bytes(what)  # which says what is wrong
+            else:
+                self.position = end
+            # A byte-level vocabulary may hold pieces of characters.
+            found.append(data.decode(errors="replace"))
+        return found
+
     def value(self, value_type: int, what: str) -> MetadataValue:
         if value_type == _ARRAY:
             return self.array(what, depth=1)
@@ -324,8 +343,7 @@ class _Reader:
         if element_type == _ARRAY:
             return [self.array(what, depth + 1) for _ in range(count)]
         if element_type == _STRING:
-            # A byte-level vocabulary may hold pieces of characters.
-            return [self.string_bytes(what).decode(errors="replace") for _ in range(count)]
+            return self.strings(count, what)
         return self.scalars(element_type, count, what)
 
 
