@@ -48,6 +48,7 @@ def row_of(evaluation: dict[str, Any], manifest: dict[str, Any]) -> Row:
         row["gain_over_label_scoring"] = evaluation["gain_over_label_scoring"]
         for key in ("no_label_share", "label_distance"):
             row[key] = {name: contenders[name][key] for name in (BASE, TUNED)}
+        row["agreement"] = manifest["stages"].get("curate", {}).get("agreement") or None
     return row
 
 
@@ -96,14 +97,14 @@ def _table(rows: Sequence[Row], totals: dict[str, Any], is_classification: bool)
     columns = [name for name in COLUMNS if name in totals["means"]]
     heads = ["task", *(COLUMNS[name] for name in columns), "gain over few-shot [95 %]", "p", "verdict"]
     if is_classification:
-        heads += ["gain over label scoring [95 %]", "no label", "label distance"]
+        heads += ["gain over label scoring [95 %]", "no label", "label distance", "as asked (chance)"]
     heads.append("minutes")
     lines = [_line(heads), _line([" --- ", *(["---:"] * (len(heads) - 1))])]
     for row in rows:
         cells = [row["task"], *(f"{row['scores'][name]:.3f}" for name in columns)]
         cells += [_gain(row["gain"]), f"{row['gain']['p']:.2g}", row["gain"]["verdict"]]
         if is_classification:
-            cells += [_gain(row["gain_over_label_scoring"]), *_shares(row)]
+            cells += [_gain(row["gain_over_label_scoring"]), *_shares(row), _agreement(row["agreement"])]
         lines.append(_line([*cells, f"{row['minutes']:.0f}"]))
     cells = [
         "**mean**",
@@ -113,7 +114,7 @@ def _table(rows: Sequence[Row], totals: dict[str, Any], is_classification: bool)
         "",
     ]
     if is_classification:
-        cells += ["", *_shares(totals)]
+        cells += ["", *_shares(totals), ""]
     return [*lines, _line([*cells, f"{totals['minutes'] / totals['n_tasks']:.0f}"])]
 
 
@@ -121,6 +122,11 @@ def _shares(row: Row) -> list[str]:
     """Answers that are no label, and the distance from the truth's labels: of the base -> of the tuned model."""
     shares, distances = row["no_label_share"], row["label_distance"]
     return [f"{shares[BASE]:.1%} → {shares[TUNED]:.1%}", f"{distances[BASE]:.2f} → {distances[TUNED]:.2f}"]
+
+
+def _agreement(agreement: dict[str, Any] | None) -> str:
+    """In the made data: how often the label fits what an input was made for, and how often by chance."""
+    return f"{agreement['share']:.0%} ({agreement['chance']:.0%})" if agreement else ""
 
 
 def _in_words(totals: dict[str, Any]) -> str:

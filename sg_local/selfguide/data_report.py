@@ -46,6 +46,7 @@ MIN_SHARE_OF_A_LABEL = 0.25  # of its equal share
 MAX_LABELS_IN_A_LINE = 6  # of more the commonest are shown; all are in the manifest
 MAX_LABELS_IN_TABLE = 30
 MAX_WARNED_LABELS = 3
+MAX_P_OF_AGREEMENT = 0.05  # of labels and what inputs were made for; above it may be chance
 
 
 def data_report(
@@ -100,8 +101,8 @@ def data_report(
     }
 
 
-def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report as tables to read."""
+def report_lines(report: dict[str, Any], agreement: dict[str, Any] | None = None) -> list[str]:
+    """The report as tables to read, with the agreement of labels and what inputs were made for, as curate tells it."""
     left = report["attempts"]
     lines = [f"{left:>6} inputs were asked for"]
     for stage, told in (("generate", "inputs to answer"), ("annotate", "answers"), ("curate", "")):
@@ -131,7 +132,13 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         f"{like['from_rouge_l']:.2f})"
     )
     if "labels" in report:
-        return [*lines, "", *_label_lines(report["labels"])]
+        lines += ["", *_label_lines(report["labels"])]
+        if agreement:
+            lines.append(
+                f"the label fits what an input was made for in {agreement['share']:.0%} of {agreement['n_rows']} rows "
+                f"(chance: {agreement['chance']:.0%})"
+            )
+        return lines
     lines.append(
         f"{report['distinct_outputs']} distinct answers, the commonest {report['commonest_output_share']:.0%} "
         f"of the rows; {report['copied_input_share']['made']:.0%} repeat their input"
@@ -169,9 +176,15 @@ def _by_label(counts: dict[str, int]) -> str:
     return ", ".join([*(f"{n} {label}" for label, n in told), *more])
 
 
-def warnings(report: dict[str, Any]) -> list[str]:
-    """What looks bad, and what helps; one line each."""
+def warnings(report: dict[str, Any], agreement: dict[str, Any] | None = None) -> list[str]:
+    """What looks bad, and what helps; one line each. agreement: as in report_lines."""
     found = []
+    if agreement and agreement["p"] > MAX_P_OF_AGREEMENT:
+        found.append(
+            f"the model hardly tells the labels apart (agreement could be chance, p = {agreement['p']:.2g}): training "
+            "can take its bias away, and teaches it little else; a larger model helps most, then labels and an "
+            "instruction that say more"
+        )
     if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
         found.append(
             f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "

@@ -156,6 +156,13 @@ def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
     return bool(low >= (1 + 1 / n_labels) / 2)
 
 
+def agreement_by_chance(agreed: int, n_rows: int, n_labels: int) -> float:
+    """How probable it is that so many of at least one row, or more, agree by chance (exact binomial test), 0..1."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(agreed, n_rows, 1 / n_labels, alternative="greater").pvalue)
+
+
 def reliability(agreed: int, n_rows: int, n_labels: int) -> float:
     """How often a made input is of the label it was made for, 1 / n_labels .. MAX_RELIABILITY.
 

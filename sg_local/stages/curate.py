@@ -22,6 +22,7 @@ from sg_local.selfguide.data_report import data_report, report_lines, warnings
 from sg_local.selfguide.filters import rules_of
 from sg_local.selfguide.metrics import normalize
 from sg_local.selfguide.selection import (
+    agreement_by_chance,
     balancing_copies,
     between_extremes,
     calibrate,
@@ -96,7 +97,7 @@ def run_curate(run: Run) -> None:
         write_rows(run.file("train.jsonl"), rows)
         details["counts"] = _counts(rows)
         details["report"] = data_report(list(made.values()), outputs, rows, run.task)
-        _tell(details["counts"], details["report"])
+        _tell(details["counts"], details["report"], details.get("agreement"))
         if details["counts"]["kept"] <= len(gold):
             raise SgLocalError(
                 f"no made pair passed the filters ({details['counts']['dropped']}): "
@@ -147,7 +148,9 @@ def _choose_labels(
             rows[index]["drop"] = "low_confidence"
     return {
         "share": round(agreed / len(scored), 4),
+        "n_rows": len(scored),
         "chance": round(chance, 4),
+        "p": float(f"{agreement_by_chance(agreed, len(scored), len(labels)):.3g}"),
         "reliability": round(reliable, 4),
         "used_as_filter": used,
     }
@@ -262,10 +265,10 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return counts
 
 
-def _tell(counts: dict[str, Any], report: dict[str, Any]) -> None:
+def _tell(counts: dict[str, Any], report: dict[str, Any], agreement: dict[str, Any] | None) -> None:
     """The table of what was made and dropped, and what in it looks bad."""
-    for line in report_lines(report):
+    for line in report_lines(report, agreement):
         say(f"  {line}".rstrip())
     say(f"curate: {counts['kept']} rows with the demonstrations, {counts['copies']} with repetitions")
-    for warning in warnings(report):
+    for warning in warnings(report, agreement):
         say(f"curate: {warning}")

@@ -375,6 +375,7 @@ def row(task: str, few_shot: float, tuned: float, verdict: str, **changes: Any) 
         "gain_over_label_scoring": {**gain, "mean": tuned - few_shot - 0.05},
         "no_label_share": {"base_few_shot": 0.5, "tuned_merged": 0.0},
         "label_distance": {"base_few_shot": 0.4, "tuned_merged": 0.1},
+        "agreement": {"share": 0.6389, "chance": 0.25, "p": 1e-9},
         **changes,
     }
 
@@ -382,7 +383,7 @@ def row(task: str, few_shot: float, tuned: float, verdict: str, **changes: Any) 
 ROWS = [
     row("a", 0.2, 0.6, "better"),
     row("b", 0.5, 0.7, "better", minutes=20.0),
-    row("c", 0.5, 0.5, "no difference shown"),
+    row("c", 0.5, 0.5, "no difference shown", agreement=None),
 ]
 
 
@@ -418,8 +419,10 @@ def test_the_markdown_is_a_table() -> None:
         "gain over label scoring [95 %]": "+0.350 [-0.100, +0.900]",
         "no label": "50.0% → 0.0%",
         "label distance": "0.40 → 0.10",
+        "as asked (chance)": "64% (25%)",
         "minutes": "10",
     }
+    assert dict(zip(table[0], table[4], strict=True))[" as asked (chance) "].strip() == ""
     assert (
         "3 tasks: 2 better, 1 no difference shown, 0 worse. Mean gain over few-shot +0.200 [-0." in lines[-1]
     )

@@ -114,6 +114,25 @@ def test_the_label_that_a_row_was_made_for_counts_nothing_where_agreement_is_cha
     assert [row["output"] for row in rows[-2:]] == ["refund", "login"]
 
 
+@pytest.mark.parametrize(("n_agreed", "is_told"), [(20, True), (24, True), (30, False)])
+def test_labels_that_agree_as_by_chance_are_told_before_the_training(
+    new_run: Run, capsys: pytest.CaptureFixture[str], n_agreed: int, is_told: bool
+) -> None:
+    """Of 40: 24 or more come by chance in 13 % of cases, 30 in 0.1 %."""
+    logprobs = [(-0.1, -6.0), (-6.0, -0.1)] * 20
+    labels = ["refund", "login"] * 20
+    asked = labels[:n_agreed] + ["login" if label == "refund" else "refund" for label in labels[n_agreed:]]
+    curated(new_run, *scored(logprobs, asked))
+    told = capsys.readouterr().err
+    assert (
+        f"the label fits what an input was made for in {n_agreed / 40:.0%} of 40 rows (chance: 50%)" in told
+    )
+    assert ("hardly tells the labels apart" in told) == is_told
+    found = new_run.manifest()["stages"]["curate"]["agreement"]
+    assert (found["share"], found["n_rows"]) == (n_agreed / 40, 40)
+    assert found["p"] == pytest.approx({20: 0.563, 24: 0.134, 30: 0.00111}[n_agreed], rel=1e-2)
+
+
 def begun(tmp_path: Path, task: Path, model: Path, **settings: Any) -> Run:
     return create_or_open_run(tmp_path / "other", load_task(task), model, Settings(**settings))[0]
 
