@@ -39,10 +39,10 @@ LOCK_SECONDS = 5.0  # a stage whose `run` was killed ends within a second or two
 
 # Files that a stage writes piece by piece and goes on with when it is called again.
 _PIECES = {
-    "generate": "inputs.jsonl",
-    "annotate": "outputs.jsonl",
-    "train": "checkpoints/*/*",
-    "evaluate": "predictions/*.jsonl",
+    "generate": ("inputs.jsonl", ".probe.jsonl"),
+    "annotate": ("outputs.jsonl",),
+    "train": ("checkpoints/*/*",),
+    "evaluate": ("predictions/*.jsonl",),
 }
 # Where a person may have edited what a stage had read. Weights are left to `verify`: hashing them takes minutes.
 _EDITABLE = {".jsonl", ".toml"}
@@ -130,8 +130,9 @@ class Run:
             self._write_manifest(manifest)
         for later in forgotten:
             if not (keep_partial and later == stage):
-                for path in self.path.glob(_PIECES.get(later, "no pieces")):
-                    path.unlink()
+                for pattern in _PIECES.get(later, ()):
+                    for path in self.path.glob(pattern):
+                        path.unlink()
 
     def take_over(self, other: "Run", stages: Sequence[str]) -> None:
         """Copies what finished stages of another run wrote, with their manifest entries, into this one.

@@ -4,7 +4,8 @@ reads  task.toml
 writes inputs.jsonl
     {"id": 7, "input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417}
 
-How inputs are asked for is chosen by a trial of each way (selfguide/probe.py), unless it is set.
+How inputs are asked for is chosen by a trial of each way (selfguide/probe.py), unless it is set. Finished trials are
+kept in .probe.jsonl, for a second call and for the manifest.
 
 Rows are made and written in calls of ROWS_PER_CALL. A call's rows depend on the task, the settings and the calls
 before it, so a killed stage drops what its last call had written, repeats it, and ends with the same file.
@@ -36,6 +37,7 @@ from sg_local.task import Task
 
 ROWS_PER_CALL = 64
 N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
+_PROBE = ".probe.jsonl"
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
 
 
@@ -64,7 +66,7 @@ def run_generate(run: Run) -> None:
             template = chat_template(run, engine)
             style = rows[0]["prompt"] if rows else run.settings.input_prompt
             if style == "auto":
-                style, details["probe"] = _chosen_style(run, engine, template, rules)
+                style = _chosen_style(run, engine, template, rules)
             while kept < wanted and len(rows) < attempts:
                 earlier = [row["input"] for row in rows if row["drop"] is None]
                 ids = range(len(rows), len(rows) + ROWS_PER_CALL)
@@ -83,6 +85,8 @@ def run_generate(run: Run) -> None:
                 advance(min(found, wanted - kept))
                 kept += found
             details.update(counters(engine))
+        if trials := recover_rows(run.file(_PROBE)):
+            details["probe"] = trials
         drops = Counter(row["drop"] for row in rows if row["drop"])
         details["counts"] = {"made": len(rows), "kept": kept, "dropped": dict(sorted(drops.items()))}
         if kept == 0:
@@ -171,42 +175,49 @@ def _judge(
             pool.add(text)
 
 
-def _chosen_style(
-    run: Run, engine: Engine, template: ChatTemplate, rules: Rules
-) -> tuple[str, list[dict[str, Any]]]:
-    """The way of asking that gives the best trial inputs, and what each gave, for the manifest."""
-    labels = run.task.labels
-    trials = []
-    for style in INPUT_PROMPTS:
-        requests, rows = _asked(run, engine, template, style, range(N_TRIALS), purpose="probe")
-        _judge(
-            run,
-            rules,
-            Pool(run.task.examples, run.settings.near_duplicate_rouge_l),
-            rows,
-            generate(engine, requests),
-        )
-        good = [row for row in rows if row["drop"] is None]
-        agreement = None
-        if labels and good:
-            texts = [row["input"] for row in good]
-            scores = score_labels(engine, template, run.task, texts, lambda _n_inputs: None)
-            told = [
-                (row["label"], [own[label] for label in labels])
-                for row, own in zip(good, scores, strict=True)
-                if own is not None
-            ]
-            judged = calibrate([values for _, values in told])
-            agreed = sum(
-                labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True)
-            )
-            agreement = round(agreed / len(told), 4) if told else 0.0
-        trials.append(Trial(style, len(rows), len(good), agreement))
-    style = chosen(trials, len(labels))
+def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules) -> str:
+    """The way of asking that gives the best trial inputs; what each gave is kept in .probe.jsonl."""
+    path, n_labels = run.file(_PROBE), len(run.task.labels)
+    trials = [Trial(**row) for row in recover_rows(path)]
+    for style in INPUT_PROMPTS[len(trials) :]:
+        trials.append(_tried(run, engine, template, rules, style))
+        append_rows(path, [asdict(trials[-1])])
+    style = chosen(trials, n_labels)
     shown = ", ".join(
         f"{trial.style} {trial.good}/{trial.made}"
         + (f" ({trial.agreement:.0%} of them as asked)" if trial.agreement is not None else "")
         for trial in trials
     )
     say(f"generate: asking by {style}, after {N_TRIALS} trial inputs each; good ones: {shown}")
-    return style, [asdict(trial) for trial in trials]
+    return style
+
+
+def _tried(run: Run, engine: Engine, template: ChatTemplate, rules: Rules, style: str) -> Trial:
+    """Makes and judges the trial inputs of one way of asking."""
+    labels = run.task.labels
+    requests, rows = _asked(run, engine, template, style, range(N_TRIALS), purpose="probe")
+
+    def answer(places: Sequence[int]) -> list[Completion | None]:
+        return list(generate(engine, [requests[place] for place in places]))
+
+    completions = guarded_call(run, f"probe {style}", range(N_TRIALS), answer, lambda _place: None)
+    pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
+    _judge(run, rules, pool, rows, completions)
+    good = [row for row in rows if row["drop"] is None]
+    if not labels or not good:
+        return Trial(style, len(rows), len(good), None)
+
+    def score(places: Sequence[int]) -> list[dict[str, float] | None]:
+        texts = [good[place]["input"] for place in places]
+        return score_labels(engine, template, run.task, texts, lambda _n_inputs: None)
+
+    ids = [row["id"] for row in good]
+    scores = guarded_call(run, f"probe {style}, label scores", ids, score, lambda _place: None)
+    told = [
+        (row["label"], [own[label] for label in labels])
+        for row, own in zip(good, scores, strict=True)
+        if own is not None
+    ]
+    judged = calibrate([values for _, values in told])
+    agreed = sum(labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True))
+    return Trial(style, len(rows), len(good), round(agreed / len(told), 4) if told else 0.0)

@@ -1,6 +1,6 @@
 """Which rows native code is working on, so that a crash in it costs one row at most, and not the run.
 
-    .in_flight.json   {"part": "annotate", "rows": [12, 13, 14], "crashes": {"12": 1, "13": 1, "14": 1}}
+    .in_flight.json   {"part": "annotate", "rows": [12, 13, 14], "crashes": {"annotate": {"12": 1, "13": 1, "14": 1}}}
 
 llama.cpp can end the whole process (a failed assertion, a bad pointer). `run` notices: it names the rows in flight,
 counts a crash for each and starts the stage again, which gives those rows to llama.cpp one at a time. A row that
@@ -21,6 +21,7 @@ MAX_CRASHES = 2  # of one row, before it is dropped
 _MAX_BYTES = 16 << 20
 
 Result = TypeVar("Result")
+Crashes = dict[str, dict[int, int]]  # part -> row id -> how often the process ended with it in flight
 
 
 def guarded_call(
@@ -35,7 +36,8 @@ def guarded_call(
     answer: from places in row_ids to results; dropped: the result of a row that is not tried again. part names the
     stage, and what of it: crashes are counted for each part alone.
     """
-    crashes = _crashes(run, part)
+    _, _, all_crashes = _read(run)
+    crashes = all_crashes.get(part, {})
     places = range(len(row_ids))
     if not any(crashes.get(row_id) for row_id in row_ids):
         groups: list[Sequence[int]] = [places]
@@ -46,10 +48,10 @@ def guarded_call(
         if crashes.get(row_ids[group[0]], 0) >= MAX_CRASHES:
             found += [dropped(place) for place in group]
             continue
-        _write(run, part, [row_ids[place] for place in group], crashes)
+        _write(run, part, [row_ids[place] for place in group], all_crashes)
         found += answer(group)
-    if crashes:
-        _write(run, part, [], crashes)
+    if all_crashes:
+        _write(run, part, [], all_crashes)
     else:
         forget(run)
     return found
@@ -57,9 +59,11 @@ def guarded_call(
 
 def note_crash(run: Run) -> list[int]:
     """Counts a crash for each row in flight and returns their ids; [] where the crash was elsewhere."""
-    part, rows, crashes = _read(run)
+    part, rows, all_crashes = _read(run)
     if rows:
-        _write(run, part, [], crashes | {row_id: crashes.get(row_id, 0) + 1 for row_id in rows})
+        crashes = all_crashes.get(part, {})
+        counted = crashes | {row_id: crashes.get(row_id, 0) + 1 for row_id in rows}
+        _write(run, part, [], all_crashes | {part: counted})
     return rows
 
 
@@ -72,22 +76,23 @@ def _path(run: Run) -> Path:
     return run.file(".in_flight.json")
 
 
-def _crashes(run: Run, part: str) -> dict[int, int]:
-    of_part, _, crashes = _read(run)
-    return crashes if of_part == part else {}
-
-
-def _read(run: Run) -> tuple[str, list[int], dict[int, int]]:
+def _read(run: Run) -> tuple[str, list[int], Crashes]:
     if not _path(run).exists():
         return "", [], {}
     match read_json(_path(run), _MAX_BYTES):
         case {"part": str(part), "rows": list(rows), "crashes": dict(crashes)} if all(
             isinstance(row, int) for row in rows
-        ) and all(key.isdecimal() and isinstance(count, int) for key, count in crashes.items()):
-            return part, rows, {int(key): count for key, count in crashes.items()}
+        ) and all(map(_are_counts, crashes.values())):
+            return part, rows, {name: {int(row): n for row, n in of.items()} for name, of in crashes.items()}
     raise InputError(f"{_path(run)} is damaged: delete it, and run the same command again")
 
 
-def _write(run: Run, part: str, rows: list[int], crashes: dict[int, int]) -> None:
-    told = {"part": part, "rows": rows, "crashes": {str(row): count for row, count in crashes.items()}}
+def _are_counts(crashes: object) -> bool:
+    return isinstance(crashes, dict) and all(
+        row.isdecimal() and isinstance(count, int) for row, count in crashes.items()
+    )
+
+
+def _write(run: Run, part: str, rows: list[int], crashes: Crashes) -> None:
+    told = {"part": part, "rows": rows, "crashes": crashes}  # json writes the row ids as texts
     write_text(_path(run), json.dumps(told) + "\n")

@@ -63,11 +63,18 @@ def run(tmp_path: Path) -> Run:
 
 
 def annotate(run: Run, tmp_path: Path, crash_on: str) -> "subprocess.CompletedProcess[str]":
-    (tmp_path / "sitecustomize.py").write_text(PLANTED)
-    command = [sys.executable, "-m", "sg_local", "run", tmp_path / "task.toml", "--until=annotate"]
     settings = ["--prompt-format=vicuna", "--n-samples=2", "--max-new-tokens=3", "--n-ctx=512"]
+    return sg_run(tmp_path, run.model.path, "annotate", crash_on, settings)
+
+
+def sg_run(
+    tmp_path: Path, model: Path, until: str, crash_on: str, settings: list[str]
+) -> "subprocess.CompletedProcess[str]":
+    """`sg-local run` on task.toml with a planted crash, up to a stage."""
+    (tmp_path / "sitecustomize.py").write_text(PLANTED)
+    command = [sys.executable, "-m", "sg_local", "run", str(tmp_path / "task.toml"), f"--until={until}"]
     return subprocess.run(
-        [*map(str, command), "--model", str(run.model.path), "--run", str(run.path), *settings],
+        [*command, "--model", str(model), "--run", str(tmp_path / "run"), *settings],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
@@ -103,3 +110,23 @@ def test_where_every_row_crashes_the_run_stops_and_is_kept(run: Run, tmp_path: P
     assert result.returncode == 0, result.stderr
     # the first crash was of all rows in flight, the five after it of one row each; the others are answered now
     assert [row["drop"] for row in read_rows(run.file("outputs.jsonl"))].count("crash") == 5
+
+
+def test_a_crash_in_the_probe_costs_one_trial_input(tmp_path: Path) -> None:
+    labels = [f"label {number}" for number in range(26)] + ["boom", "label 27"]
+    (tmp_path / "task.toml").write_text(
+        f'name = "many"\ninstruction = "Sort."\nlabels = {labels}\n\n'
+        '[[examples]]\ninput = "abc"\noutput = "label 0"\n'
+    )
+    model = write_tiny_llama(tmp_path / "tiny.gguf")
+    settings = ["--prompt-format=vicuna", "--n-inputs=1", "--max-input-tokens=4", "--n-ctx=1024"]
+    result = sg_run(tmp_path, model, "generate", "new example of: boom", settings)
+    assert "generate was ended by SIGSEGV with the rows 0..31 in flight" in result.stderr
+    assert "generate was ended by SIGSEGV on row 26" in result.stderr
+    trials = read_rows(tmp_path / "run" / ".probe.jsonl")
+    assert [(trial["style"], trial["made"]) for trial in trials] == [
+        ("meta", 32),
+        ("turns", 32),
+        ("list", 32),
+    ]
+    assert "generate: asking by" in result.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sg_local.records import read_rows
+from sg_local.run import open_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--until=generate", "--n-inputs=8", "--max-input-tokens=32", "--n-parallel=16"]
@@ -133,3 +134,15 @@ def test_the_same_command_goes_on(run_dir: Path, command: list[object]) -> None:
     rows = read_rows(run_dir / "inputs.jsonl")
     assert [row["id"] for row in rows] == list(range(len(rows)))
     assert sum(row["drop"] is None for row in rows) >= 8
+
+
+def test_a_stage_that_goes_on_keeps_the_numbers_of_its_probe(run_dir: Path, command: list[object]) -> None:
+    run = open_run(run_dir)
+    probe = run.manifest()["stages"]["generate"]["probe"]
+    assert [trial["style"] for trial in probe] == ["meta", "turns", "list"]
+    run.forget_from("generate", keep_partial=True)  # as if it had been killed after its last row
+    process = start(*command)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "asking by" not in stderr
+    assert run.manifest()["stages"]["generate"]["probe"] == probe

@@ -43,14 +43,33 @@ def test_crashes_count_for_their_own_part_alone(new_run: Run) -> None:
     assert call(new_run, "evaluate tuned_merged")[0] == "10 of 4"
 
 
+def test_a_part_that_is_repeated_leaves_the_crashes_of_a_later_one_counted(new_run: Run) -> None:
+    """As in the probe: each start of the stage goes through the first part again."""
+    for _ in range(2):
+        assert call(new_run, "first")[1] == "11 of 4"
+        with pytest.raises(SystemExit):
+            call(new_run, "second", crash_on=11)
+        note_crash(new_run)
+    assert call(new_run, "first")[1] == "11 of 4"
+    assert call(new_run, "second", crash_on=11) == ["10 of 1", "11 dropped", "12 of 1", "13 of 1"]
+
+
 def test_a_kill_is_no_crash(new_run: Run) -> None:
     with pytest.raises(SystemExit):
         call(new_run, crash_on=12)
     assert call(new_run)[0] == "10 of 4"  # nobody counted
 
 
-def test_a_damaged_record_says_what_to_do(new_run: Run) -> None:
-    new_run.file(".in_flight.json").write_text('{"part": 3}')
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"part": 3}',
+        '{"part": "a", "rows": [], "crashes": {"12": 1}}',
+        '{"part": "a", "rows": ["b"], "crashes": {}}',
+    ],
+)
+def test_a_damaged_record_says_what_to_do(new_run: Run, text: str) -> None:
+    new_run.file(".in_flight.json").write_text(text)
     with pytest.raises(InputError, match="delete it"):
         call(new_run)
     forget(new_run)
