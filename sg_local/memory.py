@@ -19,7 +19,7 @@ from typing import Any
 
 from sg_local.gguf_header import GgufHeader
 from sg_local.records import Faults
-from sg_local.settings import Settings
+from sg_local.settings import LEAST_INPUT_LIMIT, Settings, input_limit
 from sg_local.task import Task
 
 GIB = 1024**3
@@ -140,6 +140,7 @@ class TaskTokens:
     demonstrations: int
     input: int
     answer: int
+    input_limit: int = LEAST_INPUT_LIMIT  # of a made input
     labels: int = 0  # all of them together; 0 where answers are free
     test_rows: int = 0
 
@@ -222,10 +223,12 @@ def task_tokens(task: Task, settings: Settings, test_rows: int) -> TaskTokens:
     inputs = [tokens(example.input) for example in task.examples]
     outputs = [tokens(example.output) + 1 for example in task.examples]
     labels = [tokens(label) + 1 for label in task.labels]
+    limit = input_limit(settings.max_input_tokens, inputs)
     return TaskTokens(
         instruction=tokens(task.instruction) + TURN_TOKENS,
         demonstrations=sum(inputs) + sum(outputs) + 2 * TURN_TOKENS * len(inputs),
-        input=min(max(inputs), settings.max_input_tokens) + TURN_TOKENS,
+        input=min(max(inputs), limit) + TURN_TOKENS,
+        input_limit=limit,
         answer=min(max(labels or outputs), settings.max_new_tokens),
         labels=sum(labels),
         test_rows=min(test_rows, settings.max_test_rows),
@@ -470,7 +473,7 @@ def remedies(
         return
     # A sequence has to fit: a prompt with its answer.
     least = tokens.instruction + tokens.demonstrations + tokens.input
-    least += max(settings.max_input_tokens, settings.max_new_tokens)
+    least += max(tokens.input_limit, settings.max_new_tokens)
     while settings.n_ctx // 2 >= max(least, LEAST_N_CTX):
         settings = replace(settings, n_ctx=settings.n_ctx // 2)
         yield settings

@@ -7,10 +7,13 @@ departs from them. A user with three demonstrations has no validation data, so d
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sg_local.records import Faults
+
+LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
 
 # The stages in the order of the work: names of commands, of modules in stages/, and of entries in the manifest.
 STAGES = ("generate", "annotate", "curate", "train", "export", "evaluate")
@@ -84,7 +87,11 @@ class Settings:
         high=1,
     )
     max_input_tokens: int = _setting(
-        128, "generate", "Longest made input in tokens; one that is cut off there is dropped.", low=4
+        0,
+        "generate",
+        "Longest made input in tokens; one that is cut off there is dropped. 0: half as many again as the longest "
+        "example has, at least 128.",
+        low=0,
     )
     near_duplicate_rouge_l: float = _setting(
         0.7,
@@ -102,7 +109,8 @@ class Settings:
         True,
         "generate",
         "Drop inputs and answers whose form departs from the demonstrations': marks such as colons and question "
-        "marks, repeated words, and for free answers words taken from the input or copies of it (paper: no).",
+        "marks, repeated words, and for free answers words taken from the input or copies of it (paper: no). "
+        "Where no trial input has the form, inputs of any form pass.",
     )
 
     label_answers: str = _setting(
@@ -332,6 +340,14 @@ def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:
     _check({**{item.name: item.default for item in fields(Settings)}, **values}, faults)
     faults.raise_any()
     return Settings(**values)
+
+
+def input_limit(max_input_tokens: int, n_tokens: Sequence[int]) -> int:
+    """Tokens that a made input may have; n_tokens: of the demonstrations' inputs.
+
+    0 stands for half as many again as the longest has: one that goes on is mostly caught in a loop.
+    """
+    return max_input_tokens or max(LEAST_INPUT_LIMIT, max(n_tokens) * 3 // 2)
 
 
 def as_flag(name: str, value: Any) -> str:

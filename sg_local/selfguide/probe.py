@@ -25,6 +25,7 @@ class Trial:
     agreement: (
         float | None
     )  # share of the good ones that are annotated as they were made for; None without labels
+    form_filter: bool = True  # whether good ones have the demonstrations' form
 
     def yield_of_good(self, n_labels: int) -> float:
         """Share of made inputs that can be expected to be good, and of the label they were made for; 0..1."""

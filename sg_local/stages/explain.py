@@ -39,7 +39,10 @@ _FILES = {"made": "inputs.jsonl", "annotated": "outputs.jsonl", "curated": "trai
 # Reason -> what it says about the row, and the setting that decides it.
 REASONS: dict[str, tuple[str, str | None]] = {
     "crash": ("llama.cpp crashed on it twice", None),
-    "cut_off": ("the input was not at its end after so many tokens", "max_input_tokens"),
+    "cut_off": (
+        "the input was not at its end at its limit of tokens, where 0 goes by the examples",
+        "max_input_tokens",
+    ),
     "empty": ("it has no letter and no digit", None),
     "noise": ("it talks about the task, as assistants do, and is no example of it", None),
     "length": ("it is far longer or shorter than the demonstrations", "length_filter"),

@@ -30,6 +30,7 @@ from sg_local.selfguide.metrics import is_label
 from sg_local.selfguide.probe import Trial, chosen
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
 from sg_local.selfguide.selection import calibrate
+from sg_local.settings import input_limit
 from sg_local.stages.common import chat_template, counters, open_with, score_labels, speed, whole_calls
 from sg_local.stages.in_flight import DROP, guarded_call
 from sg_local.stages.weights import generating_model
@@ -67,6 +68,8 @@ def run_generate(run: Run) -> None:
             style = rows[0]["prompt"] if rows else run.settings.input_prompt
             if style == "auto":
                 style = _chosen_style(run, engine, template, rules)
+            trials = recover_rows(run.file(_PROBE))
+            holds_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
             while kept < wanted and len(rows) < attempts:
                 earlier = [row["input"] for row in rows if row["drop"] is None]
                 ids = range(len(rows), len(rows) + ROWS_PER_CALL)
@@ -78,21 +81,23 @@ def run_generate(run: Run) -> None:
                     return list(generate(engine, [requests[place] for place in places]))
 
                 completions = guarded_call(run, "generate", ids, answer, lambda _place: None)
-                _judge(run, rules, pool, new, completions)
+                _judge(run, rules, pool, new, completions, holds_form)
                 append_rows(path, new)
                 rows += new
                 found = sum(row["drop"] is None for row in new)
                 advance(min(found, wanted - kept))
                 kept += found
             details.update(counters(engine))
-        if trials := recover_rows(run.file(_PROBE)):
+        if trials:
             details["probe"] = trials
         drops = Counter(row["drop"] for row in rows if row["drop"])
         details["counts"] = {"made": len(rows), "kept": kept, "dropped": dict(sorted(drops.items()))}
         if kept == 0:
+            advice = "a longer instruction or other examples help most"
+            if drops["marks"]:
+                advice += ", or --no-form-filter, where inputs may lack the marks of the examples"
             raise SgLocalError(
-                f"none of {len(rows)} made inputs passed the filters ({dict(drops)}): look at {path}; "
-                "a longer instruction or other examples help most"
+                f"none of {len(rows)} made inputs passed the filters ({dict(drops)}): look at {path}; {advice}"
             )
         if kept < wanted:
             say(f"generate: {kept} of {wanted} inputs after {len(rows)} attempts; going on with these")
@@ -109,17 +114,19 @@ def _asked(
 ) -> tuple[list[Request], list[dict[str, Any]]]:
     """Requests for new inputs, each label in turn, and the rows that they will fill."""
     settings, task = run.settings, run.task
+    shown = [len(engine.tokenizer.encode_plain(example.input)) for example in task.examples]
+    limit = input_limit(settings.max_input_tokens, shown)
     requests, rows = [], []
     for row_id in row_ids:
         seed = row_seed(settings.seed, purpose, row_id)
         label = task.labels[row_id % len(task.labels)] if task.labels else None
         prompt = _prompt(engine, template, style, task, label, seed, earlier)
-        if not engine.fits(len(prompt), settings.max_input_tokens):
+        if not engine.fits(len(prompt), limit):
             prompt = _prompt(engine, template, style, task, label, seed, ())
         requests.append(
             Request(
                 prompt,
-                settings.max_input_tokens,
+                limit,
                 temperature=settings.input_temperature,
                 top_k=settings.input_top_k,
                 min_p=settings.input_min_p,
@@ -152,11 +159,12 @@ def _judge(
     pool: Pool,
     rows: list[dict[str, Any]],
     completions: Sequence[Completion | None],
+    holds_form: bool,
 ) -> None:
     """Fills in the inputs, and drops those that a filter refuses, in their order; kept ones join the pool."""
     settings, labels = run.settings, run.task.labels
     bounds = rules.input_characters if settings.length_filter else None
-    form = rules.input_form if settings.form_filter else None
+    form = rules.input_form if holds_form else None
     for row, completion in zip(rows, completions, strict=True):
         if completion is None:
             row["drop"] = DROP
@@ -176,13 +184,23 @@ def _judge(
 
 
 def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules) -> str:
-    """The way of asking that gives the best trial inputs; what each gave is kept in .probe.jsonl."""
-    path, n_labels = run.file(_PROBE), len(run.task.labels)
-    trials = [Trial(**row) for row in recover_rows(path)]
-    for style in INPUT_PROMPTS[len(trials) :]:
-        trials.append(_tried(run, engine, template, rules, style))
-        append_rows(path, [asdict(trials[-1])])
-    style = chosen(trials, n_labels)
+    """The way of asking that gives the best trial inputs; what each gave is kept in .probe.jsonl.
+
+    Where no trial input has the demonstrations' form, that filter would drop everything, and is left out.
+    """
+    path = run.file(_PROBE)
+    kept = [Trial(**row) for row in recover_rows(path)]
+    trials: list[Trial] = []
+    for holds_form in [True, False] if run.settings.form_filter else [False]:
+        trials = [trial for trial in kept if trial.form_filter == holds_form]
+        for style in INPUT_PROMPTS[len(trials) :]:
+            trials.append(_tried(run, engine, template, rules, style, holds_form))
+            append_rows(path, [asdict(trials[-1])])
+        if any(trial.good for trial in trials):
+            break
+        if holds_form:
+            say("generate: no trial input has the form of the examples; trying with inputs of any form")
+    style = chosen(trials, len(run.task.labels))
     shown = ", ".join(
         f"{trial.style} {trial.good}/{trial.made}"
         + (f" ({trial.agreement:.0%} of them as asked)" if trial.agreement is not None else "")
@@ -192,7 +210,9 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
     return style
 
 
-def _tried(run: Run, engine: Engine, template: ChatTemplate, rules: Rules, style: str) -> Trial:
+def _tried(
+    run: Run, engine: Engine, template: ChatTemplate, rules: Rules, style: str, holds_form: bool
+) -> Trial:
     """Makes and judges the trial inputs of one way of asking."""
     labels = run.task.labels
     requests, rows = _asked(run, engine, template, style, range(N_TRIALS), purpose="probe")
@@ -202,10 +222,10 @@ def _tried(run: Run, engine: Engine, template: ChatTemplate, rules: Rules, style
 
     completions = guarded_call(run, f"probe {style}", range(N_TRIALS), answer, lambda _place: None)
     pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
-    _judge(run, rules, pool, rows, completions)
+    _judge(run, rules, pool, rows, completions, holds_form)
     good = [row for row in rows if row["drop"] is None]
     if not labels or not good:
-        return Trial(style, len(rows), len(good), None)
+        return Trial(style, len(rows), len(good), None, holds_form)
 
     def score(places: Sequence[int]) -> list[dict[str, float] | None]:
         texts = [good[place]["input"] for place in places]
@@ -220,4 +240,4 @@ def _tried(run: Run, engine: Engine, template: ChatTemplate, rules: Rules, style
     ]
     judged = calibrate([values for _, values in told])
     agreed = sum(labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True))
-    return Trial(style, len(rows), len(good), round(agreed / len(told), 4) if told else 0.0)
+    return Trial(style, len(rows), len(good), round(agreed / len(told), 4) if told else 0.0, holds_form)

@@ -379,9 +379,8 @@ def test_a_row_is_explained_while_its_stage_is_at_work_and_takes_no_lock(
     before = contents(new_run.path)
     with lock_run(new_run.path):
         result = sg("curate", new_run.path, "--explain", "0")
-    assert (
-        "cut_off: the input was not at its end after so many tokens (--max-input-tokens 128)" in result.stdout
-    )
+    told = "not at its end at its limit of tokens, where 0 goes by the examples (--max-input-tokens 0)"
+    assert f"cut_off: the input was {told}" in result.stdout
     assert "annotated: no" in result.stdout
     assert sg("curate", new_run.path, "--explain", "1").exit_code == 2
     assert contents(new_run.path) == before
