@@ -1,0 +1,70 @@
+"""Where should the instruction stand? Told by made data alone: no test row is read.
+
+    task           system  first_turn  every_turn
+    banking-a       0.577       0.512       0.561
+    ...
+    mean            0.601       0.580       0.592
+
+    python tests/benchmarks/instruction_place.py BENCH
+
+BENCH is a directory of `sg-local bench`. For each of its classification tasks: how often the calibrated label scores of
+the kept made inputs say the label that the input was made for; mean of all orders in which the demonstrations can
+rotate, which would else be mixed up with the place. The judge is the model that made the data, so only differences
+between the places tell something.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from sg_local.llama.engine import Engine
+from sg_local.records import read_rows
+from sg_local.run import Run, open_run
+from sg_local.selfguide.prompts import INSTRUCTION_PLACES, Layout
+from sg_local.selfguide.selection import calibrate
+from sg_local.stages.common import chat_template, open_with, score_labels
+from sg_local.stages.weights import generating_model
+
+
+def main() -> None:
+    """Prints the agreement by place of the instruction, a line for each task."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bench", type=Path)
+    arguments = parser.parse_args()
+    runs = [open_run(path.parent) for path in sorted(arguments.bench.glob("*/settings.toml"))]
+    print(f"{'task':12}" + "".join(f"{place:>12}" for place in INSTRUCTION_PLACES))
+    found = []
+    for run in runs:
+        if not run.task.is_classification or not run.is_finished("generate"):
+            continue
+        with open_with(run.settings, generating_model(run)) as engine:
+            found.append([agreement(run, engine, place) for place in INSTRUCTION_PLACES])
+        print(f"{run.task.name:12}" + "".join(f"{share:12.3f}" for share in found[-1]), flush=True)
+    means = [statistics.fmean(column) for column in zip(*found, strict=True)]
+    print(f"{'mean':12}" + "".join(f"{mean:12.3f}" for mean in means))
+
+
+def agreement(run: Run, engine: Engine, place: str) -> float:
+    """Share of the kept made inputs whose likeliest label is the one they were made for, 0..1."""
+    rows = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None]
+    texts = [row["input"] for row in rows]
+    template, labels, examples = chat_template(run, engine), run.task.labels, run.task.examples
+    shares = []
+    for turn in range(len(examples)):
+        layout = Layout(place, (*examples[turn:], *examples[:turn]))
+        scores = score_labels(engine, template, run.task, texts, lambda _n_inputs: None, layout)
+        told = [
+            (row["label"], [own[label] for label in labels])
+            for row, own in zip(rows, scores, strict=True)
+            if own
+        ]
+        judged = calibrate([values for _, values in told])
+        agreed = [labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True)]
+        shares.append(statistics.fmean(agreed))
+    return statistics.fmean(shares)
+
+
+if __name__ == "__main__":
+    main()
