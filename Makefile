@@ -15,13 +15,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 LLAMA_BUILD = $(shell { echo '$(EXTRA_CMAKE_ARGS)'; cat .ci/llama-lean.cmake; c++ --version; \
 	grep -m1 '^flags' /proc/cpuinfo 2>/dev/null || uname -m; } | cksum | cut -d ' ' -f 1)
 
+INSTALL_LLAMA = PIP_CACHE_DIR="$$($(BIN)/pip cache dir)/llama-$(LLAMA_BUILD)" $(BIN)/pip install --quiet --no-deps \
+	--force-reinstall "$$(grep '^llama-cpp-python==' requirements.lock)" && echo '$(LLAMA_BUILD)' > $(VENV)/llama-build
+
 .DEFAULT_GOAL := help
 .PHONY: help install run test check fmt test-unit test-model bench lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# With other EXTRA_CMAKE_ARGS than .venv was made with, llama.cpp is built anew; without any it stays as it is.
 install: $(VENV)/installed ## install everything into .venv (once; builds llama.cpp, some minutes)
+	@[ -z '$(EXTRA_CMAKE_ARGS)' ] || [ "$$(cat $(VENV)/llama-build 2>/dev/null)" = '$(LLAMA_BUILD)' ] || { \
+		echo 'building llama.cpp with $(EXTRA_CMAKE_ARGS): 2 to 6 minutes, more with CUDA'; $(INSTALL_LLAMA); }
 
 $(VENV)/installed: requirements.lock pyproject.toml .ci/llama-lean.cmake
 	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp: install g++ or clang"; exit 1; }
@@ -31,8 +37,7 @@ $(VENV)/installed: requirements.lock pyproject.toml .ci/llama-lean.cmake
 	@echo "[2/4] installing torch: with CUDA where PyPI's wheel has it"
 	@$(BIN)/pip install --quiet --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	@echo "[3/4] installing the other packages and building llama.cpp: 2 to 6 minutes"
-	@PIP_CACHE_DIR="$$($(BIN)/pip cache dir)/llama-$(LLAMA_BUILD)" \
-		$(BIN)/pip install --quiet --no-deps "$$(grep '^llama-cpp-python==' requirements.lock)"
+	@$(INSTALL_LLAMA)
 	@$(BIN)/pip install --quiet --no-deps --requirement requirements.lock
 	@echo "[4/4] installing sg-local"
 	@$(BIN)/pip install --quiet --no-deps --editable .

@@ -40,6 +40,10 @@ NOISE = (
     "\n\n",
     "\\_\\_",
     "therefore",
+    # A base model goes on with the conversation: these are turns of Vicuna's format, and the request for an input.
+    "user:",
+    "assistant:",
+    "write a new example",
 )
 # Demonstrations of 3 characters ("Tom") do not rule out an answer of 20.
 LENGTH_SLACK_CHARACTERS = 20

@@ -39,6 +39,8 @@ PARCEL = task_of(("My parcel is late.", "delivery"), ("I want my money back.", "
         "name: \\_\\_",
         "Therefore, my parcel is late.",
         "My parcel, therefore, is late.",
+        "Write a new example of: delivery ASSISTANT: My parcel is late.",
+        "My parcel is late. USER: I want my money back.",
     ],
 )
 def test_noise(text: str):
@@ -53,6 +55,7 @@ def test_noise(text: str):
         "Of course my parcel is late.",
         "I'm not sure, herein lies the problem",
         "What has an AI to do with it?",
+        "Your assistant told a user that my parcel is late.",
         "One line\nand another",
     ],
 )
