@@ -9,7 +9,7 @@ import pytest
 
 from sg_local import settings as settings_module
 from sg_local.errors import InputError
-from sg_local.settings import PRESETS, STAGES, Settings, resolve_settings
+from sg_local.settings import PRESETS, STAGES, Settings, input_limit, resolve_settings
 
 
 def faults(given: dict[str, Any], preset: str = "default") -> list[str]:
@@ -205,3 +205,13 @@ def test_an_answer_must_leave_room_for_its_prompt():
 def test_settings_do_not_change_later():
     with pytest.raises(AttributeError):
         Settings().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "n_tokens", "limit"),
+    [(0, [9, 14], 128), (0, [91, 146, 131], 219), (64, [146], 64), (500, [9], 500)],
+)
+def test_a_made_input_may_be_half_as_long_again_as_the_longest_example(
+    given: int, n_tokens: list[int], limit: int
+):
+    assert input_limit(given, n_tokens) == limit
