@@ -5,10 +5,10 @@
     ...
     mean            0.601       0.580       0.592
 
-    python tests/benchmarks/instruction_place.py BENCH
+    python tests/benchmarks/instruction_place.py BENCH [--n-inputs 100]
 
 BENCH is a directory of `sg-local bench`. For each of its classification tasks: how often the calibrated label scores of
-the kept made inputs say the label that the input was made for; mean of all orders in which the demonstrations can
+the first kept made inputs say the label that the input was made for; mean of all orders in which the demonstrations can
 rotate, which would else be mixed up with the place. The judge is the model that made the data, so only differences
 between the places tell something.
 """
@@ -32,6 +32,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bench", type=Path)
+    parser.add_argument("--n-inputs", type=int, default=100)
     arguments = parser.parse_args()
     runs = [open_run(path.parent) for path in sorted(arguments.bench.glob("*/settings.toml"))]
     print(f"{'task':12}" + "".join(f"{place:>12}" for place in INSTRUCTION_PLACES))
@@ -40,15 +41,15 @@ def main() -> None:
         if not run.task.is_classification or not run.is_finished("generate"):
             continue
         with open_with(run.settings, generating_model(run)) as engine:
-            found.append([agreement(run, engine, place) for place in INSTRUCTION_PLACES])
+            found.append([agreement(run, engine, place, arguments.n_inputs) for place in INSTRUCTION_PLACES])
         print(f"{run.task.name:12}" + "".join(f"{share:12.3f}" for share in found[-1]), flush=True)
     means = [statistics.fmean(column) for column in zip(*found, strict=True)]
     print(f"{'mean':12}" + "".join(f"{mean:12.3f}" for mean in means))
 
 
-def agreement(run: Run, engine: Engine, place: str) -> float:
-    """Share of the kept made inputs whose likeliest label is the one they were made for, 0..1."""
-    rows = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None]
+def agreement(run: Run, engine: Engine, place: str, n_inputs: int) -> float:
+    """Share of the first n_inputs kept made inputs whose likeliest label is the one they were made for, 0..1."""
+    rows = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None][:n_inputs]
     texts = [row["input"] for row in rows]
     template, labels, examples = chat_template(run, engine), run.task.labels, run.task.examples
     shares = []
