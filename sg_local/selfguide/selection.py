@@ -156,6 +156,14 @@ def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
     return bool(low >= (1 + 1 / n_labels) / 2)
 
 
+def n_as_asked(rows: Sequence[Sequence[float]], made_for: Sequence[int]) -> int:
+    """How many rows' likeliest label, calibrated, is the one that the input was made for.
+
+    rows: log-probabilities in nats, shape (n_rows, n_labels).
+    """
+    return sum(own.index(max(own)) == asked for own, asked in zip(calibrate(rows), made_for, strict=True))
+
+
 def agreement_by_chance(agreed: int, n_rows: int, n_labels: int) -> float:
     """How probable it is that so many of at least one row, or more, agree by chance (exact binomial test), 0..1."""
     from scipy.stats import binomtest

@@ -29,7 +29,7 @@ from sg_local.selfguide.filters import Pool, Rules, form_fault, rules_of, text_f
 from sg_local.selfguide.metrics import is_label
 from sg_local.selfguide.probe import Trial, chosen
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
-from sg_local.selfguide.selection import calibrate
+from sg_local.selfguide.selection import n_as_asked
 from sg_local.settings import input_limit
 from sg_local.stages.common import chat_template, counters, open_with, score_labels, speed, whole_calls
 from sg_local.stages.in_flight import DROP, guarded_call
@@ -233,11 +233,7 @@ def _tried(
 
     ids = [row["id"] for row in good]
     scores = guarded_call(run, f"probe {style}, label scores", ids, score, lambda _place: None)
-    told = [
-        (row["label"], [own[label] for label in labels])
-        for row, own in zip(good, scores, strict=True)
-        if own is not None
-    ]
-    judged = calibrate([values for _, values in told])
-    agreed = sum(labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True))
+    told = [(row["label"], own) for row, own in zip(good, scores, strict=True) if own is not None]
+    logprobs = [[own[label] for label in labels] for _, own in told]
+    agreed = n_as_asked(logprobs, [labels.index(label) for label, _ in told])
     return Trial(style, len(rows), len(good), round(agreed / len(told), 4) if told else 0.0, holds_form)

@@ -21,7 +21,7 @@ from sg_local.llama.engine import Engine
 from sg_local.records import read_rows
 from sg_local.run import Run, open_run
 from sg_local.selfguide.prompts import INSTRUCTION_PLACES, Layout
-from sg_local.selfguide.selection import calibrate
+from sg_local.selfguide.selection import n_as_asked
 from sg_local.stages.common import chat_template, open_with, score_labels
 from sg_local.stages.weights import generating_model
 
@@ -56,14 +56,9 @@ def agreement(run: Run, engine: Engine, place: str, n_inputs: int) -> float:
     for turn in range(len(examples)):
         layout = Layout(place, (*examples[turn:], *examples[:turn]))
         scores = score_labels(engine, template, run.task, texts, lambda _n_inputs: None, layout)
-        told = [
-            (row["label"], [own[label] for label in labels])
-            for row, own in zip(rows, scores, strict=True)
-            if own
-        ]
-        judged = calibrate([values for _, values in told])
-        agreed = [labels[own.index(max(own))] == label for (label, _), own in zip(told, judged, strict=True)]
-        shares.append(statistics.fmean(agreed))
+        told = [(row["label"], own) for row, own in zip(rows, scores, strict=True) if own]
+        logprobs = [[own[label] for label in labels] for _, own in told]
+        shares.append(n_as_asked(logprobs, [labels.index(label) for label, _ in told]) / len(told))
     return statistics.fmean(shares)
 
 

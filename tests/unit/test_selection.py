@@ -22,6 +22,7 @@ from sg_local.selfguide.selection import (
     margin,
     most_confident,
     most_informed,
+    n_as_asked,
     reliability,
     sharpened,
     tempered,
@@ -284,3 +285,11 @@ def test_labels_come_in_turn_as_long_as_they_last() -> None:
     assert in_turns(["a", "a", "b", "a", "c", "b"]) == [0, 2, 4, 1, 5, 3]
     assert in_turns(["", "", ""]) == [0, 1, 2]
     assert in_turns([]) == []
+
+
+def test_rows_as_asked_are_counted_without_the_bias_that_all_share():
+    # Label 0 is likelier in every row; less so in the last two, which are of label 1 then.
+    rows = [[-0.1, -6.0], [-0.1, -6.2], [-0.4, -2.0], [-0.4, -2.1]]
+    assert n_as_asked(rows, [0, 0, 1, 1]) == 4
+    assert n_as_asked(rows, [0, 1, 1, 0]) == 2
+    assert n_as_asked([], []) == 0
