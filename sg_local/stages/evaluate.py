@@ -9,8 +9,10 @@ writes evaluation.json
 
 Contenders, all greedy through llama.cpp: base_zero_shot, base_few_shot, tuned_adapter (base + adapter.gguf),
 tuned_merged (model.gguf). Where the task has labels also base_label_scoring: the likeliest label after the same prompt
-as base_few_shot, so that the base is not counted as wrong for its format. With --many-shot also base_many_shot: as many
-of the made pairs before the demonstrations as fit (the paper's in-context learning on its own data).
+as base_few_shot, so that the base is not counted as wrong for its format. Where every demonstration's answer has one
+line and some of base_few_shot's go on, also base_few_shot_first_line: the same answers up to the end of their first
+line. With --many-shot also base_many_shot: as many of the made pairs before the demonstrations as fit (the paper's
+in-context learning on its own data).
 """
 
 import json
@@ -52,10 +54,12 @@ from sg_local.stages.many_shot import many_shots
 from sg_local.task import Example
 
 BASELINE = "base_few_shot"
+FIRST_LINE = "base_few_shot_first_line"
 LABEL_SCORING = "base_label_scoring"
 MANY_SHOT = "base_many_shot"
 TUNED = "tuned_merged"
-GAINS = {"gain": BASELINE, "gain_over_label_scoring": LABEL_SCORING}  # keys of evaluation.json
+# Keys of evaluation.json.
+GAINS = {"gain": BASELINE, "gain_over_first_line": FIRST_LINE, "gain_over_label_scoring": LABEL_SCORING}
 MAX_EVALUATION_BYTES = 1 << 20
 
 
@@ -72,9 +76,9 @@ def run_evaluate(run: Run) -> None:
     """Answers the test rows with every contender and writes the scores."""
     run.require("evaluate")
     contenders = _contenders(run)
-    predictions = [f"predictions/{name}.jsonl" for name in contenders]
+    writes = ["evaluation.json", *(f"predictions/{name}.jsonl" for name in contenders)]
     reads = [name for name in ("test.jsonl", "adapter.gguf", "model.gguf") if run.file(name).exists()]
-    with run.stage("evaluate", reads=reads, writes=["evaluation.json", *predictions]) as details:
+    with run.stage("evaluate", reads=reads, writes=writes) as details:
         rows, source = _scored_rows(run)
         run.file("predictions").mkdir(exist_ok=True)
         answered = {}
@@ -88,7 +92,11 @@ def run_evaluate(run: Run) -> None:
                 found, details["engine"][name] = _predict(run, name, contender, rows)
                 write_rows(path, found)
             answered[name] = read_rows(path)
-        evaluation = _evaluation(run, answered, contenders, source)
+            if name == BASELINE and (cut := _first_lines(answered[name], run.task.examples)):
+                writes.append(f"predictions/{FIRST_LINE}.jsonl")
+                write_rows(run.file(writes[-1]), cut)
+                answered[FIRST_LINE] = cut
+        evaluation = _evaluation(run, answered, {**contenders, FIRST_LINE: contenders[BASELINE]}, source)
         write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         details["counts"] = {"rows": len(rows)}
 
@@ -99,10 +107,11 @@ def score_table(run: Run) -> str:
     metric = evaluation["metric"]
     lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
     is_classification = run.task.is_classification
-    lines.append(f"{'':18}{'Exact Match':>12}  {'95 % interval':15}{'ROUGE-L':>8}  {'95 % interval':15}"
+    name_width = max(18, *map(len, evaluation["contenders"]))
+    lines.append(f"{'':{name_width}}{'Exact Match':>12}  {'95 % interval':15}{'ROUGE-L':>8}  {'95 % interval':15}"
                  + ("no label" if is_classification else ""))  # fmt: skip
     for name, scores in evaluation["contenders"].items():
-        cells = [f"{name:18}"]
+        cells = [f"{name:{name_width}}"]
         for key, width in (("exact_match", 12), ("rouge_l", 8)):
             low, high = scores[key]["interval_95"]
             cells.append(f"{scores[key]['mean']:>{width}.3f}  {f'{low:.3f} - {high:.3f}':15}")
@@ -181,19 +190,34 @@ def _predict(
                 lambda _place: None,
             )
         counted = counters(engine)
-    found = []
-    for row, found_answer in zip(rows, answers, strict=True):
-        text = found_answer or ""  # what does not fit the context, or crashed, is no answer
-        found.append(
-            {
-                "input": row.input,
-                "prediction": text,
-                "reference": row.output,
-                "exact_match": exact_match(text, row.output),
-                "rouge_l": round(rouge_l(text, row.output), 5),
-            }
-        )
+    # What does not fit the context, or crashed, is no answer.
+    found = [_scored(row.input, answer or "", row.output) for row, answer in zip(rows, answers, strict=True)]
     return found, counted
+
+
+def _scored(text: str, prediction: str, reference: str) -> dict[str, Any]:
+    """A row of predictions/<contender>.jsonl."""
+    return {
+        "input": text,
+        "prediction": prediction,
+        "reference": reference,
+        "exact_match": exact_match(prediction, reference),
+        "rouge_l": round(rouge_l(prediction, reference), 5),
+    }
+
+
+def _first_lines(rows: list[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """The answers up to the end of their first line, or none where that changes nothing or examples have more lines.
+
+    A model that was never tuned to chats often does not end its answer; who uses one cuts it there.
+    """
+    if any("\n" in example.output.strip() for example in examples):
+        return []
+    if not any("\n" in row["prediction"] for row in rows):
+        return []
+    return [
+        _scored(row["input"], row["prediction"].partition("\n")[0].strip(), row["reference"]) for row in rows
+    ]
 
 
 def _greedy_answers(

@@ -433,6 +433,23 @@ def test_the_markdown_is_a_table() -> None:
     )
 
 
+def test_few_shot_cut_at_its_first_line_has_a_column_where_that_makes_a_difference() -> None:
+    cut = row("cut", 0.0, 0.6, "better", gain_over_first_line={**ROWS[0]["gain"], "mean": 0.25})
+    cut["scores"]["base_few_shot_first_line"] = 0.35
+    lines = markdown([ROWS[0], cut], {}).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    place = table[0].index("its first line")
+    assert [cells[place] for cells in table[2:]] == ["0.200", "0.350", "0.275"]
+    # The better of all: 0.35 by label scoring for the first, 0.25 by the first line for the second.
+    assert "over the better of few-shot, its first line and label scoring +0.300 [" in lines[-1]
+    assert "its first line" not in markdown(ROWS, {})
+
+    free = {**cut, "kind": "generation"}
+    del free["scores"]["base_label_scoring"], free["gain_over_label_scoring"]
+    told = summary([free])["generation"]
+    assert (told["gain"]["mean"], told["gain_over_better_base"]["mean"]) == (0.6, 0.25)
+
+
 def test_a_table_without_rows() -> None:
     assert markdown([], {}) == "no task is finished\n"
     assert markdown([], {"a": "why"}) == "- a is not finished: why\n"

@@ -94,6 +94,7 @@ def test_the_base_is_scored_by_its_labels_too(evaluation: dict[str, Any], finish
     assert scores["exact_match"]["mean"] == pytest.approx(2 / 3, abs=1e-5)
     assert scores["demonstrations"] == 1
     assert scores["served"] == finished_run.model.path.name
+    assert "base_few_shot_first_line" not in evaluation["contenders"]  # all answers have one line
     assert evaluation["gain_over_label_scoring"]["over"] == "base_label_scoring"
     assert evaluation["gain_over_label_scoring"]["mean"] == pytest.approx(-1 / 3, abs=1e-5)
 
@@ -129,6 +130,43 @@ def test_free_answers_have_no_labels_to_score(finished_run: Run) -> None:
     assert "gain_over_label_scoring" not in found
     assert "label_distance" not in found["contenders"]["tuned_merged"]
     assert found["gain"]["test"] == "sign changes of the differences"
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_few_shot_answers_that_go_on_are_scored_by_their_first_line_too(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a model that was never tuned to chats; "login" is right for one row, and one does not fit."""
+
+    def going_on(
+        engine: Scripted, requests: Sequence[Any], on_finished: Callable[[int], None]
+    ) -> list[Completion]:
+        if engine.name in {"adapter.gguf", "model.gguf"}:
+            return generate(engine, requests, on_finished)
+        return [Completion("login \nInput: and so on", (1,), "length") for _ in requests]
+
+    monkeypatch.setattr(common, "generate", going_on)
+    assert run_stage(finished_run, "evaluate", redo=True)
+    found = json.loads(finished_run.file("evaluation.json").read_text())
+    few_shot, first_line = (
+        found["contenders"][name] for name in ("base_few_shot", "base_few_shot_first_line")
+    )
+    third = pytest.approx(1 / 3, abs=1e-5)
+    assert (few_shot["exact_match"]["mean"], few_shot["no_label_share"]) == (0, 1)
+    assert (first_line["exact_match"]["mean"], first_line["no_label_share"]) == (third, third)
+    assert first_line["demonstrations"] == 1
+    assert predictions(finished_run, "base_few_shot_first_line") == ["login", "login", ""]
+    assert finished_run.is_finished("evaluate")
+    assert found["gain_over_first_line"]["mean"] == 0  # the tuned model says the same
+    lines = score_table(finished_run).splitlines()
+    assert "tuned_merged over base_few_shot_first_line: +0.000" in lines[-2]
+    assert lines[-2].endswith("no difference shown")
+
+    example = replace(finished_run.task.examples[0], output="refund\nof money")
+    of_two_lines = replace(finished_run, task=replace(finished_run.task, labels=(), examples=(example,)))
+    assert run_stage(of_two_lines, "evaluate", redo=True)
+    found = json.loads(finished_run.file("evaluation.json").read_text())
+    assert "gain_over_first_line" not in found
 
 
 MADE = [
