@@ -53,7 +53,7 @@ def run_export(run: Run) -> None:
         say("export: comparing llama.cpp with torch")
         parity = measure_run(run, work / "adapter.gguf", work / "model.gguf")
         details["parity"] = parity.as_dict()
-        _require_and_tell(parity)
+        _require_and_tell(parity, run.file("adapter"), run.model)
         for name in EXPORTED:
             os.replace(work / name, run.file(name))
         shutil.rmtree(run.file(".work"), ignore_errors=True)
@@ -84,7 +84,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         _write_ggufs(base, settings, adapter_dir, work, metadata)
         say("export: comparing llama.cpp with torch")
         parity = measure_on_texts(base, settings, adapter_dir, work / "adapter.gguf", work / "model.gguf")
-        _require_and_tell(parity)
+        _require_and_tell(parity, adapter_dir, base)
         write_text(work / "parity.json", json.dumps(parity.as_dict(), indent=1) + "\n")
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
@@ -95,9 +95,9 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     return parity
 
 
-def _require_and_tell(parity: Parity) -> None:
+def _require_and_tell(parity: Parity, adapter_dir: Path, base: BaseModel) -> None:
     say(f"export: {parity.in_words()}")
-    require_parity(parity)
+    require_parity(parity, adapter_dir, base.path)
     if parity.advice:
         say(f"export: {parity.advice}")
 

@@ -8,6 +8,7 @@ rounding, and a wrong scale, a missing layer or an unpermuted matrix stands out.
 is served; its quantization is part of the difference, so its bounds depend on its type.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ MAX_LOGIT_DIFFERENCE = 0.1  # hot adapter on the 16-bit base
 # from torch even without an adapter (llama.cpp also quantizes activations); a wrong merge lies far above these.
 MAX_MEAN_KL_NATS = {"F32": 0.005, "F16": 0.005, "BF16": 0.01, "Q8_0": 0.05, "Q6_K": 0.05, "Q5_K": 0.1}
 MAX_MEAN_KL_NATS_COARSER = 0.25
+FINE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # what rounds so little that it is no reason for a difference
 NEAR_NATS = 0.05  # nearer than this to the trained model is near, also where the adapter itself does little
 
 
@@ -165,14 +167,23 @@ def _mean_kl_nats(reference: list[Logits], served: list[Logits]) -> float:
     return float(np.concatenate(found).mean())
 
 
-def require_parity(parity: Parity) -> None:
-    """Raises SgLocalError with the numbers where the exported files are not the trained model."""
-    if faults := parity.faults():
-        raise SgLocalError(
-            "; ".join(faults)
-            + ". Nothing was exported; this is a defect of sg-local or of the llama.cpp in use, "
-            "please report it with these numbers"
+def require_parity(parity: Parity, adapter: Path, base: Path) -> None:
+    """Raises SgLocalError with the numbers where the exported files are not the trained model, and what to do."""
+    if not (faults := parity.faults()):
+        return
+    if replace(parity, mean_kl_nats=0.0).faults() or parity.merged_type in FINE_TYPES:
+        reason = (
+            "this is a defect of sg-local or of the llama.cpp in use, please report it with these numbers"
         )
+    else:
+        command = shlex.join(
+            ["sg-local", "export", "--adapter", str(adapter), "--model", str(base), "--quant", "Q8_0"]
+        )
+        reason = (
+            f"the adapter is as it was trained, {parity.merged_type} is too coarse to hold it. `{command}` "
+            "makes adapter.gguf and a finer model.gguf of it, with the same proof; a new run takes --quant Q8_0 too"
+        )
+    raise SgLocalError("; ".join(faults) + f". Nothing was exported; {reason}")
 
 
 def measure_run(run: Run, adapter_gguf: Path, model_gguf: Path) -> Parity:

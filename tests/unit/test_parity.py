@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import sg_local.finetune.reference as reference
 import sg_local.stages.parity as parity
+from sg_local.errors import SgLocalError
 from sg_local.run import Run
 from sg_local.settings import Settings
 
@@ -57,3 +59,22 @@ def test_a_merged_file_that_lost_something_is_passed_with_advice_and_one_that_lo
     assert "base + adapter.gguf is nearer, and so is --quant Q8_0" in (parity_of(0.11).advice or "")
     assert not parity_of(0.11).faults()
     assert parity_of(0.3).faults()
+
+
+def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_called_a_defect() -> None:
+    adapter, base = Path("runs/a/adapter"), Path("base.gguf")
+    with pytest.raises(SgLocalError) as too_coarse:
+        parity.require_parity(parity_of(0.335), adapter, base)
+    assert "0.335 nats" in str(too_coarse.value)
+    assert "`sg-local export --adapter runs/a/adapter --model base.gguf --quant Q8_0`" in str(
+        too_coarse.value
+    )
+    assert "defect" not in str(too_coarse.value)
+
+    # Neither is rounding: the adapter itself differs, or the type is fine enough to hold it.
+    for wrong in (
+        replace(parity_of(0.335), max_logit_difference=0.3),
+        replace(parity_of(0.335), merged_type="Q8_0"),
+    ):
+        with pytest.raises(SgLocalError, match="this is a defect"):
+            parity.require_parity(wrong, adapter, base)
