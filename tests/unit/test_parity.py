@@ -71,10 +71,11 @@ def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_ca
     )
     assert "defect" not in str(too_coarse.value)
 
-    # Neither is rounding: the adapter itself differs, or the type is fine enough to hold it.
+    # None is rounding: the adapter itself differs, the type is fine enough to hold it, or the logits are no numbers.
     for wrong in (
         replace(parity_of(0.335), max_logit_difference=0.3),
         replace(parity_of(0.335), merged_type="Q8_0"),
+        parity_of(float("nan")),
     ):
         with pytest.raises(SgLocalError, match="this is a defect"):
             parity.require_parity(wrong, adapter, base)
