@@ -70,6 +70,27 @@ def label_distance(answers: Sequence[str], references: Sequence[str], labels: Se
     )
 
 
+def label_counts(
+    answers: Sequence[str], references: Sequence[str], labels: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """For each label the rows that have it, the answers that give it, and how many of these are right.
+
+    {"refund": {"rows": 25, "given": 31, "right": 22}, ...}: precision is right / given, recall is right / rows.
+    Labels that no row has and no answer gives are left out.
+    """
+    given, true = Counter(map(normalize, answers)), Counter(map(normalize, references))
+    right = Counter(
+        normalize(reference)
+        for answer, reference in zip(answers, references, strict=True)
+        if exact_match(answer, reference)
+    )
+    return {
+        label: {"rows": true[key], "given": given[key], "right": right[key]}
+        for label, key in zip(labels, map(normalize, labels), strict=True)
+        if true[key] or given[key]
+    }
+
+
 def check_labels(labels: Sequence[str]) -> None:
     """Raises InputError with all pairs of labels that Exact Match cannot tell apart, such as "C" and "C++"."""
     faults = [

@@ -30,6 +30,7 @@ from sg_local.selfguide.metrics import (
     exact_match,
     interval,
     is_label,
+    label_counts,
     label_distance,
     paired_difference,
     paired_test,
@@ -61,6 +62,10 @@ TUNED = "tuned_merged"
 # Keys of evaluation.json.
 GAINS = {"gain": BASELINE, "gain_over_first_line": FIRST_LINE, "gain_over_label_scoring": LABEL_SCORING}
 MAX_EVALUATION_BYTES = 1 << 20
+MAX_LABELS_IN_TABLE = 30
+# One label for nine rows of ten, where less than three quarters have it, is told in a line.
+ONE_ANSWER = 0.9
+LESS_THAN = 0.75
 
 
 class Contender(NamedTuple):
@@ -119,6 +124,10 @@ def score_table(run: Run) -> str:
             cells.append(f"{scores['no_label_share']:>8.1%}")
         lines.append("".join(cells))
     lines.append("")
+    before, after = (evaluation["contenders"][name].get("labels") for name in (BASELINE, TUNED))
+    if before and after:  # runs of earlier versions do not have them
+        lines += [*_label_lines(before, after, run.task.labels), ""]
+        lines += _one_answer_lines(after, evaluation["n_rows"])
     for key in GAINS:
         if gain := evaluation.get(key):
             low, high = gain["interval_95"]
@@ -127,6 +136,38 @@ def score_table(run: Run) -> str:
                 f"(95 % interval {low:+.3f} to {high:+.3f}, p = {gain['p']:.2g}): {gain['verdict']}"
             )
     return "\n".join(lines)
+
+
+def _label_lines(before: dict[str, Any], after: dict[str, Any], labels: Sequence[str]) -> list[str]:
+    """Which labels base and tuned model give, and how often they are right; and whether one is given to nearly all."""
+    none = {"rows": 0, "given": 0, "right": 0}
+    told = [label for label in labels if label in before or label in after]
+    shown = told[:MAX_LABELS_IN_TABLE]
+    width = max(18, *map(len, shown))
+    lines = [
+        f"{'':{width}}{'':>6}{BASELINE:>18}{TUNED:>18}",
+        f"{'label':{width}}{'rows':>6}{'given':>11}{'right':>7}{'given':>11}{'right':>7}",
+    ]
+    for label in shown:
+        base, own = before.get(label, none), after.get(label, none)
+        lines.append(
+            f"{label:{width}}{own['rows'] or base['rows']:>6}{base['given']:>11}{base['right']:>7}"
+            f"{own['given']:>11}{own['right']:>7}"
+        )
+    if len(told) > len(shown):
+        lines.append(f"and {len(told) - len(shown)} labels more, in evaluation.json")
+    return lines
+
+
+def _one_answer_lines(after: dict[str, Any], n_rows: int) -> list[str]:
+    """Says so where the tuned model gives one label to nearly all rows, and far fewer have it."""
+    return [
+        f"{TUNED} says {label!r} to {counts['given']} of {n_rows} rows, and {counts['rows']} are: it has learned one "
+        "answer. A new run with another --seed may do better; what curate tells of the labels says whether this model "
+        "can"
+        for label, counts in after.items()
+        if counts["given"] >= ONE_ANSWER * n_rows and counts["rows"] < LESS_THAN * n_rows
+    ]
 
 
 def is_worse(run: Run) -> bool:
@@ -276,14 +317,12 @@ def _evaluation(
                 "interval_95": [round(low, 5), round(high, 5)],
             }
         if run.task.is_classification:
-            outside = sum(not is_label(row["prediction"], run.task.labels) for row in rows)
+            answers = [row["prediction"] for row in rows]
+            references = [row["reference"] for row in rows]
+            outside = sum(not is_label(answer, run.task.labels) for answer in answers)
             entry["no_label_share"] = round(outside / len(rows), 5)
-            entry["label_distance"] = round(
-                label_distance(
-                    [row["prediction"] for row in rows], [row["reference"] for row in rows], run.task.labels
-                ),
-                5,
-            )
+            entry["label_distance"] = round(label_distance(answers, references, run.task.labels), 5)
+            entry["labels"] = label_counts(answers, references, run.task.labels)
         scores[name] = entry
     return {
         "task": run.task.name,

@@ -20,6 +20,11 @@ from sg_local.run import Run
 from sg_local.stages.evaluate import score_table
 from sg_local.task import Example
 
+ONE_OF_TWO = [
+    {"input": "My password is lost.", "output": "login"},
+    {"input": "Pay me back.", "output": "refund"},
+]
+
 
 class Scripted:
     """Stands for llama.cpp: the base says "Refund, I think." with examples, the tuned files say "login".
@@ -109,6 +114,36 @@ def test_what_is_told_of_the_labels(evaluation: dict[str, Any]) -> None:
     assert told["base_few_shot"] == (1.0, 1.0)
     assert told["base_label_scoring"] == (third, third)
     assert told["tuned_merged"] == (third, third)
+    assert evaluation["contenders"]["base_label_scoring"]["labels"] == {
+        "refund": {"rows": 1, "given": 1, "right": 1},
+        "login": {"rows": 2, "given": 1, "right": 1},
+    }
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_the_table_tells_each_label_and_whether_one_is_given_to_all(finished_run: Run) -> None:
+    lines = score_table(finished_run).splitlines()
+    assert "label               rows      given  right      given  right" in lines
+    assert "refund                 1          0      0          0      0" in lines
+    assert "login                  2          0      0          2      1" in lines
+    assert not any("learned one answer" in line for line in lines)
+
+    write_rows(finished_run.file("test.jsonl"), ONE_OF_TWO)
+    assert run_stage(finished_run, "evaluate", redo=True)
+    told = [line for line in score_table(finished_run).splitlines() if "learned one answer" in line]
+    assert len(told) == 1
+    assert told[0].startswith("tuned_merged says 'login' to 2 of 2 rows, and 1 are: ")
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_scores_of_an_earlier_version_are_shown_without_labels(finished_run: Run) -> None:
+    path = finished_run.file("evaluation.json")
+    found = json.loads(path.read_text())
+    for scores in found["contenders"].values():
+        del scores["labels"]
+    path.write_text(json.dumps(found))
+    assert "tuned_merged over base_few_shot" in score_table(finished_run)
+    assert "given" not in score_table(finished_run)
 
 
 def test_the_gain_has_a_test_and_its_verdict(evaluation: dict[str, Any], finished_run: Run) -> None:

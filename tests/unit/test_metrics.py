@@ -14,6 +14,7 @@ from sg_local.selfguide.metrics import (
     interval,
     interval_over_tasks,
     is_label,
+    label_counts,
     label_distance,
     normalize,
     paired_difference,
@@ -216,6 +217,15 @@ def test_paired_difference_needs_the_same_rows():
 
 
 LABELS = ["yes", "no", "maybe"]
+
+
+def test_what_is_counted_for_a_label():
+    answers = ["Refund.", "refund", "login", "I think login", "refund"]
+    references = ["refund", "login", "login", "login", "REFUND"]
+    assert label_counts(answers, references, ["refund", "login", "invoice"]) == {
+        "refund": {"rows": 2, "given": 3, "right": 2},
+        "login": {"rows": 3, "given": 1, "right": 1},
+    }
 
 
 @pytest.mark.parametrize(
