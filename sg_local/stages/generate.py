@@ -11,6 +11,7 @@ Rows are made and written in calls of ROWS_PER_CALL. A call's rows depend on the
 before it, so a killed stage drops what its last call had written, repeats it, and ends with the same file.
 """
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ ROWS_PER_CALL = 64
 N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
 _PROBE = ".probe.jsonl"
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
+
+Made = tuple[list[dict[str, Any]], list[Completion | None]]  # rows of inputs.jsonl to fill, and their texts
 
 
 def run_generate(run: Run) -> None:
@@ -191,10 +194,15 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
     path = run.file(_PROBE)
     kept = [Trial(**row) for row in recover_rows(path)]
     trials: list[Trial] = []
+
+    @functools.cache  # the same inputs are judged with the form filter, and without it where that drops all
+    def made(style: str) -> Made:
+        return _trial_inputs(run, engine, template, style)
+
     for holds_form in [True, False] if run.settings.form_filter else [False]:
         trials = [trial for trial in kept if trial.form_filter == holds_form]
         for style in INPUT_PROMPTS[len(trials) :]:
-            trials.append(_tried(run, engine, template, rules, style, holds_form))
+            trials.append(_judged(run, engine, template, rules, made(style), holds_form))
             append_rows(path, [asdict(trials[-1])])
         if any(trial.good for trial in trials):
             break
@@ -210,17 +218,22 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
     return style
 
 
-def _tried(
-    run: Run, engine: Engine, template: ChatTemplate, rules: Rules, style: str, holds_form: bool
-) -> Trial:
-    """Makes and judges the trial inputs of one way of asking."""
-    labels = run.task.labels
+def _trial_inputs(run: Run, engine: Engine, template: ChatTemplate, style: str) -> Made:
     requests, rows = _asked(run, engine, template, style, range(N_TRIALS), purpose="probe")
 
     def answer(places: Sequence[int]) -> list[Completion | None]:
         return list(generate(engine, [requests[place] for place in places]))
 
-    completions = guarded_call(run, f"probe {style}", range(N_TRIALS), answer, lambda _place: None)
+    return rows, guarded_call(run, f"probe {style}", range(N_TRIALS), answer, lambda _place: None)
+
+
+def _judged(
+    run: Run, engine: Engine, template: ChatTemplate, rules: Rules, made: Made, holds_form: bool
+) -> Trial:
+    """What one way of asking gave: its trial inputs through the filters, and how often they are as asked."""
+    labels = run.task.labels
+    rows, completions = made
+    style = rows[0]["prompt"]
     pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
     _judge(run, rules, pool, rows, completions, holds_form)
     good = [row for row in rows if row["drop"] is None]

@@ -1,12 +1,16 @@
 """Making inputs with a model that cannot do what the filters ask for: tiny, of random numbers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import write_tiny_llama
 
+import sg_local.stages.generate as stage
 from sg_local.errors import SgLocalError
+from sg_local.llama.engine import Engine
+from sg_local.llama.generation import Completion, Request, generate
 from sg_local.run import Run, create_or_open_run
 from sg_local.selfguide.prompts import INPUT_PROMPTS
 from sg_local.settings import Settings
@@ -36,10 +40,18 @@ def begun(tmp_path: Path, **settings: Any) -> Run:
 
 
 def test_where_no_trial_input_has_the_form_of_the_examples_inputs_of_any_form_pass(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls: list[int] = []
+
+    def counted(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+        calls.append(len(requests))
+        return generate(engine, requests)
+
+    monkeypatch.setattr(stage, "generate", counted)
     run = begun(tmp_path)
     run_generate(run)
+    assert calls.count(stage.N_TRIALS) == len(INPUT_PROMPTS)  # each is made once, and judged twice
     told = capsys.readouterr().err
     assert "no trial input has the form of the examples; trying with inputs of any form" in told
     generated = run.manifest()["stages"]["generate"]
