@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sg_local.ablation_table import BASELINES, OVER_MANY_SHOT, Row
+from sg_local.ablation_table import BASELINES, OVER_MANY_SHOT, SEED, Row
 from sg_local.errors import InputError, SgLocalError
 from sg_local.pipeline import failure, run_pipeline, with_full_paths
 from sg_local.progress import say
@@ -163,6 +163,10 @@ def compared(switch: Switch, run: Run, switched: Run) -> Row:
         "switched": round(sum(other) / len(other), 5),
         "difference": dict(_difference(default, other)),
     }
+    if switch.name == SEED:
+        evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
+        row[BASELINE] = evaluation["contenders"][BASELINE][metric]["mean"]
+        row[SEED] = run.settings.seed
     if switch.text == BASELINES:
         evaluation = read_json(switched.file("evaluation.json"), MAX_EVALUATION_BYTES)
         many_shot = evaluation["contenders"][MANY_SHOT]

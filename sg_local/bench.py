@@ -161,6 +161,8 @@ def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
     if compared := comparisons(path):
         results["ablations"] = compared
         results["ablations_summary"] = ablation_table.summary(compared)
+    if (seeds := ablation_table.seeds(compared))["tasks"]:
+        results["seeds"] = seeds
     _write_json(path / "results.json", results)
     write_text(path / "results.md", results_markdown(results))
     return results

@@ -25,6 +25,15 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given
     help="Only these: names of files without ending, with commas; * stands for anything.",
 )
 @click.option(
+    "--seeds",
+    "n_seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Every task with so many seeds in all, --seed and those after it; the table has each, and their mean.",
+)
+@click.option(
     "--baselines",
     is_flag=True,
     help="Also the model tuned on the demonstrations alone, and the base with made pairs in its prompt.",
@@ -43,6 +52,7 @@ def bench(
     bench_dir: Path | None,
     preset: str,
     tasks: str,
+    n_seeds: int,
     baselines: bool,
     ablate: tuple[str, ...],
     as_json: bool,
@@ -57,13 +67,13 @@ def bench(
 
     DIR holds task files (.toml), or JSON as `sg-local task import` reads it, in itself or in its directory `tasks`.
     Each needs test rows. Called again, it goes on with what is missing; a task that failed does not stop the others
-    (exit code 1). What --baselines and --ablate compare with is run first, if it is not there; stages that a changed
-    setting does not reach are not run again.
+    (exit code 1). What --seeds, --baselines and --ablate compare with is run first, if it is not there; stages that a
+    changed setting does not reach are not run again.
     """  # fmt: skip
     import json
 
     from sg_local.ablation import parse_switches
-    from sg_local.ablation_table import BASELINES
+    from sg_local.ablation_table import BASELINES, SEED
     from sg_local.bench import results_markdown, run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable
@@ -71,7 +81,8 @@ def bench(
 
     patterns = [name.strip() for name in tasks.split(",") if name.strip()]
     resolved = resolve_settings(preset, given(settings))
-    switches = parse_switches([*([BASELINES] if baselines else []), *ablate], resolved)
+    seeds = [f"{SEED}={resolved.seed + more}" for more in range(1, n_seeds)]
+    switches = parse_switches([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
     found, failed = run_bench(directory, model, bench_dir, resolved, patterns, switches)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))

@@ -249,6 +249,42 @@ def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(bench: Call,
     assert [row["task"] for row in found["tasks"]] == ["inbox"]
 
 
+def test_every_task_runs_with_more_seeds_and_their_mean_is_told(bench: Call, stages: Stages) -> None:
+    stages.right = 24
+    result = bench("--seed", "7", "--seeds", "3", "--ablate", "rank=8")
+    assert result.exit_code == 0, result.stderr
+    assert [run for run, stage in stages.ran if stage == "evaluate"] == [
+        "inbox",
+        *(f"ablations/{switch}/inbox" for switch in ("seed=8", "seed=9", "rank=8")),
+    ]
+    table = Path("out/results.md").read_text()
+    assert "| task | few-shot | seed 7 | seed 8 | seed 9 | mean | gain over few-shot [95 %] |" in table
+    assert "| inbox | 0.500 | 0.750 | 0.600 | 0.600 | 0.650 | +0.150 |" in table
+    assert "| **mean of 1, Exact Match** |  |  |  |  |  | +0.150 |" in table
+    assert "| seed=8 |" not in table  # a seed is no part of the method that would be switched off
+    assert "| rank=8 | inbox |" in table
+    found = json.loads(Path("out/results.json").read_text())["seeds"]
+    assert found["tasks"][0]["scores"] == {"7": 0.75, "8": 0.6, "9": 0.6}
+    assert found["summary"] == {"exact_match": {"n_tasks": 1, "mean": 0.15, "interval_95": None}}
+    stages.ran.clear()
+    assert bench("--seed", "7", "--seeds", "3").exit_code == 0
+    assert stages.ran == []
+
+
+def test_a_seed_that_is_missing_for_a_task_leaves_its_place_empty() -> None:
+    gain = {"mean": 0.1, "interval_95": [0.0, 0.2], "p": 0.2}
+    both = {"metric": "rouge_l", "default": 0.5, "difference": gain, "base_few_shot": 0.3, "seed": 0}
+    rows = [
+        {**both, "task": task, "switch": f"seed={seed}", "switched": 0.4}
+        for task, seed in (("a", 10), ("a", 2), ("b", 2))
+    ]
+    lines = markdown(rows).splitlines()
+    assert "| task | few-shot | seed 0 | seed 2 | seed 10 | mean | gain over few-shot [95 %] |" in lines
+    assert "| a | 0.300 | 0.500 | 0.400 | 0.400 | 0.433 | +0.133 |" in lines
+    assert "| b | 0.300 | 0.500 | 0.400 |  | 0.450 | +0.150 |" in lines
+    assert any(line.startswith("| **mean of 2, ROUGE-L** |") for line in lines)
+
+
 def test_baselines_are_added_to_a_finished_bench_and_only_they_score_many_pairs(
     bench: Call, stages: Stages
 ) -> None:
