@@ -8,6 +8,7 @@
 Layout: what SELF-GUIDE (arXiv 2407.12874, section 4) tells of its tasks, with the interval and the test beside it.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def row_of(evaluation: dict[str, Any], manifest: dict[str, Any]) -> Row:
         "kind": "classification" if is_classification else "generation",
         "n_rows": evaluation["n_rows"],
         "minutes": round(sum(entry["seconds"] for entry in manifest["stages"].values()) / 60, 1),
+        "merged_type": manifest["stages"].get("export", {}).get("parity", {}).get("merged_type"),
         "scores": {name: contenders[name][metric]["mean"] for name in wanted},
         "gain": evaluation["gain"],
     }
@@ -100,9 +102,20 @@ def markdown(rows: Sequence[Row], failed: dict[str, str]) -> str:
         parts += [f"### {kind.capitalize()}: {METRICS[kind]}", ""]
         parts += _table(own, totals, kind == "classification")
         parts += ["", _in_words(totals), ""]
+    parts += _type_lines(rows)
     for task, reason in sorted(failed.items()):
         parts.append(f"- {task} is not finished: {'; '.join(reason.splitlines())}")
     return "\n".join(parts).strip() + "\n" if parts else "no task is finished\n"
+
+
+def _type_lines(rows: Sequence[Row]) -> list[str]:
+    """Which merged files have another type than most: that of the base was too coarse for what was trained."""
+    types = Counter(row["merged_type"] for row in rows if row.get("merged_type"))
+    return [
+        f"- {row['task']}: model.gguf is {row['merged_type']}, as the base's type was too coarse for what was trained"
+        for row in rows
+        if row.get("merged_type") and row["merged_type"] != types.most_common(1)[0][0]
+    ]
 
 
 def _table(rows: Sequence[Row], totals: dict[str, Any], is_classification: bool) -> list[str]:

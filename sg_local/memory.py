@@ -55,6 +55,10 @@ CONTENDERS = 4  # stages/evaluate.py; where there are labels, one more
 LEAST_N_CTX = 512  # below, a batch could not be filled
 
 # Bytes of a weight in a quantized file: Llama 2 7B's published files by its 6.74 billion weights.
+KEEPS_TYPES = (
+    "auto",
+    "base",
+)  # where the merged file is as large as the base, if auto finds its types fine enough
 QUANT_BYTES = {"F16": 2.0, "Q8_0": 1.063, "Q6_K": 0.82, "Q5_K_M": 0.71, "Q4_K_M": 0.606, "Q4_0": 0.568}
 
 # Hugging Face's name of a matrix that LoRA can change -> its name in a GGUF.
@@ -412,7 +416,7 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     """
     lora = model.lora_parameters(settings.rank, settings.target_modules)
     merged = model.file_bytes
-    if settings.quant != "base":
+    if settings.quant not in KEEPS_TYPES:
         merged = int(QUANT_BYTES[settings.quant] * model.n_parameters)
     longest = tokens.instruction + tokens.demonstrations + tokens.input + tokens.answer
     # Of torch and three llama.cpp models, one for each token of an answer; and one prompt's in the making.
@@ -435,7 +439,7 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     served = _engine("export", model, replace(settings, n_parallel=1), on_gpu, merged)
     in_16_bit = _engine("export", model, replace(settings, n_parallel=1), False, 2 * model.n_parameters)
     hosts = [torch_host, served.host, libraries | in_16_bit.host]
-    between = {"one while another is written": merged} if settings.quant not in ("base", "F16") else {}
+    between = {"one while another is written": merged} if settings.quant not in (*KEEPS_TYPES, "F16") else {}
     return Need(
         "export",
         served.gpu,

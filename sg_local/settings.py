@@ -272,10 +272,11 @@ class Settings:
     )
 
     quant: str = _setting(
-        "base",
+        "auto",
         "export",
-        "Type of the merged model.gguf; base: every tensor keeps its own type.",
-        choices=("base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
+        "Type of the merged model.gguf; base: every tensor keeps its own type; auto: the same, and Q8_0 where that is "
+        "measured to be too coarse for what was trained.",
+        choices=("auto", "base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
     )
 
     many_shot: bool = _setting(

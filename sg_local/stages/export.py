@@ -2,7 +2,7 @@
 
 reads  adapter/
 writes adapter.gguf   LoRA adapter for the base GGUF
-       model.gguf     base and adapter merged, in the base's own types or --quant
+       model.gguf     base and adapter merged, in the base's own types, Q8_0 where these are too coarse, or --quant
        Modelfile      for `ollama create`
 
 Nothing gets its final name before llama.cpp with these files was compared with torch (parity.py).
@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sg_local.errors import InputError
@@ -35,6 +37,7 @@ from sg_local.stages.train import ADAPTER_FILES
 
 EXPORTED = ("adapter.gguf", "model.gguf", "Modelfile")
 EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
+FINER = "Q8_0"  # of model.gguf, where the base's own types are too coarse
 
 
 def run_export(run: Run) -> None:
@@ -48,10 +51,10 @@ def run_export(run: Run) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         metadata = _metadata(run)
-        _write_ggufs(run.model, run.settings, run.file("adapter"), work, metadata)
         write_text(work / "Modelfile", _modelfile(run))
-        say("export: comparing llama.cpp with torch")
-        parity = measure_run(run, work / "adapter.gguf", work / "model.gguf")
+        parity = _write_ggufs(
+            run.model, run.settings, run.file("adapter"), work, metadata, partial(measure_run, run)
+        )
         details["parity"] = parity.as_dict()
         _require_and_tell(parity, run.file("adapter"), run.model)
         for name in EXPORTED:
@@ -81,9 +84,8 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
             "general.name": f"{base.path.stem} with {adapter_dir.resolve().name}",
             **_origin(base),
         }
-        _write_ggufs(base, settings, adapter_dir, work, metadata)
-        say("export: comparing llama.cpp with torch")
-        parity = measure_on_texts(base, settings, adapter_dir, work / "adapter.gguf", work / "model.gguf")
+        measured = partial(measure_on_texts, base, settings, adapter_dir)
+        parity = _write_ggufs(base, settings, adapter_dir, work, metadata, measured)
         _require_and_tell(parity, adapter_dir, base)
         write_text(work / "parity.json", json.dumps(parity.as_dict(), indent=1) + "\n")
         for name in EXPORTED_FROM_ELSEWHERE:
@@ -96,32 +98,58 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
 
 
 def _require_and_tell(parity: Parity, adapter_dir: Path, base: BaseModel) -> None:
-    say(f"export: {parity.in_words()}")
     require_parity(parity, adapter_dir, base.path)
     if parity.advice:
         say(f"export: {parity.advice}")
 
 
 def _write_ggufs(
-    base: BaseModel, settings: Settings, adapter_dir: Path, work: Path, metadata: dict[str, str]
+    base: BaseModel,
+    settings: Settings,
+    adapter_dir: Path,
+    work: Path,
+    metadata: dict[str, str],
+    measured: Callable[[Path, Path], Parity],
+) -> Parity:
+    """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured."""
+    adapter, merged = work / "adapter.gguf", work / "model.gguf"
+    say("export: adapter.gguf")
+    write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
+
+    def write_and_measure(quant: str) -> Parity:
+        say(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})")
+        _write_merged(base, settings, adapter, merged, quant, metadata)
+        say("export: comparing llama.cpp with torch")
+        parity = measured(adapter, merged)
+        say(f"export: {parity.in_words()}")
+        return parity
+
+    if settings.quant != "auto":
+        return write_and_measure(settings.quant)
+    parity = write_and_measure("base")
+    if parity.is_too_coarse:
+        say(f"export: {parity.merged_type} is too coarse for what was trained, model.gguf is made in {FINER}")
+        parity = write_and_measure(FINER)
+    return parity
+
+
+def _write_merged(
+    base: BaseModel, settings: Settings, adapter: Path, merged: Path, quant: str, metadata: dict[str, str]
 ) -> None:
-    """Writes work/adapter.gguf and work/model.gguf.
+    """Base and adapter as one file.
 
     Another quantization is made of the base, and the adapter added on its grid. Quantizing after the merge would be
     shorter, but rounds the adapter away wherever a matrix keeps its type.
     """
-    adapter, merged = work / "adapter.gguf", work / "model.gguf"
-    say("export: adapter.gguf")
-    write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
-    say(f"export: model.gguf ({'the types of the base' if settings.quant == 'base' else settings.quant})")
-    if settings.quant == "F16":
+    if quant == "F16":
         merge_gguf(base.path, adapter, merged, metadata=metadata, matrix_type="F16")
-    elif settings.quant == "base":
+    elif quant == "base":
         merge_gguf(base.path, adapter, merged, metadata=metadata)
     else:
-        requantize(base.path, work / "base.gguf", settings.quant, settings.n_threads)
-        merge_gguf(work / "base.gguf", adapter, merged, metadata=metadata, force=True)
-        (work / "base.gguf").unlink()
+        requantized = merged.with_name("base.gguf")
+        requantize(base.path, requantized, quant, settings.n_threads)
+        merge_gguf(requantized, adapter, merged, metadata=metadata, force=True)
+        requantized.unlink()
 
 
 def _metadata(run: Run) -> dict[str, str]:

@@ -93,6 +93,12 @@ class Parity:
             )
         return found
 
+    @property
+    def is_too_coarse(self) -> bool:
+        """Whether the one fault is that the merged file's type cannot hold what was trained."""
+        is_rounding = math.isfinite(self.mean_kl_nats) and self.merged_type not in FINE_TYPES
+        return is_rounding and bool(self.faults()) and not replace(self, mean_kl_nats=0.0).faults()
+
     def in_words(self) -> str:
         """The numbers on one line."""
         return (
@@ -172,8 +178,7 @@ def require_parity(parity: Parity, adapter: Path, base: Path) -> None:
     """Raises SgLocalError with the numbers where the exported files are not the trained model, and what to do."""
     if not (faults := parity.faults()):
         return
-    is_rounding = math.isfinite(parity.mean_kl_nats) and parity.merged_type not in FINE_TYPES
-    if not is_rounding or replace(parity, mean_kl_nats=0.0).faults():
+    if not parity.is_too_coarse:
         reason = (
             "this is a defect of sg-local or of the llama.cpp in use, please report it with these numbers"
         )

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from gguf_models import adapter_arrays, names_in, write_peft
 from tiny_models import write_tiny_llama
 
 import sg_local.stages.export as export_module
+import sg_local.stages.parity as parity_module
 from sg_local.errors import InputError, SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import read_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.tensors import lora_targets
+from sg_local.llama.quantize import requantize
 from sg_local.settings import Settings
 from sg_local.stages.export import export_adapter
 
@@ -61,6 +64,32 @@ def test_another_quantization_is_proved_too(base: Path, tmp_path: Path) -> None:
     settings = Settings(n_ctx=512, n_threads=1, quant="Q8_0")
     parity = export_adapter(write_peft(tmp_path / "lora", ALL, SMALL), str(base), tmp_path / "out", settings)
     assert parity.merged_type == "Q8_0"
+
+
+def test_where_the_types_of_the_base_are_too_coarse_the_merged_file_is_finer(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = tmp_path / "tiny.Q4_0.gguf"
+    requantize(base, coarse, "Q4_0", 1)
+    adapter_dir = write_peft(tmp_path / "lora", ALL, SMALL)
+    parity = export_adapter(adapter_dir, str(coarse), tmp_path / "fits", SETTINGS)
+    assert parity.merged_type == "Q4_0"
+
+    monkeypatch.setattr(parity_module, "MAX_MEAN_KL_NATS_COARSER", parity.mean_kl_nats / 2)
+    capsys.readouterr()
+    finer = export_adapter(adapter_dir, str(coarse), tmp_path / "finer", SETTINGS)
+    assert finer.merged_type == "Q8_0"
+    assert finer.mean_kl_nats < parity.mean_kl_nats
+    assert "Q4_0 is too coarse for what was trained, model.gguf is made in Q8_0" in capsys.readouterr().err
+    assert names_in(tmp_path / "finer") == {"adapter.gguf", "model.gguf", "parity.json"}
+    types = {tensor.type_name for tensor in read_header(tmp_path / "finer" / "model.gguf").tensors}
+    assert "Q4_0" not in types
+
+    # Types that were asked for are not left by themselves.
+    for quant in ("base", "Q4_0"):
+        with pytest.raises(SgLocalError, match=r"Q4_0 is too coarse .*--quant Q8_0"):
+            export_adapter(adapter_dir, str(coarse), tmp_path / quant, replace(SETTINGS, quant=quant))
+        assert not (tmp_path / quant).exists()
 
 
 def test_an_export_that_is_not_the_trained_model_leaves_nothing(

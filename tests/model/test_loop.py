@@ -131,7 +131,7 @@ def test_another_quantization_keeps_the_adapter(finished: Path, home: Path) -> N
     copy = home / "quantized"
     shutil.copytree(finished, copy)
     settings = copy / "settings.toml"
-    settings.write_text(settings.read_text().replace('quant = "base"', 'quant = "Q4_K_M"'))
+    settings.write_text(settings.read_text().replace('quant = "auto"', 'quant = "Q4_K_M"'))
     result = sg_local("export", copy, "--redo", home=home)
     assert result.returncode == 0, result.stderr
     parity = json.loads((copy / "manifest.json").read_text())["stages"]["export"]["parity"]

@@ -387,6 +387,13 @@ ROWS = [
 ]
 
 
+def test_a_merged_file_of_another_type_is_named() -> None:
+    rows = [{**row, "merged_type": name} for row, name in zip(ROWS, ("Q4_1", "Q8_0", "Q4_1"), strict=True)]
+    told = [line for line in markdown(rows, {}).splitlines() if line.startswith("- ")]
+    assert told == ["- b: model.gguf is Q8_0, as the base's type was too coarse for what was trained"]
+    assert "model.gguf is" not in markdown(ROWS, {})
+
+
 def test_means_are_those_of_the_tasks_with_an_interval_over_them() -> None:
     found = summary(ROWS)["classification"]
     assert found["means"]["base_few_shot"] == 0.4

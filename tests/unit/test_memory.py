@@ -273,7 +273,8 @@ def test_its_numbers_are_those_of_the_code_that_it_tells_about(finished_run: Run
     assert len(_contenders(finished_run)) == memory.CONTENDERS + 1
     free = replace(finished_run, task=replace(finished_run.task, labels=()))
     assert len(_contenders(free)) == memory.CONTENDERS
-    assert set(memory.QUANT_BYTES) == {*FILE_TYPES} == {*SETTINGS["quant"].metadata["choices"]} - {"base"}
+    choices = {*SETTINGS["quant"].metadata["choices"]}
+    assert set(memory.QUANT_BYTES) == {*FILE_TYPES} == choices - {*memory.KEEPS_TYPES}
     for choice in SETTINGS["gradient_checkpointing"].metadata["choices"]:
         for on_gpu in (True, False):
             there = load.TrainSettings.uses_checkpointing

@@ -116,7 +116,7 @@ def test_all_faults_are_told_at_once_unknown_names_first():
         "min_share = 1.5 should be at most 1",
         "calibrate = 1 should be true or false",
         "rank = '16' should be a whole number",
-        "quant = 'Q9' should be one of base, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0",
+        "quant = 'Q9' should be one of auto, base, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0",
     ]
 
 
