@@ -8,7 +8,7 @@
         "like_demonstrations": {"from_rouge_l": 0.5, "input_share": 0.04},
         "input_characters": {"made": {"min": 21, "quartiles": [40, 52, 70], "max": 118}, "demonstrations": {...}},
         "labels": {"refund": {"made_for": 64, "annotated": 71, "kept": 55, "shown": 60, "weight": 60.0,
-                              "demonstrations": 1}}}
+                              "longer_share": 0.55, "demonstrations": 1}}}
 
 Sources: distinct-n is the share of distinct n-grams among all (Li et al. 2016, arXiv 1510.03055), which falls as rows
 grow, so compare it between runs of one size; likeness to the nearest other input is Self-Instruct's measure of
@@ -17,6 +17,7 @@ diversity (arXiv 2212.10560, figure 4).
 
 import random
 import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
@@ -46,6 +47,10 @@ MIN_SHARE_OF_A_LABEL = 0.25  # of its equal share
 MAX_LABELS_IN_A_LINE = 6  # of more the commonest are shown; all are in the manifest
 MAX_LABELS_IN_TABLE = 30
 MAX_WARNED_LABELS = 3
+MIN_ROWS_OF_A_LABEL = 10  # before its lengths are compared with the others'
+MAX_LONGER_SHARE = (
+    0.75  # of pairs with other labels' rows: chance is 0.5, two standard errors with 40 rows 0.13
+)
 MAX_P_OF_AGREEMENT = 0.05  # of labels and what inputs were made for; above it may be chance
 
 
@@ -218,6 +223,7 @@ def warnings(report: dict[str, Any], agreement: dict[str, Any] | None = None) ->
                 "demonstrations of the lengths that you expect"
             )
     labels = report.get("labels", {})
+    found += _length_warnings(labels)
     equal = sum(counts["kept"] for counts in labels.values()) / max(1, len(labels))
     rare = [label for label, counts in labels.items() if counts["kept"] < MIN_SHARE_OF_A_LABEL * equal]
     shown = f"{equal:.0f}" if equal >= 1 else "less than one for each"
@@ -229,6 +235,27 @@ def warnings(report: dict[str, Any], agreement: dict[str, Any] | None = None) ->
     if len(rare) > MAX_WARNED_LABELS:
         found.append(f"{len(rare) - MAX_WARNED_LABELS} labels more have as few rows: see manifest.json")
     return found
+
+
+def _length_warnings(labels: dict[str, dict[str, Any]]) -> list[str]:
+    """Which labels a model could tell by the length of the input alone."""
+    shares = {
+        label: counts["longer_share"]
+        for label, counts in labels.items()
+        if counts["longer_share"] is not None
+    }
+    told = [
+        (label, "longer", share) if share > 0.5 else (label, "shorter", 1 - share)
+        for label, share in shares.items()
+        if max(share, 1 - share) > MAX_LONGER_SHARE
+    ]
+    if len(labels) == 2:  # what is longer than the one is shorter than the other
+        told = told[:1]
+    return [
+        f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model may learn that: "
+        "where yours are not so, --balance-lengths takes it out, or give demonstrations of equal lengths"
+        for label, how, share in told[:MAX_WARNED_LABELS]
+    ]
 
 
 def _drops(reasons: Iterable[tuple[str | None, str | None]], labels: Sequence[str]) -> Drops:
@@ -257,8 +284,23 @@ def _label_counts(
         "kept": sum(row["output"] == label for row in made if row["drop"] is None),
         "shown": sum(row["copies"] for row in own),
         "weight": round(sum(row["copies"] * row["weight"] for row in own), 2),
+        "longer_share": _longer_share(own, [row for row in rows if row["output"] != label]),
         "demonstrations": sum(example.output == label for example in task.examples),
     }
+
+
+def _longer_share(rows: Sequence[Row], others: Sequence[Row]) -> float | None:
+    """In which share of the pairs that are shown the input of the first is longer than that of the second.
+
+    Equally long ones count half, so that 0.5 tells nothing (the area under the ROC curve). None where rows are too few.
+    """
+    own, rest = (
+        sorted(len(row["input"]) for row in some for _ in range(row["copies"])) for some in (rows, others)
+    )
+    if min(sum(row["copies"] > 0 for row in some) for some in (rows, others)) < MIN_ROWS_OF_A_LABEL:
+        return None
+    twice = sum(bisect_left(rest, length) + bisect_right(rest, length) for length in own)
+    return round(twice / 2 / (len(own) * len(rest)), 4)
 
 
 def _distinct(texts: Sequence[str], n: int) -> float:

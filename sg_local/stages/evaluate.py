@@ -162,9 +162,9 @@ def _label_lines(before: dict[str, Any], after: dict[str, Any], labels: Sequence
 def _one_answer_lines(after: dict[str, Any], n_rows: int) -> list[str]:
     """Says so where the tuned model gives one label to nearly all rows, and far fewer have it."""
     return [
-        f"{TUNED} says {label!r} to {counts['given']} of {n_rows} rows, and {counts['rows']} are: it has learned one "
-        "answer. A new run with another --seed may do better; what curate tells of the labels says whether this model "
-        "can"
+        f"{TUNED} says {label!r} to {counts['given']} of {n_rows} rows, and {counts['rows']} are: what it learned from "
+        "the made rows does not tell these apart. Compare the inputs in train.jsonl with them; a new run with another "
+        "--seed makes others"
         for label, counts in after.items()
         if counts["given"] >= ONE_ANSWER * n_rows and counts["rows"] < LESS_THAN * n_rows
     ]

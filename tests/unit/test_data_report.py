@@ -87,6 +87,7 @@ def test_the_funnel_is_told_by_stage_reason_and_label() -> None:
         "kept": 1,
         "shown": 2,
         "weight": 2.0,
+        "longer_share": None,
         "demonstrations": 1,
     }
     lines = report_lines(report)
@@ -231,6 +232,26 @@ def test_lengths_far_from_the_demonstrations_are_warned_of(characters: int, word
         f"half of the inputs have {characters} characters or {word}, the demonstrations' 16 to 21: --length"
     )
     assert [line[: len(expected)] for line in lines] == ([expected] if word else [])
+
+
+@pytest.mark.parametrize(("n_rows", "gap", "share"), [(12, 30, 1.0), (12, 0, 0.5), (9, 30, None)])
+def test_a_label_that_its_length_tells_is_warned_of(n_rows: int, gap: int, share: float | None) -> None:
+    """Equal lengths are none, and nine rows of a label are too few to say so."""
+    lengths = {"refund": 20 + gap, "login": 20}
+    rows = curated(
+        *(
+            (n, f"{n:03}".ljust(lengths[label], "x"), label, None, 1 + n % 2)
+            for n, label in enumerate(["refund", "login"] * n_rows)
+        )
+    )
+    report = told(rows, BOXES)
+    assert report["labels"]["refund"]["longer_share"] == share
+    lines = [line for line in warnings(report) if "--balance-lengths" in line]
+    if share == 1.0:
+        assert len(lines) == 1
+        assert lines[0].startswith("inputs of 'refund' are longer than the others in 100% of the pairs")
+    else:
+        assert lines == []
 
 
 def test_of_many_labels_the_table_and_the_warnings_stay_short() -> None:

@@ -126,11 +126,11 @@ def test_the_table_tells_each_label_and_whether_one_is_given_to_all(finished_run
     assert "label               rows      given  right      given  right" in lines
     assert "refund                 1          0      0          0      0" in lines
     assert "login                  2          0      0          2      1" in lines
-    assert not any("learned one answer" in line for line in lines)
+    assert not any("does not tell these apart" in line for line in lines)
 
     write_rows(finished_run.file("test.jsonl"), ONE_OF_TWO)
     assert run_stage(finished_run, "evaluate", redo=True)
-    told = [line for line in score_table(finished_run).splitlines() if "learned one answer" in line]
+    told = [line for line in score_table(finished_run).splitlines() if "does not tell these apart" in line]
     assert len(told) == 1
     assert told[0].startswith("tuned_merged says 'login' to 2 of 2 rows, and 1 are: ")
 
