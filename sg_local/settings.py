@@ -206,11 +206,6 @@ class Settings:
     max_copies: int = _setting(
         8, "curate", "How often a row may be repeated to give every label equal numbers.", low=1
     )
-    balance_lengths: bool = _setting(
-        False,
-        "curate",
-        "Give every label equal numbers among short, middle and long inputs too, so that the length does not tell it.",
-    )
 
     trainer: str = _setting(
         "unsloth",

@@ -252,8 +252,8 @@ def _length_warnings(labels: dict[str, dict[str, Any]]) -> list[str]:
     if len(labels) == 2:  # what is longer than the one is shorter than the other
         told = told[:1]
     return [
-        f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model may learn that: "
-        "where yours are not so, --balance-lengths takes it out, or give demonstrations of equal lengths"
+        f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model learns "
+        "that: where real ones are not so, give demonstrations of equal lengths"
         for label, how, share in told[:MAX_WARNED_LABELS]
     ]
 

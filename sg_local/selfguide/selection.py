@@ -240,24 +240,6 @@ def in_turns(labels: Sequence[str]) -> list[int]:
     return sorted(range(len(labels)), key=lambda place: (turns[place], place))
 
 
-def length_strata(lengths: Sequence[int], labels: Sequence[str]) -> list[int]:
-    """Which third of the inputs' lengths each row is in: 0 for short ones, 1, 2; halves, or 0 for all, where that is
-    the finest in which every label occurs everywhere.
-
-    Where a label's made inputs are longer than the others', as its demonstrations happen to be, a model learns the
-    length. Equal numbers within groups of the telling feature are the plain remedy (Idrissi et al. 2022, "Simple data
-    balancing achieves competitive worst-group-accuracy", arXiv 2110.14503); the artefact itself is known from
-    Gururangan et al. 2018 (arXiv 1803.02324).
-    """
-    ordered = sorted(lengths)
-    for n_strata in (3, 2):
-        bounds = [ordered[len(ordered) * part // n_strata] for part in range(1, n_strata)] if ordered else []
-        strata = [sum(length >= bound for bound in bounds) for length in lengths]
-        if len(set(zip(strata, labels, strict=True))) == n_strata * len(set(labels)):
-            return strata
-    return [0] * len(lengths)
-
-
 def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:
     """How often each row is shown so that all labels that occur are shown equally often; 0 drops a row.
 

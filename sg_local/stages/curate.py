@@ -30,7 +30,6 @@ from sg_local.selfguide.selection import (
     ensemble,
     follows_labels,
     label_probabilities,
-    length_strata,
     margin,
     most_confident,
     reliability,
@@ -235,23 +234,14 @@ def _answer_confidence(output: dict[str, Any], choose_by: str) -> float:
 
 
 def _balance(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Equal numbers for each label that occurs, by repeating rows, the most confident ones first.
-
-    With balance_lengths that is so among short, middle and long inputs.
-    """
+    """Equal numbers for each label that occurs, by repeating rows, the most confident ones first."""
     left = [row for row in rows if row["drop"] is None]
     left.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
-    labels = [row["output"] for row in left]
-    strata = [0] * len(left)
-    if run.settings.balance_lengths:
-        strata = length_strata([len(row["input"]) for row in left], labels)
-    for stratum in set(strata):
-        own = [place for place, other in enumerate(strata) if other == stratum]
-        copies = balancing_copies([labels[place] for place in own], run.settings.max_copies)
-        for place, count in zip(own, copies, strict=True):
-            left[place]["copies"] = count
-            if count == 0:
-                left[place]["drop"] = "balance"
+    copies = balancing_copies([row["output"] for row in left], run.settings.max_copies)
+    for row, count in zip(left, copies, strict=True):
+        row["copies"] = count
+        if count == 0:
+            row["drop"] = "balance"
 
 
 def _train_on_demonstrations(rows: list[dict[str, Any]], n_demonstrations: int) -> None:

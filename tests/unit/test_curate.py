@@ -71,33 +71,6 @@ def test_every_label_is_shown_equally_often_and_the_demonstrations_come_first(ne
     assert report["kept"] == sum(row["drop"] is None for row in rows) - 1
 
 
-def test_labels_are_balanced_among_short_middle_and_long_inputs_too(
-    tmp_path: Path, task: Path, model: Path
-) -> None:
-    """Of nine refunds six are long, of nine logins six are short."""
-    lengths = [10, 20, 30, 31, 32, 33, 34, 35, 36, 11, 12, 13, 14, 15, 16, 17, 21, 37]
-    inputs, outputs = scored([(-0.1, -6.0)] * 9 + [(-6.0, -0.1)] * 9, ["refund"] * 9 + ["login"] * 9)
-    for row, length in zip(inputs, lengths, strict=True):
-        row["input"] = f"{row['id']:02}".ljust(length, "x")
-    longer = {}
-    for name, balanced in (("plain", False), ("balanced", True)):
-        (tmp_path / name).mkdir()
-        run = begun(tmp_path / name, task, model, keep_confident=1.0, balance_lengths=balanced)
-        rows = curated(run, inputs, outputs)
-        shown = Counter(
-            (row["output"], _third(len(row["input"]))) for row in rows for _ in range(row["copies"])
-        )
-        assert sum(shown.values()) >= 18
-        longer[name] = shown
-    assert longer["plain"]["refund", "long"] > 2 * longer["plain"]["login", "long"]
-    for third in ("short", "middle", "long"):
-        assert longer["balanced"]["refund", third] == longer["balanced"]["login", third] > 0
-
-
-def _third(length: int) -> str:
-    return "short" if length < 16 else "middle" if length < 31 else "long"
-
-
 def test_the_least_confident_of_each_label_are_dropped(tmp_path: Path, task: Path, model: Path) -> None:
     run = begun(tmp_path, task, model, agreement="never")
     logprobs = [(-0.1, -5.0 - number) for number in range(5)] + [(-5.0 - number, -0.1) for number in range(5)]

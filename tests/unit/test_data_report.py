@@ -246,7 +246,7 @@ def test_a_label_that_its_length_tells_is_warned_of(n_rows: int, gap: int, share
     )
     report = told(rows, BOXES)
     assert report["labels"]["refund"]["longer_share"] == share
-    lines = [line for line in warnings(report) if "--balance-lengths" in line]
+    lines = [line for line in warnings(report) if "of equal lengths" in line]
     if share == 1.0:
         assert len(lines) == 1
         assert lines[0].startswith("inputs of 'refund' are longer than the others in 100% of the pairs")

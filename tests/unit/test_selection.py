@@ -18,7 +18,6 @@ from sg_local.selfguide.selection import (
     in_turns,
     instruction_following_difficulty,
     label_probabilities,
-    length_strata,
     likeness,
     margin,
     most_confident,
@@ -238,21 +237,6 @@ def test_balancing_makes_all_counts_equal_within_max_copies(labels: list[str], m
         own = [count for other, count in zip(labels, copies, strict=True) if other == label]
         assert own == sorted(own, reverse=True)
         assert max(own) - min(own) <= 1
-
-
-@pytest.mark.parametrize(
-    ("labels", "lengths", "expected"),
-    [
-        ("ababab", [1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 2, 2]),
-        ("ababab", [6, 5, 4, 3, 2, 1], [2, 2, 1, 1, 0, 0]),
-        ("aabbab", [1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1]),  # no b is in the shortest third, one in each half
-        ("aaabbb", [1, 2, 3, 4, 5, 6], [0] * 6),  # nothing to compare anywhere
-        ("abab", [5, 5, 5, 5], [0] * 4),
-        ("", [], []),
-    ],
-)
-def test_lengths_are_compared_where_every_label_occurs(labels: str, lengths: list[int], expected: list[int]):
-    assert length_strata(lengths, list(labels)) == expected
 
 
 @pytest.mark.parametrize(("true_reliability", "n_labels"), [(0.9, 2), (0.7, 4), (0.55, 3)])
