@@ -8,7 +8,6 @@
 Layout: what SELF-GUIDE (arXiv 2407.12874, section 4) tells of its tasks, with the interval and the test beside it.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +49,7 @@ def row_of(evaluation: dict[str, Any], manifest: dict[str, Any]) -> Row:
         "kind": "classification" if is_classification else "generation",
         "n_rows": evaluation["n_rows"],
         "minutes": round(sum(entry["seconds"] for entry in manifest["stages"].values()) / 60, 1),
-        "merged_type": manifest["stages"].get("export", {}).get("parity", {}).get("merged_type"),
+        **_types(manifest["stages"].get("export", {})),
         "scores": {name: contenders[name][metric]["mean"] for name in wanted},
         "gain": evaluation["gain"],
     }
@@ -108,13 +107,19 @@ def markdown(rows: Sequence[Row], failed: dict[str, str]) -> str:
     return "\n".join(parts).strip() + "\n" if parts else "no task is finished\n"
 
 
+def _types(export: dict[str, Any]) -> Row:
+    """The type of the merged file, and that of the base where it was too coarse (stages/export.py)."""
+    found = {"merged_type": "parity", "too_coarse": "too_coarse"}
+    return {key: export[entry]["merged_type"] for key, entry in found.items() if entry in export}
+
+
 def _type_lines(rows: Sequence[Row]) -> list[str]:
-    """Which merged files have another type than most: that of the base was too coarse for what was trained."""
-    types = Counter(row["merged_type"] for row in rows if row.get("merged_type"))
+    """Which merged files have another type than the base."""
     return [
-        f"- {row['task']}: model.gguf is {row['merged_type']}, as the base's type was too coarse for what was trained"
+        f"- {row['task']}: model.gguf is {row['merged_type']}, as {row['too_coarse']} was too coarse for what was "
+        "trained"
         for row in rows
-        if row.get("merged_type") and row["merged_type"] != types.most_common(1)[0][0]
+        if "too_coarse" in row
     ]
 
 

@@ -48,9 +48,7 @@ MAX_LABELS_IN_A_LINE = 6  # of more the commonest are shown; all are in the mani
 MAX_LABELS_IN_TABLE = 30
 MAX_WARNED_LABELS = 3
 MIN_ROWS_OF_A_LABEL = 10  # before its lengths are compared with the others'
-MAX_LONGER_SHARE = (
-    0.75  # of pairs with other labels' rows: chance is 0.5, two standard errors with 40 rows 0.13
-)
+MAX_LONGER_SHARE = 0.75  # of pairs of rows: chance is 0.5, and two standard errors with 40 rows 0.13
 MAX_P_OF_AGREEMENT = 0.05  # of labels and what inputs were made for; above it may be chance
 
 
@@ -252,8 +250,8 @@ def _length_warnings(labels: dict[str, dict[str, Any]]) -> list[str]:
     if len(labels) == 2:  # what is longer than the one is shorter than the other
         told = told[:1]
     return [
-        f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model learns "
-        "that: where real ones are not so, give demonstrations of equal lengths"
+        f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model "
+        "may learn that: where real ones are not so, give demonstrations of equal lengths"
         for label, how, share in told[:MAX_WARNED_LABELS]
     ]
 

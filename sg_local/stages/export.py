@@ -52,10 +52,12 @@ def run_export(run: Run) -> None:
         work.mkdir(parents=True)
         metadata = _metadata(run)
         write_text(work / "Modelfile", _modelfile(run))
-        parity = _write_ggufs(
+        parity, too_coarse = _write_ggufs(
             run.model, run.settings, run.file("adapter"), work, metadata, partial(measure_run, run)
         )
         details["parity"] = parity.as_dict()
+        if too_coarse:
+            details["too_coarse"] = too_coarse.as_dict()
         _require_and_tell(parity, run.file("adapter"), run.model)
         for name in EXPORTED:
             os.replace(work / name, run.file(name))
@@ -85,7 +87,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
             **_origin(base),
         }
         measured = partial(measure_on_texts, base, settings, adapter_dir)
-        parity = _write_ggufs(base, settings, adapter_dir, work, metadata, measured)
+        parity, _ = _write_ggufs(base, settings, adapter_dir, work, metadata, measured)
         _require_and_tell(parity, adapter_dir, base)
         write_text(work / "parity.json", json.dumps(parity.as_dict(), indent=1) + "\n")
         for name in EXPORTED_FROM_ELSEWHERE:
@@ -110,8 +112,11 @@ def _write_ggufs(
     work: Path,
     metadata: dict[str, str],
     measured: Callable[[Path, Path], Parity],
-) -> Parity:
-    """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured."""
+) -> tuple[Parity, Parity | None]:
+    """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured.
+
+    Where the base's types were too coarse for that, it returns what was measured of them too.
+    """
     adapter, merged = work / "adapter.gguf", work / "model.gguf"
     say("export: adapter.gguf")
     write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
@@ -125,12 +130,12 @@ def _write_ggufs(
         return parity
 
     if settings.quant != "auto":
-        return write_and_measure(settings.quant)
+        return write_and_measure(settings.quant), None
     parity = write_and_measure("base")
-    if parity.is_too_coarse:
-        say(f"export: {parity.merged_type} is too coarse for what was trained, model.gguf is made in {FINER}")
-        parity = write_and_measure(FINER)
-    return parity
+    if not parity.is_too_coarse:
+        return parity, None
+    say(f"export: {parity.merged_type} is too coarse for what was trained, model.gguf is made in {FINER}")
+    return write_and_measure(FINER), parity
 
 
 def _write_merged(

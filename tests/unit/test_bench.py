@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from sg_local.bench import load_tasks
-from sg_local.bench_table import markdown, summary
+from sg_local.bench_table import markdown, row_of, summary
 from sg_local.errors import InputError, SgLocalError
 from sg_local.pipeline import run_stage
 from sg_local.records import write_rows
@@ -387,11 +387,15 @@ ROWS = [
 ]
 
 
-def test_a_merged_file_of_another_type_is_named() -> None:
-    rows = [{**row, "merged_type": name} for row, name in zip(ROWS, ("Q4_1", "Q8_0", "Q4_1"), strict=True)]
-    told = [line for line in markdown(rows, {}).splitlines() if line.startswith("- ")]
-    assert told == ["- b: model.gguf is Q8_0, as the base's type was too coarse for what was trained"]
-    assert "model.gguf is" not in markdown(ROWS, {})
+def test_a_merged_file_of_another_type_is_named(finished_run: Run) -> None:
+    evaluation = json.loads(finished_run.file("evaluation.json").read_text())
+    stages: dict[str, Any] = {
+        "export": {"seconds": 3, "parity": {"merged_type": "Q8_0"}, "too_coarse": {"merged_type": "Q4_1"}}
+    }
+    told = markdown([row_of(evaluation, {"stages": stages}), *ROWS], {}).splitlines()
+    assert "- inbox: model.gguf is Q8_0, as Q4_1 was too coarse for what was trained" in told
+    del stages["export"]["too_coarse"]
+    assert "model.gguf is" not in markdown([row_of(evaluation, {"stages": stages}), *ROWS], {})
 
 
 def test_means_are_those_of_the_tasks_with_an_interval_over_them() -> None:
