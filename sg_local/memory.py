@@ -54,9 +54,9 @@ TURN_TOKENS = 8  # what a chat format puts around a turn
 CONTENDERS = 4  # stages/evaluate.py; where there are labels, one more
 LEAST_N_CTX = 512  # below, a batch could not be filled
 
-# Bytes of a weight in a quantized file: Llama 2 7B's published files by its 6.74 billion weights.
 # Where the merged file is as large as the base; with auto, if its types are fine enough.
 KEEPS_TYPES = ("auto", "base")
+# Bytes of a weight in a quantized file: Llama 2 7B's published files by its 6.74 billion weights.
 QUANT_BYTES = {"F16": 2.0, "Q8_0": 1.063, "Q6_K": 0.82, "Q5_K_M": 0.71, "Q4_K_M": 0.606, "Q4_0": 0.568}
 
 # Hugging Face's name of a matrix that LoRA can change -> its name in a GGUF.
