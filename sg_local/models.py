@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.records import (
+from sg_local.files import (
     Faults,
     atomic_path,
     read_text,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from sg_local.records import Faults
+from sg_local.files import Faults
 
 LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
 

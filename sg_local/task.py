@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.records import Faults, read_json, read_toml, scan_rows
+from sg_local.files import Faults, read_json, read_toml, scan_rows
 
 EXAMPLES_DIR = Path(__file__).parent / "tasks"
 TASK_KEYS = ("name", "instruction", "labels", "test", "licence", "examples")

@@ -72,11 +72,11 @@ def bench(
     """  # fmt: skip
     import json
 
-    from sg_local.ablation import parse_switches
-    from sg_local.ablation_table import BASELINES, SEED
-    from sg_local.bench import results_markdown, run_bench
+    from sg_local.bench.ablation import parse_switches
+    from sg_local.bench.bench import results_markdown, run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable
+    from sg_local.report.ablation import BASELINES, SEED
     from sg_local.settings import resolve_settings
 
     patterns = [name.strip() for name in tasks.split(",") if name.strip()]

@@ -15,7 +15,7 @@ def doctor(as_json: bool) -> None:
     """
     import json
 
-    from sg_local.doctor import examine
+    from sg_local.plan.doctor import examine
     from sg_local.progress import printable
 
     findings = examine()

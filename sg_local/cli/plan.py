@@ -42,8 +42,8 @@ def plan(
     import json
 
     from sg_local.errors import SgLocalError
-    from sg_local.memory import GIB
-    from sg_local.plan import plan_run
+    from sg_local.plan.memory import GIB
+    from sg_local.plan.plan import plan_run
     from sg_local.progress import printable
     from sg_local.settings import resolve_settings
 

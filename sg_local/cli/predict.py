@@ -25,8 +25,8 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
     lines are left out. - is standard input, in either form.
     """
     from sg_local.models import resolve_model
+    from sg_local.predict import predict_file
     from sg_local.settings import resolve_settings
-    from sg_local.stages.predict import predict_file
 
     chosen = given(settings)
     for line in predict_file(

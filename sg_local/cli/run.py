@@ -46,8 +46,8 @@ def run(
     TASK is a task file, or the name of a shipped example. Called again, it goes on where it stopped.
     """  # fmt: skip
     from sg_local.errors import InputError, WorseThanBase
-    from sg_local.pipeline import begin_run, run_pipeline
     from sg_local.progress import printable, say
+    from sg_local.run.pipeline import begin_run, run_pipeline
     from sg_local.settings import resolve_settings
 
     if gate and until != STAGES[-1]:
@@ -58,7 +58,7 @@ def run(
         say(f"{found.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
     if until != STAGES[-1]:
         return
-    from sg_local.stages.evaluate import is_worse, score_table
+    from sg_local.report.scores import is_worse, score_table
 
     if as_json:
         click.echo(found.file("evaluation.json").read_text("utf-8"), nl=False)

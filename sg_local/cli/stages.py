@@ -13,7 +13,7 @@ from sg_local.cli.options import JSON_OPTION, RUN_ARGUMENT
 from sg_local.settings import STAGES
 
 if TYPE_CHECKING:
-    from sg_local.run import Run
+    from sg_local.run.directory import Run
 
 
 REDO_OPTION = click.option(
@@ -23,9 +23,9 @@ REDO_OPTION = click.option(
 
 def run_one(stage: str, run_dir: Path, redo: bool) -> "Run":
     """Runs one stage of a run, or says that there is nothing to do."""
-    from sg_local.pipeline import run_stage
     from sg_local.progress import say
-    from sg_local.run import open_run
+    from sg_local.run.directory import open_run
+    from sg_local.run.pipeline import run_stage
 
     run = open_run(run_dir)
     if not run_stage(run, stage, redo=redo):
@@ -38,12 +38,12 @@ def _stage_command(stage: str) -> click.Command:
     @RUN_ARGUMENT
     @REDO_OPTION
     def command(run_dir: Path, redo: bool) -> None:
-        from sg_local.pipeline import is_tied
         from sg_local.progress import printable
+        from sg_local.run.pipeline import is_tied
 
         run = run_one(stage, run_dir, redo)
         if stage == "evaluate" and not is_tied():
-            from sg_local.stages.evaluate import score_table
+            from sg_local.report.scores import score_table
 
             click.echo(printable(score_table(run)))
 
@@ -78,7 +78,7 @@ def curate(run_dir: Path, redo: bool, row_id: str | None, as_json: bool) -> None
 
     from sg_local.errors import InputError
     from sg_local.progress import printable
-    from sg_local.run import open_run
+    from sg_local.run.directory import open_run
 
     if row_id is None:
         if as_json:
@@ -87,7 +87,7 @@ def curate(run_dir: Path, redo: bool, row_id: str | None, as_json: bool) -> None
         return
     if redo:
         raise InputError("--explain changes nothing, and --redo would: give one of them")
-    from sg_local.stages.explain import explain, explained
+    from sg_local.report.explain import explain, explained
 
     found = explain(open_run(run_dir), row_id)
     click.echo(json.dumps(found, indent=1, ensure_ascii=True) if as_json else printable(explained(found)))

@@ -28,8 +28,8 @@ def check_command(task_source: str, as_json: bool) -> None:
     """
     import json
 
-    from sg_local.pipeline import check_task
     from sg_local.progress import printable
+    from sg_local.run.pipeline import check_task
 
     found, test_rows = check_task(task_source)
     if as_json:
@@ -73,8 +73,8 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from dataclasses import replace
 
     from sg_local.errors import InputError, SgLocalError
+    from sg_local.files import write_rows, write_text
     from sg_local.progress import printable
-    from sg_local.records import write_rows, write_text
     from sg_local.task import import_task, task_to_toml
 
     found, rows = import_task(file, n_test_rows, seed)

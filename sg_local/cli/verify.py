@@ -19,8 +19,8 @@ def verify(run_dir: Path, parity: bool) -> None:
     Checks a run: every file against the manifest, the base model, the adapter's fingerprint, and the export.
     """
     from sg_local.progress import printable
-    from sg_local.run import open_run
-    from sg_local.stages.verify import verify_run
+    from sg_local.proof.verify import verify_run
+    from sg_local.run.directory import open_run
 
     for line in verify_run(open_run(run_dir), with_parity=parity):
         click.echo(printable(line))

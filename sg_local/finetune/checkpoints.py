@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.records import canonical_json, read_json, sha256_file, write_text
+from sg_local.files import canonical_json, read_json, sha256_file, write_text
 
 MARK = "complete.json"
 MAX_MARK_BYTES = 1 << 20

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sg_local.errors import InputError
+from sg_local.files import Faults, atomic_path, read_json
 from sg_local.gguf_header import (
     DEFAULT_ALIGNMENT_BYTES,
     GgufHeader,
@@ -35,7 +36,6 @@ from sg_local.gguf_io.tensors import (
     rope_row_order,
     row_blocks,
 )
-from sg_local.records import Faults, atomic_path, read_json
 
 MAX_CONFIG_BYTES = 1024**2
 MAX_WEIGHTS_BYTES = 8 * 1024**3

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.files import Faults, atomic_path, write_text
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
 from sg_local.gguf_io.hf_config import hf_config
 from sg_local.gguf_io.tensors import (
@@ -29,7 +30,6 @@ from sg_local.gguf_io.tensors import (
     rope_row_order,
     row_blocks,
 )
-from sg_local.records import Faults, atomic_path, write_text
 
 MAX_SHARD_BYTES = 1024**3
 FLOAT16_MAX = 65504.0

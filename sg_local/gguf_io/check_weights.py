@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sg_local.errors import InputError
+from sg_local.files import Faults, read_json
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
 from sg_local.gguf_io.hf_config import hf_config
 from sg_local.gguf_io.safetensors_file import StoredTensor, stored_tensors
@@ -26,7 +27,6 @@ from sg_local.gguf_io.tensors import (
     rope_row_order,
     row_blocks,
 )
-from sg_local.records import Faults, read_json
 
 MAX_JSON_BYTES = 64 * 1024**2
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.files import Faults, atomic_path
 from sg_local.gguf_header import (
     DEFAULT_ALIGNMENT_BYTES,
     GgufHeader,
@@ -29,7 +30,6 @@ from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.grid import GRIDS, add_on_grid, round_to_bfloat16
 from sg_local.gguf_io.layout import OutputTensor, pad, raw_metadata, string_value, uint32_value, write_header
 from sg_local.gguf_io.tensors import Floats, byte_rows, not_finite, quantization, row_blocks
-from sg_local.records import Faults, atomic_path
 
 FINGERPRINT_KEY = "sg_local.base_fingerprint"
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sg_local.errors import InputError
+from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader, MetadataValue, TensorInfo
-from sg_local.records import Faults
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import llama_cpp
 
 from sg_local.errors import SgLocalError
+from sg_local.files import atomic_path
 from sg_local.llama.library import last_messages, start_library
-from sg_local.records import atomic_path
 
 # llama.h, enum llama_ftype
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}

@@ -15,9 +15,9 @@ from typing import Any
 
 import llama_cpp
 
+from sg_local.chat.template import ChatTemplate, Message, Piece
 from sg_local.errors import SgLocalError
 from sg_local.llama.library import LoadedModel
-from sg_local.selfguide.chat_template import ChatTemplate, Message, Piece
 
 # llama.h, enum llama_token_attr
 _UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 7, 1 << 8

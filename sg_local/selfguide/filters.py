@@ -23,6 +23,7 @@ from functools import cache
 from rapidfuzz.distance import LCSseq
 
 from sg_local.selfguide.metrics import rouge_l, words
+from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
 # SELF-GUIDE's noise words, and more of the same kind. Lower case.
@@ -214,3 +215,11 @@ class Pool:
 
 def _collapsed(text: str) -> str:
     return " ".join(text.lower().split())
+
+
+def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> str | None:
+    """The reason to drop a free answer to an input; None for one that the demonstrations allow."""
+    fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
+    if fault is None and settings.form_filter:
+        return form_fault(answer, rules.output_form) or overlap_fault(answer, text, rules.overlap)
+    return fault

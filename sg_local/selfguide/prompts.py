@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sg_local.selfguide.chat_template import Message
+from sg_local.chat.template import Message
 from sg_local.task import Example, Task
 
 INPUT_PROMPTS = ("meta", "turns", "list")

@@ -17,15 +17,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sg_local.chat.template import ChatTemplate
+from sg_local.files import append_rows, read_rows, recover_rows, row_seed, write_rows
+from sg_local.llama.asking import QUESTIONS_PER_CALL, counters, likeliest, open_with, score_labels, speed
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Request, generate
 from sg_local.llama.scoring import answer_logprobs
 from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress
-from sg_local.records import append_rows, read_rows, recover_rows, row_seed, write_rows
-from sg_local.run import Run
-from sg_local.selfguide.chat_template import ChatTemplate
-from sg_local.selfguide.filters import rules_of
+from sg_local.proof.working_copies import generating_model
+from sg_local.run.directory import Run
+from sg_local.run.in_flight import DROP, guarded_call, whole_calls
+from sg_local.run.prompt import template_source
+from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.prompts import answer_messages, layouts
 from sg_local.selfguide.selection import (
     consensus,
@@ -34,19 +38,6 @@ from sg_local.selfguide.selection import (
     most_informed,
     vote,
 )
-from sg_local.stages.common import (
-    QUESTIONS_PER_CALL,
-    answer_fault,
-    chat_template,
-    counters,
-    likeliest,
-    open_with,
-    score_labels,
-    speed,
-    whole_calls,
-)
-from sg_local.stages.in_flight import DROP, guarded_call
-from sg_local.stages.weights import generating_model
 
 SAMPLED_INPUTS_PER_CALL = 24
 
@@ -71,7 +62,7 @@ def run_annotate(run: Run) -> None:
             open_with(run.settings, model_path) as engine,
             progress("annotate", len(inputs), "inputs", len(rows), detail=lambda: speed(engine)) as advance,
         ):
-            template = chat_template(run, engine)
+            template = engine.tokenizer.chat_template(template_source(run))
             annotate = _score_labels if scores_labels else _sample_answers
             for start in range(len(rows), len(inputs), per_call):
                 part = inputs[start : start + per_call]

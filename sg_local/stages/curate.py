@@ -15,12 +15,13 @@ from collections import Counter
 from typing import Any
 
 from sg_local.errors import SgLocalError
+from sg_local.files import read_rows, row_seed, write_rows
 from sg_local.progress import say
-from sg_local.records import read_rows, row_seed, write_rows
-from sg_local.run import Run
-from sg_local.selfguide.data_report import data_report, report_lines, warnings
-from sg_local.selfguide.filters import rules_of
+from sg_local.report.made_data import data_report, report_lines, warnings
+from sg_local.run.directory import Run
+from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.metrics import normalize
+from sg_local.selfguide.rows import DEMONSTRATION
 from sg_local.selfguide.selection import (
     agreement_by_chance,
     balancing_copies,
@@ -38,7 +39,6 @@ from sg_local.selfguide.selection import (
     vote_margin,
     with_evidence,
 )
-from sg_local.stages.common import DEMONSTRATION, answer_fault
 
 HELD_OUT_SHARE = 0.15
 

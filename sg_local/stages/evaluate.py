@@ -20,12 +20,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError
+from sg_local.files import read_rows, sha256_file, write_rows, write_text
+from sg_local.llama.asking import (
+    INPUTS_PER_CALL,
+    QUESTIONS_PER_CALL,
+    answer_inputs,
+    counters,
+    likeliest,
+    longest_answer,
+    open_with,
+    score_labels,
+    speed,
+)
 from sg_local.llama.engine import Engine
+from sg_local.llama.library import load_model
+from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress
-from sg_local.records import read_json, read_rows, sha256_file, write_rows, write_text
-from sg_local.run import Run
-from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.run.directory import Run
+from sg_local.run.in_flight import guarded_call
+from sg_local.run.prompt import demonstrations, template_source
+from sg_local.selfguide.contenders import BASELINE, FIRST_LINE, GAINS, LABEL_SCORING, MANY_SHOT, TUNED
 from sg_local.selfguide.metrics import (
     exact_match,
     interval,
@@ -37,35 +53,13 @@ from sg_local.selfguide.metrics import (
     rouge_l,
     verdict,
 )
-from sg_local.stages.common import (
-    INPUTS_PER_CALL,
-    QUESTIONS_PER_CALL,
-    answer_inputs,
-    chat_template,
-    counters,
-    demonstrations,
-    likeliest,
-    longest_answer,
-    open_with,
-    score_labels,
-    speed,
-)
-from sg_local.stages.in_flight import guarded_call
-from sg_local.stages.many_shot import many_shots
+from sg_local.selfguide.prompts import answer_messages
+from sg_local.selfguide.rows import DEMONSTRATION
+from sg_local.selfguide.selection import in_turns
 from sg_local.task import Example
 
-BASELINE = "base_few_shot"
-FIRST_LINE = "base_few_shot_first_line"
-LABEL_SCORING = "base_label_scoring"
-MANY_SHOT = "base_many_shot"
-TUNED = "tuned_merged"
-# Keys of evaluation.json.
-GAINS = {"gain": BASELINE, "gain_over_first_line": FIRST_LINE, "gain_over_label_scoring": LABEL_SCORING}
-MAX_EVALUATION_BYTES = 1 << 20
-MAX_LABELS_IN_TABLE = 30
-# One label for nine rows of ten, where less than three quarters have it, is told in a line.
-ONE_ANSWER = 0.9
-LESS_THAN = 0.75
+# The longest prompt, with its answer. Evaluated once, but every answer attends to all of it: time grows with it.
+MAX_MANY_SHOT_TOKENS = 2048
 
 
 class Contender(NamedTuple):
@@ -104,76 +98,6 @@ def run_evaluate(run: Run) -> None:
         evaluation = _evaluation(run, answered, {**contenders, FIRST_LINE: contenders[BASELINE]}, source)
         write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         details["counts"] = {"rows": len(rows)}
-
-
-def score_table(run: Run) -> str:
-    """The evaluation as lines to read: a row for each contender, the gain, and what was scored."""
-    evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
-    metric = evaluation["metric"]
-    lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
-    is_classification = run.task.is_classification
-    name_width = max(18, *map(len, evaluation["contenders"]))
-    lines.append(f"{'':{name_width}}{'Exact Match':>12}  {'95 % interval':15}{'ROUGE-L':>8}  {'95 % interval':15}"
-                 + ("no label" if is_classification else ""))  # fmt: skip
-    for name, scores in evaluation["contenders"].items():
-        cells = [f"{name:{name_width}}"]
-        for key, width in (("exact_match", 12), ("rouge_l", 8)):
-            low, high = scores[key]["interval_95"]
-            cells.append(f"{scores[key]['mean']:>{width}.3f}  {f'{low:.3f} - {high:.3f}':15}")
-        if is_classification:
-            cells.append(f"{scores['no_label_share']:>8.1%}")
-        lines.append("".join(cells))
-    lines.append("")
-    before, after = (evaluation["contenders"][name].get("labels") for name in (BASELINE, TUNED))
-    if before and after:  # runs of earlier versions do not have them
-        lines += [*_label_lines(before, after, run.task.labels), ""]
-        lines += _one_answer_lines(after, evaluation["n_rows"])
-    for key in GAINS:
-        if gain := evaluation.get(key):
-            low, high = gain["interval_95"]
-            lines.append(
-                f"gain in {metric}, {gain['of']} over {gain['over']}: {gain['mean']:+.3f} "
-                f"(95 % interval {low:+.3f} to {high:+.3f}, p = {gain['p']:.2g}): {gain['verdict']}"
-            )
-    return "\n".join(lines)
-
-
-def _label_lines(before: dict[str, Any], after: dict[str, Any], labels: Sequence[str]) -> list[str]:
-    """Which labels base and tuned model give, and how often they are right; and whether one is given to nearly all."""
-    none = {"rows": 0, "given": 0, "right": 0}
-    told = [label for label in labels if label in before or label in after]
-    shown = told[:MAX_LABELS_IN_TABLE]
-    width = max(18, *map(len, shown))
-    lines = [
-        f"{'':{width}}{'':>6}{BASELINE:>18}{TUNED:>18}",
-        f"{'label':{width}}{'rows':>6}{'given':>11}{'right':>7}{'given':>11}{'right':>7}",
-    ]
-    for label in shown:
-        base, own = before.get(label, none), after.get(label, none)
-        lines.append(
-            f"{label:{width}}{own['rows'] or base['rows']:>6}{base['given']:>11}{base['right']:>7}"
-            f"{own['given']:>11}{own['right']:>7}"
-        )
-    if len(told) > len(shown):
-        lines.append(f"and {len(told) - len(shown)} labels more, in evaluation.json")
-    return lines
-
-
-def _one_answer_lines(after: dict[str, Any], n_rows: int) -> list[str]:
-    """Says so where the tuned model gives one label to nearly all rows, and far fewer have it."""
-    return [
-        f"{TUNED} says {label!r} to {counts['given']} of {n_rows} rows, and {counts['rows']} are: what it learned from "
-        "the made rows does not tell these apart. Compare the inputs in train.jsonl with them; a new run with another "
-        "--seed makes others"
-        for label, counts in after.items()
-        if counts["given"] >= ONE_ANSWER * n_rows and counts["rows"] < LESS_THAN * n_rows
-    ]
-
-
-def is_worse(run: Run) -> bool:
-    """Whether the tuned model is significantly worse than the base with demonstrations."""
-    evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
-    return bool(evaluation["gain"]["verdict"] == "worse")
 
 
 def _contenders(run: Run) -> dict[str, Contender]:
@@ -215,7 +139,7 @@ def _predict(
         open_with(run.settings, contender.model, contender.adapter) as engine,
         progress(f"evaluate {name}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
     ):
-        template = chat_template(run, engine)
+        template = engine.tokenizer.chat_template(template_source(run))
         answer = _label_answers if contender.scores_labels else _greedy_answers
         per_call = QUESTIONS_PER_CALL if contender.scores_labels else INPUTS_PER_CALL
         answers: list[str | None] = []
@@ -348,3 +272,36 @@ def _gain(answered: dict[str, list[dict[str, Any]]], over: str, metric: str) -> 
         "p": float(f"{p:.3g}"),
         "verdict": verdict(p, mean),
     }
+
+
+def many_shots(run: Run, rows: Sequence[Example]) -> list[Example]:
+    """Kept pairs, each label in turn, the most confident first, and after them the demonstrations.
+
+    As many as leave room for the longest input of `rows` and an answer, in the smallest of n_ctx, the context that the
+    model was trained for, and MAX_MANY_SHOT_TOKENS.
+    """
+    made = [
+        row
+        for row in read_rows(run.file("train.jsonl"))
+        if row["drop"] is None and not str(row["id"]).startswith(DEMONSTRATION)
+    ]
+    made.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
+    labels = [row["output"] if run.task.is_classification else "" for row in made]
+    with load_model(run.model.path, vocab_only=True) as model:
+        tokenizer = Tokenizer(model)
+        template = tokenizer.chat_template(template_source(run))
+
+        def n_tokens(text: str, shown: Sequence[Example]) -> int:
+            return len(tokenizer.encode_prompt(template, answer_messages(run.task.instruction, text, shown)))
+
+        room = min(run.settings.n_ctx, model.n_ctx_train, MAX_MANY_SHOT_TOKENS) - run.settings.max_new_tokens
+        room -= max(n_tokens(row.input, run.task.examples) for row in rows)
+        nothing = n_tokens("", ())
+        shown: list[Example] = []
+        for index in in_turns(labels):
+            example = Example(made[index]["input"], made[index]["output"])
+            room -= n_tokens("", (example,)) - nothing
+            if room < 0:
+                break
+            shown.append(example)
+    return [*shown, *run.task.examples]

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError
+from sg_local.files import canonical_json, sha256_file, write_text
 from sg_local.gguf_header import read_model_header, require_context
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
@@ -26,13 +28,11 @@ from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
 from sg_local.models import resolve_model
 from sg_local.progress import say
-from sg_local.records import canonical_json, sha256_file, write_text
-from sg_local.run import BaseModel, Run, describe_base
-from sg_local.selfguide.modelfile import modelfile
+from sg_local.proof.parity import Parity, measure_on_texts, measure_run, require_parity
+from sg_local.run.directory import BaseModel, Run, describe_base
+from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
-from sg_local.stages.common import demonstrations, template_source
-from sg_local.stages.parity import Parity, measure_on_texts, measure_run, require_parity
 from sg_local.stages.train import ADAPTER_FILES
 
 EXPORTED = ("adapter.gguf", "model.gguf", "Modelfile")

@@ -18,23 +18,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sg_local.chat.template import ChatTemplate
 from sg_local.errors import SgLocalError
+from sg_local.files import append_rows, recover_rows, row_seed, write_rows
+from sg_local.llama.asking import counters, open_with, score_labels, speed
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress, say
-from sg_local.records import append_rows, recover_rows, row_seed, write_rows
-from sg_local.run import Run
-from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.proof.working_copies import generating_model
+from sg_local.run.directory import Run
+from sg_local.run.in_flight import DROP, guarded_call, whole_calls
+from sg_local.run.prompt import template_source
 from sg_local.selfguide.filters import Pool, Rules, form_fault, rules_of, text_fault
 from sg_local.selfguide.metrics import is_label
 from sg_local.selfguide.probe import Trial, chosen
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
 from sg_local.selfguide.selection import n_as_asked
 from sg_local.settings import input_limit
-from sg_local.stages.common import chat_template, counters, open_with, score_labels, speed, whole_calls
-from sg_local.stages.in_flight import DROP, guarded_call
-from sg_local.stages.weights import generating_model
 from sg_local.task import Task
 
 ROWS_PER_CALL = 64
@@ -67,7 +68,7 @@ def run_generate(run: Run) -> None:
                 "generate", wanted, "inputs", min(kept, wanted), detail=lambda: speed(engine)
             ) as advance,
         ):
-            template = chat_template(run, engine)
+            template = engine.tokenizer.chat_template(template_source(run))
             style = rows[0]["prompt"] if rows else run.settings.input_prompt
             if style == "auto":
                 style = _chosen_style(run, engine, template, rules)

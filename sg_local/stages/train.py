@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.files import read_rows
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.load import TrainSettings
 from sg_local.finetune.process import prepare_process, require_trainer
@@ -22,11 +23,10 @@ from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress, say
-from sg_local.records import read_rows
-from sg_local.run import Run
+from sg_local.proof.working_copies import training_weights
+from sg_local.run.directory import Run
+from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.stages.common import demonstrations, template_source
-from sg_local.stages.weights import training_weights
 
 ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 

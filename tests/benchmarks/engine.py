@@ -32,6 +32,7 @@ from typing import Any
 
 import llama_cpp
 
+from sg_local.chat.template import ChatTemplate
 from sg_local.gguf_header import read_model_header
 from sg_local.llama.engine import BatchToken, Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
@@ -39,7 +40,6 @@ from sg_local.llama.library import usable_cores
 from sg_local.llama.quantize import requantize
 from sg_local.llama.scoring import label_logprobs
 from sg_local.models import resolve_model
-from sg_local.selfguide.chat_template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages, list_request
 from sg_local.task import load_task, load_test_rows
 

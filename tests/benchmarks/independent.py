@@ -16,12 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sg_local.llama.asking import longest_answer
 from sg_local.llama.engine import open_engine
 from sg_local.llama.generation import Request, generate
 from sg_local.llama.scoring import label_logprobs
-from sg_local.run import Run, open_run
+from sg_local.run.directory import Run, open_run
+from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.stages.common import chat_template, demonstrations, longest_answer
 
 N_CTX = 2048
 NEAR_NATS = 0.25  # what other kernels make of one quantized file: logits differ by some tenths
@@ -62,7 +63,7 @@ def our_answers(
     with open_engine(
         model, n_ctx=N_CTX, n_parallel=4, n_threads=0, n_gpu_layers=0, adapter_path=adapter
     ) as engine:
-        template = chat_template(run, engine)
+        template = engine.tokenizer.chat_template(template_source(run))
         prompts = [
             engine.tokenizer.encode_prompt(
                 template, answer_messages(run.task.instruction, text, demonstrations(run))

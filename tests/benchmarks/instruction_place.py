@@ -17,13 +17,14 @@ import argparse
 import statistics
 from pathlib import Path
 
+from sg_local.files import read_rows
+from sg_local.llama.asking import open_with, score_labels
 from sg_local.llama.engine import Engine
-from sg_local.records import read_rows
-from sg_local.run import Run, open_run
+from sg_local.proof.working_copies import generating_model
+from sg_local.run.directory import Run, open_run
+from sg_local.run.prompt import template_source
 from sg_local.selfguide.prompts import INSTRUCTION_PLACES, Layout
 from sg_local.selfguide.selection import n_as_asked
-from sg_local.stages.common import chat_template, open_with, score_labels
-from sg_local.stages.weights import generating_model
 
 
 def main() -> None:
@@ -51,7 +52,11 @@ def agreement(run: Run, engine: Engine, place: str, n_inputs: int) -> float:
     """Share of the first n_inputs kept made inputs whose likeliest label is the one they were made for, 0..1."""
     rows = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None][:n_inputs]
     texts = [row["input"] for row in rows]
-    template, labels, examples = chat_template(run, engine), run.task.labels, run.task.examples
+    template, labels, examples = (
+        engine.tokenizer.chat_template(template_source(run)),
+        run.task.labels,
+        run.task.examples,
+    )
     shares = []
     for turn in range(len(examples)):
         layout = Layout(place, (*examples[turn:], *examples[:turn]))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_models import write_tiny_llama
 
-from sg_local.records import read_rows, write_rows
-from sg_local.run import Run, create_or_open_run, open_run
+from sg_local.files import read_rows, write_rows
+from sg_local.run.directory import Run, create_or_open_run, open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 

@@ -13,8 +13,8 @@ import pytest
 from gguf_models import adapter_arrays, names_in, write_peft
 from tiny_models import write_tiny_llama
 
+import sg_local.proof.parity as parity_module
 import sg_local.stages.export as export_module
-import sg_local.stages.parity as parity_module
 from sg_local.errors import InputError, SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import read_adapter_gguf

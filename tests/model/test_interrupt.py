@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sg_local.records import read_rows
-from sg_local.run import open_run
+from sg_local.files import read_rows
+from sg_local.run.directory import open_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--until=generate", "--n-inputs=8", "--max-input-tokens=32", "--n-parallel=16"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sg_local.records import read_rows, sha256_file
+from sg_local.files import read_rows, sha256_file
 
 SMALL = [
     "--preset=quick", "--n-inputs=70", "--epochs=1", "--max-test-rows=12", "--rank=8", "--n-parallel=8",
@@ -152,7 +152,7 @@ def test_a_planted_wrong_adapter_fails_the_export(finished: Path, home: Path) ->
         "import sg_local.gguf_io.adapter as adapter\n"
         "true = adapter.float32_value\n"
         "adapter.float32_value = lambda number: true(2 * number)\n"
-        "from sg_local.run import open_run\n"
+        "from sg_local.run.directory import open_run\n"
         "run = open_run(Path(sys.argv[1]))\n"
         "export.run_export(run)\n"
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
+from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate, Message
 from sg_local.gguf_header import read_model_header
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate, Message
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
 

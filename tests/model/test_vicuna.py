@@ -13,12 +13,12 @@ import llama_cpp
 import pytest
 from tiny_models import write_tiny_llama
 
+from sg_local.chat.template import VICUNA_TEMPLATE
+from sg_local.files import read_rows, write_rows
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
-from sg_local.records import read_rows, write_rows
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
 

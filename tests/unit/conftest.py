@@ -15,9 +15,9 @@ from gguf_bytes import TinyTensor, Value, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
 from sg_local.cli import cli
+from sg_local.files import write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.records import write_rows
-from sg_local.run import Run, create_or_open_run
+from sg_local.run.directory import Run, create_or_open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 

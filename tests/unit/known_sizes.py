@@ -3,7 +3,7 @@
 SMOLLM2, 98 MB in Q4_1, and LLAMA_2_7B, 4.1 GB in Q4_K_M, which is what vicuna-7b-v1.5 is.
 """
 
-from sg_local.memory import ModelSizes
+from sg_local.plan.memory import ModelSizes
 
 SMOLLM2 = ModelSizes(
     file_bytes=98_362_432,

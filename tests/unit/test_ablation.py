@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from sg_local.ablation import Switch, parse_switches
-from sg_local.ablation_table import BASELINES, markdown, summary
+from sg_local.bench.ablation import Switch, parse_switches
 from sg_local.errors import InputError
-from sg_local.records import write_rows
-from sg_local.run import Run, open_run
+from sg_local.files import write_rows
+from sg_local.report.ablation import BASELINES, markdown, summary
+from sg_local.run.directory import Run, open_run
+from sg_local.selfguide.contenders import MANY_SHOT
 from sg_local.settings import STAGES, Settings
-from sg_local.stages.evaluate import MANY_SHOT
 
 Call = Callable[..., Result]
 
@@ -92,7 +92,7 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     found = Stages()
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", found)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", found)
     return found
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_switch_goes_on_where_it_stopped(
         return stages(run, stage)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sg_local.pipeline._in_own_process", interrupted)
+        patch.setattr("sg_local.run.pipeline._in_own_process", interrupted)
         assert bench("--ablate", "n_layouts=1").exit_code == 1
     stages.ran.clear()
     assert bench("--ablate", "n_layouts=1").exit_code == 0

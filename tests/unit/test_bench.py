@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from sg_local.bench import load_tasks
-from sg_local.bench_table import markdown, row_of, summary
+from sg_local.bench.bench import load_tasks
 from sg_local.errors import InputError, SgLocalError
-from sg_local.pipeline import run_stage
-from sg_local.records import write_rows
-from sg_local.run import Run, lock_run, open_run
+from sg_local.files import write_rows
+from sg_local.report.bench import markdown, row_of, summary
+from sg_local.run.directory import Run, lock_run, open_run
+from sg_local.run.pipeline import run_stage
 
 Call = Callable[..., Result]
 Finish = Callable[[Run], None]
@@ -73,7 +73,7 @@ class Stages:
 @pytest.fixture
 def stages(finish: Finish, monkeypatch: pytest.MonkeyPatch) -> Stages:
     found = Stages(finish)
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", found)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", found)
     return found
 
 
@@ -246,19 +246,19 @@ def test_why_a_stage_failed_is_recorded_in_its_own_words(
 
         monkeypatch.setattr("sg_local.stages.generate.run_generate", broken)
         with monkeypatch.context() as patch:
-            patch.setattr("sg_local.pipeline._is_tied", True)
+            patch.setattr("sg_local.run.pipeline._is_tied", True)
             with pytest.raises(SgLocalError):
                 run_stage(run, name)
         return 1
 
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", stage)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", stage)
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"] == {"boxes": "no made pair passed\nthe filters"}
     assert "- boxes is not finished: no made pair passed; the filters\n" in Path(
         "benches/everyday/results.md"
     ).read_text("utf-8")
     # Another reason is not taken for the same one.
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", lambda _run, _stage: -9)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", lambda _run, _stage: -9)
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"]["boxes"].startswith("generate was ended by SIGKILL")
 
@@ -271,7 +271,7 @@ def test_an_interruption_keeps_what_is_finished(
             raise KeyboardInterrupt
         return stages(run, stage)
 
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", interrupted)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", interrupted)
     result = sg("bench", tasks, "--model", model)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].endswith("the same command goes on from there")
@@ -347,7 +347,7 @@ def test_a_damaged_bench(sg: Call, stages: Stages, tasks: Path, model: Path, tex
 def test_one_writer(
     sg: Call, stages: Stages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sg_local.run.LOCK_SECONDS", 0)
+    monkeypatch.setattr("sg_local.run.directory.LOCK_SECONDS", 0)
     Path("here").mkdir()
     with lock_run(Path("here")):
         result = sg("bench", tasks, "--model", model, "--run", "here")

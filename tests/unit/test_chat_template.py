@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sg_local.chat import template as chat_template
+from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate, Message, Piece
 from sg_local.errors import InputError
-from sg_local.selfguide import chat_template
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate, Message, Piece
 
 VICUNA = ChatTemplate(VICUNA_TEMPLATE, bos_token="<s>", eos_token="</s>")
 # The template of SmolLM2-135M-Instruct.

@@ -25,14 +25,14 @@ from gguf_models import write_model
 from known_sizes import LLAMA_2_7B
 
 import sg_local.finetune.process as process
+import sg_local.llama.asking as common_module
+import sg_local.predict as predict_module
 import sg_local.progress as progress_module
-import sg_local.stages.common as common_module
-import sg_local.stages.predict as predict_module
 from sg_local.cli import COMMANDS, cli
+from sg_local.files import read_rows, write_rows
 from sg_local.llama.engine import Counters
 from sg_local.llama.generation import Completion
-from sg_local.records import read_rows, write_rows
-from sg_local.run import Run
+from sg_local.run.directory import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,8 +170,8 @@ def test_plan_says_what_a_run_needs_and_writes_nothing(
 def test_plan_refuses_with_numbers_and_what_to_change(
     sg: Call, task: Path, nvidia: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sg_local.plan.model_sizes", lambda _header: LLAMA_2_7B)
-    monkeypatch.setattr("sg_local.plan.total_memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr("sg_local.plan.plan.model_sizes", lambda _header: LLAMA_2_7B)
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 64 << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**12))
     result = sg("plan", task, "--model", model, "--gpu-memory", 6)
     assert result.exit_code == 1
@@ -186,7 +186,7 @@ def test_plan_refuses_with_numbers_and_what_to_change(
     assert trains.endswith("can be used: add --load-in-4bit")
     result = sg("plan", task, "--model", model, "--gpu-memory", 6, "--n-ctx", 2048, "--load-in-4bit")
     assert (result.exit_code, result.stderr) == (0, "")
-    monkeypatch.setattr("sg_local.plan.total_memory_bytes", lambda: 16 << 30)
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 16 << 30)
     result = sg("plan", task, "--model", model, "--gpu-memory", 8, "--load-in-4bit", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["faults"] == result.stderr.removeprefix("Error: ").splitlines()
@@ -337,7 +337,7 @@ def test_a_full_disk_is_told_and_the_second_call_goes_on(
         line = one_line(sg(*arguments), 1)
     assert "could not be written: No space left on device: free some space on this disk" in line
     assert not (tmp_path / "run/settings.toml").exists()
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", lambda _run, _stage: 0)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", lambda _run, _stage: 0)
     result = sg(*arguments)
     assert result.exit_code == 0
     assert "new run" in result.stderr
@@ -507,7 +507,7 @@ def test_a_stage_that_dies_is_told(
     sg: Call, finished_run: Run, task: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: str
 ) -> None:
     finished_run.file("outputs.jsonl").unlink()
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", lambda _run, _stage: code)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", lambda _run, _stage: code)
     result = sg(*given(finished_run, task))
     assert (result.exit_code, result.stdout) == (1, "")
     assert told in result.stderr
@@ -520,12 +520,12 @@ def test_an_interruption_is_one_line(
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sg_local.pipeline._in_own_process", interrupt)
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", interrupt)
     result = sg(*given(new_run, task), "--until=generate")
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]
     assert last == "Error: interrupted; what is finished is kept, and the same command goes on from there"
-    monkeypatch.setattr("sg_local.doctor.examine", interrupt)
+    monkeypatch.setattr("sg_local.plan.doctor.examine", interrupt)
     assert one_line(sg("doctor"), 1) == "Error: interrupted"
 
 
@@ -560,7 +560,7 @@ def test_a_bug_keeps_its_traceback(sg: Call, monkeypatch: pytest.MonkeyPatch) ->
     def wrong() -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ours")
 
-    monkeypatch.setattr("sg_local.doctor.examine", wrong)
+    monkeypatch.setattr("sg_local.plan.doctor.examine", wrong)
     result = sg("doctor")
     assert isinstance(result.exception, FileNotFoundError)
 
@@ -989,8 +989,8 @@ def test_doctor_where_a_gpu_lies_idle(sg: Call, nvidia: Path, monkeypatch: pytes
     nvidia.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288 MiB'\n")
     nvidia.chmod(0o755)
     monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
-    monkeypatch.setattr("sg_local.doctor.version", lambda name: "2.13.0+cpu")
-    monkeypatch.setattr("sg_local.doctor.find_present", lambda _model: None)
+    monkeypatch.setattr("sg_local.plan.doctor.version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: None)
     found = findings(sg)
     assert found["GPU"]["found"] == "NVIDIA GeForce RTX 3060, 12288 MiB"
     assert "-DGGML_CUDA=on" in found["llama.cpp"]["fix"]
@@ -1006,7 +1006,7 @@ def test_doctor_says_how_to_install_what_is_missing(sg: Call, monkeypatch: pytes
     def nothing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("sg_local.doctor.version", nothing)
+    monkeypatch.setattr("sg_local.plan.doctor.version", nothing)
     found = findings(sg)
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirement = next(item for item in pyproject["dependencies"] if item.startswith("llama-cpp-python"))
@@ -1044,9 +1044,9 @@ def test_doctor_where_llama_cpp_ends_its_process(
     sg: Call, new_run: Run, monkeypatch: pytest.MonkeyPatch, program: str, told: str
 ) -> None:
     """As one does that was built for a processor with other instructions."""
-    monkeypatch.setattr("sg_local.doctor.find_present", lambda _model: new_run.model.path)
-    monkeypatch.setattr("sg_local.doctor._TRY_PROGRAM", program)
-    monkeypatch.setattr("sg_local.doctor._TRY_SECONDS", 1)
+    monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: new_run.model.path)
+    monkeypatch.setattr("sg_local.plan.doctor._TRY_PROGRAM", program)
+    monkeypatch.setattr("sg_local.plan.doctor._TRY_SECONDS", 1)
     finding = findings(sg)["llama.cpp"]
     assert told in finding["found"]
     assert "-DGGML_NATIVE=OFF" in finding["fix"]

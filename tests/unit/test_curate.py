@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sg_local.errors import SgLocalError
-from sg_local.records import read_rows, write_rows
-from sg_local.run import Run, create_or_open_run
+from sg_local.files import read_rows, write_rows
+from sg_local.run.directory import Run, create_or_open_run
 from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
 from sg_local.task import load_task

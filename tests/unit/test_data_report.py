@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from sg_local.records import read_rows, write_rows
-from sg_local.run import Run, create_or_open_run, lock_run
-from sg_local.selfguide.data_report import data_report, report_lines, warnings
+from sg_local.files import read_rows, write_rows
+from sg_local.report.explain import REASONS
+from sg_local.report.made_data import data_report, report_lines, warnings
+from sg_local.run.directory import Run, create_or_open_run, lock_run
 from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
-from sg_local.stages.explain import REASONS
 from sg_local.task import Example, Task, load_task
 
 Call = Callable[..., Result]
@@ -143,7 +143,7 @@ def test_distinctness_and_lengths() -> None:
 def test_of_very_many_rows_some_are_compared_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each text has its twin far away: a sample compared with itself alone would hardly find it.
     rows = curated(*((n, f"w{n % 100} v{n % 100}", "login", None, 1) for n in range(200)))
-    monkeypatch.setattr("sg_local.selfguide.data_report.MAX_COMPARISONS", 1000)
+    monkeypatch.setattr("sg_local.report.made_data.MAX_COMPARISONS", 1000)
     report = told(rows, BOXES)
     assert (report["nearest_rouge_l"], report["nearest_rouge_l_rows"]) == (1.0, 50)
     assert "(by 50 of them)" in "\n".join(report_lines(report))

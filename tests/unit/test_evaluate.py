@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import sg_local.stages.common as common
+import sg_local.llama.asking as common
 import sg_local.stages.evaluate as evaluate
-import sg_local.stages.many_shot as many_shot
+import sg_local.stages.evaluate as many_shot
+from sg_local.files import read_rows, write_rows
 from sg_local.llama.engine import Counters
 from sg_local.llama.generation import Completion
-from sg_local.pipeline import run_stage
-from sg_local.records import read_rows, write_rows
-from sg_local.run import Run
-from sg_local.stages.evaluate import score_table
+from sg_local.report.scores import score_table
+from sg_local.run.directory import Run
+from sg_local.run.pipeline import run_stage
 from sg_local.task import Example
 
 ONE_OF_TWO = [

@@ -16,14 +16,14 @@ from gguf_bytes import tiny_gguf
 from gguf_models import FEED_FORWARD, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, METADATA, TOKENS, write_model
 from known_sizes import LLAMA_2_7B, SMOLLM2
 
-from sg_local import memory
 from sg_local.errors import InputError
 from sg_local.finetune import load, reference, train
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io import base_weights
 from sg_local.llama.engine import Engine
 from sg_local.llama.quantize import FILE_TYPES
-from sg_local.memory import (
+from sg_local.plan import memory
+from sg_local.plan.memory import (
     GIB,
     ModelSizes,
     Need,
@@ -35,10 +35,10 @@ from sg_local.memory import (
     remedies,
     task_tokens,
 )
-from sg_local.plan import USABLE_SHARE_OF_GPU, Machine, compare
-from sg_local.run import Run
+from sg_local.plan.plan import USABLE_SHARE_OF_GPU, Machine, compare
+from sg_local.proof import parity
+from sg_local.run.directory import Run
 from sg_local.settings import PRESETS, Settings
-from sg_local.stages import parity
 from sg_local.stages.evaluate import _contenders
 from sg_local.task import load_task
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
-from sg_local.selfguide.modelfile import modelfile
+from sg_local.chat.modelfile import modelfile
+from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
 

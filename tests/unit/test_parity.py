@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import sg_local.finetune.reference as reference
-import sg_local.stages.parity as parity
+import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
-from sg_local.run import Run
+from sg_local.run.directory import Run
 from sg_local.settings import Settings
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
+from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate
 from sg_local.selfguide.prompts import (
     N_POOR_INPUTS,
     answer_messages,

@@ -1,4 +1,4 @@
-"""The README says what is there: every module in its tree, every command in its table, every preset, no dead ones."""
+"""The README says what is there: every folder in its tree, every command in its table, every preset, no dead ones."""
 
 import re
 from pathlib import Path
@@ -14,9 +14,12 @@ def tree() -> str:
     return README[README.index("## How it is laid out") : README.index("A run directory:")]
 
 
-def test_the_tree_names_every_module_and_no_other() -> None:
-    there = {path.name for path in (ROOT / "sg_local").rglob("*.py") if not path.name.startswith("__")}
-    named = set(re.findall(r"\b[a-z_]+\.py\b", tree()))
+def test_the_tree_names_every_folder_and_module_and_no_other() -> None:
+    there = {f"{path.name}/" for path in (ROOT / "sg_local").iterdir() if path.is_dir()} - {"__pycache__/"}
+    there |= {path.name for path in (ROOT / "sg_local").glob("*.py") if not path.name.startswith("__")}
+    named = set(re.findall(r"\b[a-z_]+\.py\b", tree())) | set(
+        re.findall(r"^  ([a-z_]+/)", tree(), re.MULTILINE)
+    )
     assert named == there
 
 

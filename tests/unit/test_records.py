@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.records import (
+from sg_local.files import (
     MAX_LINE_BYTES,
     append_rows,
     atomic_path,

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-import sg_local.run as run_module
+import sg_local.run.directory as run_module
 from sg_local.errors import InputError, SgLocalError
+from sg_local.files import read_rows, write_rows
 from sg_local.models import list_models
-from sg_local.pipeline import run_stage
-from sg_local.records import read_rows, write_rows
-from sg_local.run import Run, create_or_open_run, lock_run, open_run
+from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
+from sg_local.run.pipeline import run_stage
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
 
@@ -340,6 +340,6 @@ def test_a_run_keeps_the_licence_and_its_notice(
 ) -> None:
     vicuna = next(listed for listed in list_models() if listed.name == "vicuna-7b-v1.5")
     listed = replace(vicuna, prompt_format="gguf")
-    monkeypatch.setattr("sg_local.run.find_by_path", lambda _path: listed)
+    monkeypatch.setattr("sg_local.run.directory.find_by_path", lambda _path: listed)
     run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings())
     assert run.model.licence.startswith("Llama 2 Community License. Llama 2 is licensed under")

@@ -47,19 +47,23 @@ def test_what_is_given_wins_over_the_preset():
     )  # nothing was changed on the way
 
 
-STAGES_PLACE = Path(settings_module.__file__).parent / "stages"
+PACKAGE = Path(settings_module.__file__).parent
+# What many stages call for other reasons than a setting.
+NOT_FOLLOWED = {"run.in_flight", "run.directory", "progress"}
 
 
-def read_in_stage(module: str, function: str | None = None) -> set[str]:
-    """Settings that a stage's module reads, or one of its functions, with all that it calls in its package."""
-    tree = ast.parse((STAGES_PLACE / f"{module}.py").read_text("utf-8"))
+def read_in(module: str, function: str | None = None) -> set[str]:
+    """Settings that a module reads ("stages.train"), or one of its functions, with all that it calls in the package."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8"))
     origins = {
-        alias.name: node.module.removeprefix("sg_local.stages.")
+        alias.name: node.module.removeprefix("sg_local.")
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sg_local.stages.")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sg_local.")
         for alias in node.names
     }
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if function and function not in functions:  # a constant
+        return set()
     found: set[str] = set()
     seen: set[str] = set()
     left: list[ast.AST] = [functions[function]] if function else [tree]
@@ -73,14 +77,14 @@ def read_in_stage(module: str, function: str | None = None) -> set[str]:
                 seen.add(node.id)
                 if node.id in functions:
                     left.append(functions[node.id])
-                elif origins.get(node.id, module) not in {module, "in_flight"} and node.id.islower():
-                    found |= read_in_stage(origins[node.id], node.id)
+                elif origins.get(node.id, module) not in {module, *NOT_FOLLOWED} and node.id.islower():
+                    found |= read_in(origins[node.id], node.id)
     return found & {item.name for item in fields(Settings)}
 
 
 def test_a_setting_belongs_to_the_first_stage_that_reads_it() -> None:
     """The bench's --ablate copies what came before that stage, and `--help` names it."""
-    readers = {stage: read_in_stage(stage) for stage in STAGES}
+    readers = {stage: read_in(f"stages.{stage}") for stage in STAGES}
     for item in fields(Settings):
         if item.name == "prompt_format":  # read when the run begins, for all of it
             continue

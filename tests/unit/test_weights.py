@@ -11,8 +11,8 @@ from gguf_models import write_model
 import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
-import sg_local.stages.weights as weights
-from sg_local.run import Run, create_or_open_run
+import sg_local.proof.working_copies as weights
+from sg_local.run.directory import Run, create_or_open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 

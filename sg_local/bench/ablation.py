@@ -16,15 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sg_local.ablation_table import BASELINES, OVER_MANY_SHOT, SEED, Row
 from sg_local.errors import InputError, SgLocalError
-from sg_local.pipeline import failure, run_pipeline, with_full_paths
+from sg_local.files import Faults, copy_file, read_json, read_rows
 from sg_local.progress import say
-from sg_local.records import Faults, copy_file, read_json, read_rows
-from sg_local.run import Run, create_or_open_run, lock_run, open_run
+from sg_local.report.ablation import BASELINES, OVER_MANY_SHOT, SEED, Row
+from sg_local.report.scores import MAX_EVALUATION_BYTES
+from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
+from sg_local.run.pipeline import failure, run_pipeline, with_full_paths
+from sg_local.selfguide.contenders import BASELINE, LABEL_SCORING, MANY_SHOT, TUNED
 from sg_local.selfguide.metrics import paired_difference, paired_test, verdict
 from sg_local.settings import STAGES, Settings, resolve_settings
-from sg_local.stages.evaluate import BASELINE, LABEL_SCORING, MANY_SHOT, MAX_EVALUATION_BYTES, TUNED
 from sg_local.task import Example, load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench

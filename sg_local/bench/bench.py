@@ -19,16 +19,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from sg_local import ablation_table
-from sg_local.ablation import PLACE, Switch, comparisons, run_switch, why_failed
-from sg_local.bench_table import markdown, row_of, summary
+from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
 from sg_local.errors import InputError, SgLocalError
+from sg_local.files import Faults, read_json, write_text
 from sg_local.finetune.process import require_trainer
 from sg_local.models import resolve_model
-from sg_local.pipeline import check_task, failure, run_pipeline, with_full_paths
 from sg_local.progress import say
-from sg_local.records import Faults, read_json, write_text
-from sg_local.run import (
+from sg_local.report import ablation as ablation_table
+from sg_local.report.bench import markdown, row_of, summary
+from sg_local.report.scores import MAX_EVALUATION_BYTES
+from sg_local.run.directory import (
     BaseModel,
     Run,
     create_or_open_run,
@@ -39,9 +39,9 @@ from sg_local.run import (
     open_run,
     versions,
 )
+from sg_local.run.pipeline import check_task, failure, run_pipeline, with_full_paths
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings
-from sg_local.stages.evaluate import MAX_EVALUATION_BYTES
 from sg_local.task import Example, Task, import_task
 
 N_TEST_ROWS = 300  # that are drawn from a JSON file, as by `sg-local task import`

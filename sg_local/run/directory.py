@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.models import Model, find_by_path
-from sg_local.records import (
+from sg_local.files import (
     copy_file,
     read_json,
     read_rows,
@@ -31,6 +30,7 @@ from sg_local.records import (
     write_rows,
     write_text,
 )
+from sg_local.models import Model, find_by_path
 from sg_local.settings import STAGES, Settings, as_flag, resolve_settings
 from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
 

@@ -10,11 +10,11 @@ crashes it again is dropped, with the reason "crash".
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sg_local.errors import InputError
-from sg_local.records import read_json, write_text
-from sg_local.run import Run
+from sg_local.files import read_json, write_text
+from sg_local.run.directory import Run
 
 DROP = "crash"
 MAX_CRASHES = 2  # of one row, before it is dropped
@@ -96,3 +96,8 @@ def _are_counts(crashes: object) -> bool:
 def _write(run: Run, part: str, rows: list[int], crashes: Crashes) -> None:
     told = {"part": part, "rows": rows, "crashes": crashes}  # json writes the row ids as texts
     write_text(_path(run), json.dumps(told) + "\n")
+
+
+def whole_calls(rows: list[dict[str, Any]], rows_per_call: int) -> list[dict[str, Any]]:
+    """The rows of the calls that were written whole."""
+    return rows[: len(rows) // rows_per_call * rows_per_call]

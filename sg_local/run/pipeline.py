@@ -3,7 +3,7 @@
     generate -> annotate -> curate -> train -> export -> evaluate
 
 A stage that dies takes its process with it and leaves the run as the last finished write left it. Where native code
-crashed, the stage is started again without the row that did it (stages/in_flight.py). A stage's standard input is a
+crashed, the stage is started again without the row that did it (in_flight.py). A stage's standard input is a
 pipe that nothing is written to: it ends with its parent, and so does the stage.
 """
 
@@ -19,13 +19,13 @@ from importlib import import_module
 from pathlib import Path
 
 from sg_local.errors import InputError, SgLocalError, signal_name
+from sg_local.files import read_text, write_text
 from sg_local.models import resolve_model
 from sg_local.progress import restore_terminal, say
-from sg_local.records import read_text, write_text
-from sg_local.run import Run, create_or_open_run, lock_run
+from sg_local.run.directory import Run, create_or_open_run, lock_run
+from sg_local.run.in_flight import forget, note_crash
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import STAGES, Settings
-from sg_local.stages.in_flight import forget, note_crash
 from sg_local.task import Example, Task, load_task, load_test_rows
 
 # -P: nothing is imported from the directory that the user works in, which may hold a `datasets.py` of their own.
@@ -34,7 +34,7 @@ _STAGE_PROGRAM = """
 import sys
 sys.path.append(sys.argv[1])
 sys.argv[:2] = ["sg-local"]
-from sg_local.pipeline import end_with_parent
+from sg_local.run.pipeline import end_with_parent
 end_with_parent()
 from sg_local.cli import main
 main()
@@ -173,13 +173,13 @@ def _require_training(run: Run, stages: tuple[str, ...]) -> None:
     if "train" in stages and not run.is_finished("train"):
         require_trainer(run.settings.trainer)
         if run.settings.base_weights:
-            from sg_local.stages.weights import check_given_weights
+            from sg_local.proof.working_copies import check_given_weights
 
             check_given_weights(run)
 
 
 def _in_own_process_until_it_holds(run: Run, stage: str) -> int:
-    """The stage's exit code; after a crash of native code it is started again, see stages/in_flight.py."""
+    """The stage's exit code; after a crash of native code it is started again, see in_flight.py."""
     for _ in range(MAX_CRASHES_OF_A_STAGE):
         code = _in_own_process(run, stage)
         if -code not in _CRASHES or not (rows := note_crash(run)):
@@ -199,7 +199,7 @@ def _in_own_process_until_it_holds(run: Run, stage: str) -> int:
 
 
 def _in_own_process(run: Run, stage: str) -> int:
-    package_parent = str(Path(__file__).resolve().parent.parent)
+    package_parent = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-P", "-c", _STAGE_PROGRAM, package_parent, stage, "--", str(run.path)]
     handler = signal.signal(
         signal.SIGINT, signal.SIG_IGN

@@ -1,7 +1,9 @@
-"""What several stages share: the engine's settings, a run's chat template, answering inputs, scoring labels.
+"""The engine asked in a task's words: inputs answered, labels scored, with a run's settings.
 
-answer_inputs is used by `evaluate` and by `predict`, with the same calls in the same order, so both give the same
-answers for the same file.
+    answer_inputs(engine, template, "Sort this message.", ["My parcel is late."], ...)  -> [Completion("delivery")]
+    score_labels(engine, template, task, ["My parcel is late."], ...)    -> [{"delivery": -0.31, "refund": -2.9}]
+
+`evaluate` and `predict` call answer_inputs in the same order, so both give the same answers for the same file.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,20 +11,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sg_local.gguf_header import read_model_header
+from sg_local.chat.template import ChatTemplate
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.scoring import label_logprobs
-from sg_local.run import Run
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE, ChatTemplate
-from sg_local.selfguide.filters import Rules, form_fault, overlap_fault, text_fault
 from sg_local.selfguide.prompts import Layout, answer_messages, layouts
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
 INPUTS_PER_CALL = 128
 QUESTIONS_PER_CALL = 64
-DEMONSTRATION = "demonstration-"  # before its number, the id of a demonstration among made rows
 LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
 
 
@@ -38,36 +36,6 @@ def open_with(
         n_gpu_layers=settings.n_gpu_layers,
         adapter_path=adapter_path,
     )
-
-
-def template_source(run: Run) -> str:
-    """The Jinja text of the run's chat format."""
-    if run.model.prompt_format == "vicuna":
-        return VICUNA_TEMPLATE
-    return read_model_header(run.model.path).chat_template or VICUNA_TEMPLATE
-
-
-def chat_template(run: Run, engine: Engine) -> ChatTemplate:
-    """The run's chat template, with the token texts of the engine's model."""
-    return engine.tokenizer.chat_template(template_source(run))
-
-
-def demonstrations(run: Run) -> tuple[Example, ...]:
-    """What the tuned model sees in its prompt, in training and when it is served."""
-    return run.task.examples if run.settings.train_demonstrations else ()
-
-
-def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> str | None:
-    """The reason to drop a free answer to an input; None for one that the demonstrations allow."""
-    fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
-    if fault is None and settings.form_filter:
-        return form_fault(answer, rules.output_form) or overlap_fault(answer, text, rules.overlap)
-    return fault
-
-
-def whole_calls(rows: list[dict[str, Any]], rows_per_call: int) -> list[dict[str, Any]]:
-    """The rows of the calls that were written whole."""
-    return rows[: len(rows) // rows_per_call * rows_per_call]
 
 
 def counters(engine: Engine) -> dict[str, Any]:

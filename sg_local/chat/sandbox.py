@@ -5,7 +5,7 @@ reads  standard input    {"source": "{% for message in messages %}…", "bos_tok
                           "sys_path": ["…"]}
 writes standard output   {"text": "USER: … ASSISTANT:"}   or   {"error": "UndefinedError: 'tool' is undefined"}
 
-chat_template.py starts this file as a script. Jinja's sandbox keeps a template from Python's insides; the limits,
+template.py starts this file as a script. Jinja's sandbox keeps a template from Python's insides; the limits,
 where the system has them, hold even for one that gets out: CPU time, memory, and no file or socket can be opened.
 
 Source: the environment and variables of transformers' utils/chat_template_utils.py. Two differ: the date that a

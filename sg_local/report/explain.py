@@ -18,8 +18,9 @@ from dataclasses import asdict
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.records import scan_rows
-from sg_local.run import Run
+from sg_local.files import scan_rows
+from sg_local.run.directory import Run
+from sg_local.selfguide.rows import DEMONSTRATION
 from sg_local.selfguide.selection import (
     calibrate,
     ensemble,
@@ -28,7 +29,6 @@ from sg_local.selfguide.selection import (
     with_evidence,
 )
 from sg_local.settings import as_flag
-from sg_local.stages.common import DEMONSTRATION
 
 MAX_SHOWN_CHARACTERS = 2000  # of one text
 MAX_SHOWN_LABELS = 20

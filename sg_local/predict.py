@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sg_local.chat.template import VICUNA_TEMPLATE
 from sg_local.errors import InputError
+from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
+from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
 from sg_local.llama.engine import Engine
 from sg_local.models import find_by_path
 from sg_local.progress import progress, say
-from sg_local.records import Faults, read_text
-from sg_local.selfguide.chat_template import VICUNA_TEMPLATE
 from sg_local.settings import Settings
-from sg_local.stages.common import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
 from sg_local.task import Example, load_task
 
 MAX_INPUT_BYTES = 256 << 20

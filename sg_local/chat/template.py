@@ -7,7 +7,7 @@
 A template is code from a file that somebody else wrote. It never sees the contents of the messages, only a
 placeholder for each, so what a task or a model wrote can neither change the prompt's structure nor become a control
 token. What it writes therefore depends on the roles alone: it runs once for each sequence of roles, sandboxed and in
-a bounded process of its own (template_process.py).
+a bounded process of its own (sandbox.py).
 
 Sources: Hugging Face chat templates; Vicuna v1.1 as in FastChat's conversation.py, "vicuna_v1.1".
 """
@@ -133,7 +133,7 @@ def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: 
         "add_generation_prompt": add_generation_prompt,
         "sys_path": sys.path,
     }
-    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_process.py"))]
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox.py"))]
     try:
         done = subprocess.run(
             command, input=json.dumps(request).encode(), capture_output=True, timeout=MAX_SECONDS

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader
-from sg_local.records import Faults
 from sg_local.settings import LEAST_INPUT_LIMIT, Settings, input_limit
 from sg_local.task import Task
 
@@ -41,10 +41,10 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Adam keeps two numbers for a parameter; in 8 bits with a 32-bit constant for 256 (bitsandbytes).
 ADAM_BYTES, ADAM_8_BIT_BYTES = 8.0, 2 * (1 + 4 / 256)
 
-# A 16-bit copy is made for the CPU where it takes no more than this share of the memory (stages/weights.py).
+# A 16-bit copy is made for the CPU where it takes no more than this share of the memory (proof/working_copies.py).
 MAX_COPY_SHARE_OF_MEMORY = 0.25
 MAX_SHARD_BYTES = GIB  # gguf_io/base_weights.py
-PROOF_PROMPTS = 16  # stages/parity.py
+PROOF_PROMPTS = 16  # proof/parity.py
 PROOF_TOKENS_AT_ONCE = 4096  # finetune/reference.py
 CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 

@@ -17,7 +17,7 @@ from typing import Any
 from sg_local.errors import signal_name
 from sg_local.finetune.process import NEEDED
 from sg_local.models import find_present, list_models, model_store
-from sg_local.run import total_memory_bytes
+from sg_local.run.directory import total_memory_bytes
 
 Finding = dict[str, Any]
 
@@ -114,7 +114,7 @@ def _fault_at_work() -> str | None:
     if not present:
         return None
     name, path = min(present, key=lambda item: item[1].stat().st_size)
-    package_parent = str(Path(__file__).resolve().parent.parent)
+    package_parent = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-P", "-c", _TRY_PROGRAM, package_parent, str(path)]
     try:
         done = subprocess.run(

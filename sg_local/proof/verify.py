@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from functools import cache
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.records import sha256_file
-from sg_local.run import Run
+from sg_local.run.directory import Run
 from sg_local.settings import STAGES
 
 
@@ -79,7 +79,7 @@ def _exported(run: Run, faults: list[str]) -> Iterator[str]:
 
 
 def _parity(run: Run, faults: list[str]) -> Iterator[str]:
-    from sg_local.stages.parity import measure_run
+    from sg_local.proof.parity import measure_run
 
     parity = measure_run(run, run.file("adapter.gguf"), run.file("model.gguf"))
     if parity.faults():

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sg_local.doctor import nvidia_gpus
 from sg_local.gguf_header import read_model_header, require_supported
-from sg_local.memory import (
+from sg_local.models import model_store, resolve_model
+from sg_local.plan.doctor import nvidia_gpus
+from sg_local.plan.memory import (
     GIB,
     ModelSizes,
     Need,
@@ -27,9 +28,8 @@ from sg_local.memory import (
     remedies,
     task_tokens,
 )
-from sg_local.models import model_store, resolve_model
-from sg_local.pipeline import check_task
-from sg_local.run import total_memory_bytes
+from sg_local.run.directory import total_memory_bytes
+from sg_local.run.pipeline import check_task
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.

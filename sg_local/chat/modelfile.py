@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from sg_local.selfguide.chat_template import ChatTemplate
+from sg_local.chat.template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
 

@@ -4,7 +4,7 @@
      "difference": {"mean": 0.05, "interval_95": [-0.01, 0.11], "p": 0.13, "verdict": "no difference shown"}}
     -> | n_layouts=1 | sst2 | 0.790 | 0.740 | +0.050 [-0.010, +0.110] | 0.13 |
 
-Layout: as in bench_table.py; the baselines are those of SELF-GUIDE (arXiv 2407.12874).
+Layout: as in bench.py; the baselines are those of SELF-GUIDE (arXiv 2407.12874).
 """
 
 from collections.abc import Sequence

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sg_local.errors import SgLocalError
+from sg_local.files import read_rows
 from sg_local.gguf_header import read_header
+from sg_local.llama.asking import open_with
 from sg_local.llama.engine import Logits
 from sg_local.llama.library import load_model
 from sg_local.llama.scoring import log_softmax, sequence_logits
 from sg_local.llama.tokens import Tokenizer
-from sg_local.records import read_rows
-from sg_local.run import BaseModel, Run
+from sg_local.proof.working_copies import f16_gguf, torch_weights
+from sg_local.run.directory import BaseModel, Run
+from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import Settings
-from sg_local.stages.common import demonstrations, open_with, template_source
-from sg_local.stages.weights import f16_gguf, torch_weights
 
 N_PROMPTS = 16
 TokensFrom: TypeAlias = tuple[tuple[int, ...], int]  # token ids, and the first position that is compared

@@ -1,0 +1,21 @@
+"""The prompt of a run: its chat template, and the demonstrations that the tuned model is shown.
+
+template_source(run)    "{% for message in messages %}<|im_start|>..."    the GGUF's own, or Vicuna v1.1's
+"""
+
+from sg_local.chat.template import VICUNA_TEMPLATE
+from sg_local.gguf_header import read_model_header
+from sg_local.run.directory import Run
+from sg_local.task import Example
+
+
+def template_source(run: Run) -> str:
+    """The Jinja text of the run's chat format."""
+    if run.model.prompt_format == "vicuna":
+        return VICUNA_TEMPLATE
+    return read_model_header(run.model.path).chat_template or VICUNA_TEMPLATE
+
+
+def demonstrations(run: Run) -> tuple[Example, ...]:
+    """What the tuned model sees in its prompt, in training and when it is served."""
+    return run.task.examples if run.settings.train_demonstrations else ()
