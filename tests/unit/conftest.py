@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from gguf_bytes import TinyTensor, Value, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
+import sg_local.finetune.process as process
 from sg_local.cli import cli
 from sg_local.files import write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
@@ -102,6 +103,20 @@ def finish(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
     """finish(run): every stage of it, as in finished_run."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     return _finish
+
+
+@pytest.fixture
+def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for an `nvidia-smi`, the only program there is."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path / "bin" / "nvidia-smi"
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = process.find_spec
+    monkeypatch.setattr(process, "find_spec", lambda name: None if name == "torch" else find_spec(name))
 
 
 @pytest.fixture

@@ -1,0 +1,119 @@
+"""`sg-local doctor`: what is here, what is missing, and how to get it."""
+
+import builtins
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import ROOT, Call
+
+import sg_local.finetune.process as process
+from sg_local.run.directory import Run
+
+
+def findings(sg: Call) -> dict[str, dict[str, Any]]:
+    result = sg("doctor", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    return {finding["what"]: finding for finding in json.loads(result.stdout)}
+
+
+def test_doctor_on_a_machine_without_a_gpu(sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
+    found = findings(sg)
+    assert found["GPU"] == {
+        "what": "GPU",
+        "ok": True,
+        "found": "no NVIDIA GPU: models up to about 1B can be trained on the CPU",
+        "fix": None,
+    }
+    assert found["llama.cpp"]["found"].endswith("built for the CPU")
+    assert found["llama.cpp"]["ok"]
+    text = sg("doctor").stdout
+    assert re.search(r"^ok      python +3\.", text, re.MULTILINE)
+    assert len([line for line in text.splitlines() if not line.startswith(" ")]) == len(found)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_doctor_where_a_gpu_lies_idle(sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288 MiB'\n")
+    nvidia.chmod(0o755)
+    monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
+    monkeypatch.setattr("sg_local.plan.doctor.version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: None)
+    found = findings(sg)
+    assert found["GPU"]["found"] == "NVIDIA GeForce RTX 3060, 12288 MiB"
+    assert "-DGGML_CUDA=on" in found["llama.cpp"]["fix"]
+    assert "--force-reinstall" in found["torch"]["fix"]
+    assert "missing torch" in sg("doctor").stdout
+    nvidia.write_text("#!/bin/sh\nexit 9\n")  # as it ends where the driver is not loaded
+    assert findings(sg)["GPU"]["found"].startswith("no NVIDIA GPU")
+
+
+def test_doctor_says_how_to_install_what_is_missing(sg: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    def nothing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("sg_local.plan.doctor.version", nothing)
+    found = findings(sg)
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirement = next(item for item in pyproject["dependencies"] if item.startswith("llama-cpp-python"))
+    assert found["llama.cpp"]["fix"] == f"pip install {requirement}"
+    for name in process.NEEDED:
+        assert not found[name]["ok"]
+        assert "sg-local[train]" in found[name]["fix"]
+
+
+def test_doctor_where_llama_cpp_cannot_be_loaded(sg: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name == "sg_local.llama.library":
+            raise OSError("libcudart.so.12: cannot open shared object file")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    finding = findings(sg)["llama.cpp"]
+    assert "cannot be loaded: libcudart.so.12" in finding["found"]
+    assert "--force-reinstall" in finding["fix"]
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "it is ended by SIGILL when it works on"),
+        ("raise SystemExit('no such type')", "no such type"),
+        ("raise SystemExit(7)", "exit code 7"),
+        ("import time; time.sleep(60)", "more than 1 seconds"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such signals")
+def test_doctor_where_llama_cpp_ends_its_process(
+    sg: Call, new_run: Run, monkeypatch: pytest.MonkeyPatch, program: str, told: str
+) -> None:
+    """As one does that was built for a processor with other instructions."""
+    monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: new_run.model.path)
+    monkeypatch.setattr("sg_local.plan.doctor._TRY_PROGRAM", program)
+    monkeypatch.setattr("sg_local.plan.doctor._TRY_SECONDS", 1)
+    finding = findings(sg)["llama.cpp"]
+    assert told in finding["found"]
+    assert "-DGGML_NATIVE=OFF" in finding["fix"]
+
+
+def test_doctor_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom sg_local.cli import cli\n"
+        "assert CliRunner().invoke(cli, ['doctor']).exit_code == 0\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not {"torch", "transformers", "trl", "peft", "unsloth", "datasets", "scipy"} & set(
+        done.stdout.split()
+    )

@@ -1,0 +1,86 @@
+"""What ends a call from outside, in any command: one line, no traceback, unless it is a bug."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from command_line import Call, given, in_a_process, one_line
+
+from sg_local.run.directory import Run
+
+
+def test_an_interruption_is_one_line(
+    sg: Call, new_run: Run, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", interrupt)
+    result = sg(*given(new_run, task), "--until=generate")
+    assert (result.exit_code, result.stdout) == (1, "")
+    last = result.stderr.splitlines()[-1]
+    assert last == "Error: interrupted; what is finished is kept, and the same command goes on from there"
+    monkeypatch.setattr("sg_local.plan.doctor.examine", interrupt)
+    assert one_line(sg("doctor"), 1) == "Error: interrupted"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.bin"),
+            "a.bin: No space left on device: free some space",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.bin"),
+            "a.bin: Permission denied: check the permissions",
+        ),
+        (MemoryError(), "memory ran out: take a smaller model, or lower --n-ctx"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    sg: Call, new_run: Run, task: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sg_local.stages.curate.run_curate", refuse)
+    monkeypatch.setattr(Run, "require", lambda _run, _stage: None)
+    line = one_line(sg("curate", new_run.path), 1)
+    assert told in line
+    assert "the same command goes on from there" in line
+
+
+def test_a_bug_keeps_its_traceback(sg: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ours")
+
+    monkeypatch.setattr("sg_local.plan.doctor.examine", wrong)
+    result = sg("doctor")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_a_reader_that_leaves_is_no_bug() -> None:
+    """As in `sg-local models list | head -1`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        result = in_a_process("models", "list", "--json", stdout=write_end)
+    finally:
+        os.close(write_end)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_stage_whose_reader_leaves_does_not_pass_for_done(
+    sg: Call, new_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sg-local run ... 2>&1 | head -3`: the next stage must not begin."""
+
+    def say(*_arguments: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("sg_local.stages.generate.run_generate", say)
+    result = sg("generate", new_run.path)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)

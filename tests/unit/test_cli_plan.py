@@ -1,0 +1,85 @@
+"""`sg-local plan`: what a run needs, and a machine that is too small."""
+
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import Call, Contents, one_line
+from gguf_models import write_model
+from known_sizes import LLAMA_2_7B
+
+
+def test_plan_says_what_a_run_needs_and_writes_nothing(
+    sg: Call, task: Path, nvidia: Path, tmp_path: Path, contents: Contents
+) -> None:
+    model = write_model(tmp_path / "model.gguf")
+    before = contents(tmp_path)
+    result = sg("plan", task, "--model", model, "--n-inputs", 7)
+    assert (result.exit_code, result.stderr) == (0, "")
+    title, _, head, *rows = result.stdout.partition("\n\nhost memory")[0].splitlines()
+    assert title == "inbox with model.gguf on the CPU: estimated, not measured"
+    assert head.split() == ["GPU", "memory", "host", "memory", "disk", "tokens"]
+    assert [row.split()[0] for row in rows] == [
+        *(set_of_steps := ["generate", "annotate", "train", "export", "evaluate"]),
+        "this",
+    ]
+    assert re.search(r"train: process 0\.5 GiB, .*gradients", result.stdout)
+    assert contents(tmp_path) == before
+    assert os.listdir() == []
+    result = sg("plan", task, "--model", model, "--n-inputs", 7, "--json")
+    facts = json.loads(result.stdout)
+    assert [step["step"] for step in facts["steps"]] == set_of_steps
+    assert (facts["fits"], facts["faults"], facts["machine"]["gpu_bytes"]) == (True, [], 0)
+    for step in facts["steps"]:
+        assert step["gpu"] == {}
+        assert step["host_bytes"] == sum(step["host"].values())
+        assert step["disk_bytes"] == sum(step["disk"].values())
+
+
+def test_plan_refuses_with_numbers_and_what_to_change(
+    sg: Call, task: Path, nvidia: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sg_local.plan.plan.model_sizes", lambda _header: LLAMA_2_7B)
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**12))
+    result = sg("plan", task, "--model", model, "--gpu-memory", 6)
+    assert result.exit_code == 1
+    assert re.search(
+        r"^this machine +6\.0 GiB +64\.0 GiB", result.stdout, re.MULTILINE
+    )  # the table all the same
+    makes, trains = result.stderr.removeprefix("Error: ").splitlines()
+    assert makes == (
+        "generate, annotate, export, evaluate: 6.4 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: "
+        "add --n-ctx 2048"
+    )
+    assert trains.endswith("can be used: add --load-in-4bit")
+    result = sg("plan", task, "--model", model, "--gpu-memory", 6, "--n-ctx", 2048, "--load-in-4bit")
+    assert (result.exit_code, result.stderr) == (0, "")
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 16 << 30)
+    result = sg("plan", task, "--model", model, "--gpu-memory", 8, "--load-in-4bit", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["faults"] == result.stderr.removeprefix("Error: ").splitlines()
+    assert "no setting makes it fit: take a smaller model" in result.stderr
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**9))
+    assert "of disk, and 0.9 GiB are free" in sg("plan", task, "--model", model).stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_plan_is_for_the_gpu_that_is_here(sg: Call, task: Path, nvidia: Path, tmp_path: Path) -> None:
+    nvidia.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288 MiB'\necho 'NVIDIA A2, 1 MiB'\n")
+    nvidia.chmod(0o755)
+    model = write_model(tmp_path / "model.gguf")
+    result = sg("plan", task, "--model", model)
+    assert "on NVIDIA GeForce RTX 3060: estimated" in result.stdout
+    assert re.search(r"^this machine +12\.0 GiB", result.stdout, re.MULTILINE)
+    assert "on the CPU" in sg("plan", task, "--model", model, "--gpu-memory", 0).stdout
+
+
+def test_plan_checks_task_and_model(sg: Call, task: Path, model: Path) -> None:
+    assert "llama.block_count is 0" in sg("plan", task, "--model", model).stderr
+    assert sg("plan", task, "--model", model).exit_code == 2
+    assert "missing.gguf" in one_line(sg("plan", task, "--model", "missing.gguf"), 2)
+    assert "mising" in one_line(sg("plan", "mising"), 2)

@@ -1,0 +1,232 @@
+"""`sg-local predict`: plain and JSON lines, and models and inputs that are none. No model runs."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+from command_line import BASE, TENSORS, Call, one_line
+from gguf_bytes import TinyTensor, tiny_gguf
+
+import sg_local.llama.asking as common_module
+import sg_local.predict as predict_module
+from sg_local.files import write_rows
+from sg_local.llama.engine import Counters
+from sg_local.llama.generation import Completion
+from sg_local.run.directory import Run
+
+
+class ScriptedEngine:
+    """Stands for llama.cpp: answers with the prompt's last word, and has room for 40 characters."""
+
+    def __init__(self) -> None:
+        self.tokenizer = SimpleNamespace(
+            chat_template=lambda source: source,
+            encode_prompt=lambda _template, messages: list(
+                "\n\n".join(message["content"] for message in messages).encode()
+            ),
+            encode_plain=lambda text: list(text.encode()),
+        )
+        self.asked: list[str] = []
+        self.counters = Counters()
+
+    def __enter__(self) -> "ScriptedEngine":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def fits(self, n_prompt_tokens: int, _max_new_tokens: int) -> bool:
+        return n_prompt_tokens < 100
+
+    def generate(self, requests: list[Any], _on_finished: object) -> list[Completion]:
+        self.asked += [bytes(request.prompt).decode() for request in requests]
+        return [Completion(asked.split()[-1], (1,), "end") for asked in self.asked[-len(requests) :]]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    scripted = ScriptedEngine()
+    monkeypatch.setattr(predict_module, "open_with", lambda *_arguments: scripted)
+    monkeypatch.setattr(common_module, "generate", ScriptedEngine.generate)
+    return scripted
+
+
+def answers(result: Result) -> list[tuple[str, str | None]]:
+    assert result.exit_code == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    return [(row["input"], row["output"]) for row in rows]
+
+
+def test_predict_answers_plain_lines_in_their_order(
+    sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "messages.txt"
+    file.write_bytes("\ufeffone a\r\n\n  two b  \r\nform\x0cfeed c\nlong ".encode() + b"x" * 200)
+    result = sg("predict", "--model", finished_run.file("model.gguf"), file)
+    assert answers(result) == [
+        ("one a", "a"),
+        ("two b", "b"),
+        ("form\x0cfeed c", "c"),
+        ("long " + "x" * 200, None),
+    ]
+    assert "do not fit the context: raise --n-ctx" in result.stdout.splitlines()[-1]
+    assert finished_run.task.instruction in engine.asked[0]
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_predict_reads_json_lines(
+    sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "messages.jsonl"
+    write_rows(file, [{"id": 3, "input": "two\nlines a"}, {"input": "b"}])
+    arguments = ["predict", "--model", finished_run.file("model.gguf")]
+    result = sg(*arguments, file) if source == "file" else sg(*arguments, "-", input=file.read_bytes())
+    assert answers(result) == [("two\nlines a", "a"), ("b", "b")]
+
+
+def test_predict_reads_plain_standard_input(sg: Call, engine: ScriptedEngine, finished_run: Run) -> None:
+    result = sg("predict", "--model", finished_run.file("model.gguf"), "-", input="one a\ntwo b\n")
+    assert answers(result) == [("one a", "a"), ("two b", "b")]
+
+
+def test_what_predict_prints_stays_one_line_and_steers_no_terminal(
+    sg: Call, engine: ScriptedEngine, finished_run: Run
+) -> None:
+    text = "a\x1b[31m\x9b31m\x85\u2028\x7f"
+    result = sg(
+        "predict", "--model", finished_run.file("model.gguf"), "-", input=json.dumps({"input": "a " + text})
+    )
+    assert answers(result) == [("a " + text, text.split()[-1])]
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028]", result.stdout)
+
+
+def test_predict_by_a_base_needs_a_task(sg: Call, engine: ScriptedEngine, model: Path, task: Path) -> None:
+    line = one_line(sg("predict", "--model", model, "-", input="one a\n"), 2)
+    assert f"{model} does not say what it was tuned for: give the task with --task" in line
+    assert answers(sg("predict", "--model", model, "--task", task, "-", input="one a\n")) == [("one a", "a")]
+    assert "no example task is named 'nothing'" in one_line(
+        sg("predict", "--model", model, "--task", "nothing", "-", input="one a\n"), 2
+    )
+
+
+def test_predict_for_another_task_than_tuned_for_is_told(
+    sg: Call, engine: ScriptedEngine, finished_run: Run
+) -> None:
+    result = sg(
+        "predict", "--model", finished_run.file("model.gguf"), "--task", "support-inbox", "-", input="one a\n"
+    )
+    assert result.exit_code == 0
+    assert "was tuned for inbox, and is asked for support-inbox" in result.stderr
+
+
+RIGHT = {
+    "name": "a",
+    "instruction": "b",
+    "labels": ["c"],
+    "examples": [{"input": "d", "output": "c"}],
+    "max_new_tokens": 9,
+    "prompt_format": "vicuna",
+}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[]",
+        json.dumps({"name": "a"}),
+        json.dumps({**RIGHT, "instruction": 1}),
+        json.dumps({**RIGHT, "labels": "ab"}),
+        json.dumps({**RIGHT, "labels": [1]}),
+        json.dumps({**RIGHT, "examples": [{}]}),
+        json.dumps({**RIGHT, "examples": ["d"]}),
+        json.dumps({**RIGHT, "max_new_tokens": -9}),
+        json.dumps({**RIGHT, "prompt_format": "{{ 1 }}"}),
+    ],
+)
+def test_a_model_that_says_nonsense_about_its_task(
+    sg: Call, engine: ScriptedEngine, tmp_path: Path, told: str
+) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(tiny_gguf({**BASE, "sg_local.task": json.dumps(RIGHT)}, TENSORS))
+    assert sg("predict", "--model", path, "-", input="one a\n").exit_code == 0
+    path.write_bytes(tiny_gguf({**BASE, "sg_local.task": told}, TENSORS))
+    assert "give the task with --task" in one_line(sg("predict", "--model", path, "-", input="one a\n"), 2)
+    assert sg("models", "show", path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.jsonl", b'{"input": "a"}\n{"text": "b"}\n', 'a.jsonl, line 2: there is no text under "input"'),
+        ("a.jsonl", b'{"input": "a"}\n{"input": " "}\n', 'a.jsonl, line 2: there is no text under "input"'),
+        ("a.jsonl", b'{"input": "a"}\n[1]\n', "a.jsonl, line 2"),
+        ("a.jsonl", b'{"input": "a"}\n{"input": "b"\n', "a.jsonl, line 2: Expecting"),
+        ("a.jsonl", b'{"input": "\\ud800"}\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: "),
+        ("a.txt", b"\n  \n", "a.txt holds no inputs: give JSON lines with"),
+        ("a.txt", b"caf\xe9\n", "a.txt is not UTF-8"),
+        ("a.txt", None, "a.txt is missing: check the path"),
+        ("-", b'{"text": "b"}\n', 'standard input, line 1: there is no text under "input"'),
+        ("-", b"caf\xe9\n", "standard input is not UTF-8"),
+        ("-", b"", "standard input holds no inputs"),
+    ],
+)
+def test_inputs_that_are_none(
+    sg: Call, engine: ScriptedEngine, finished_run: Run, name: str, data: bytes | None, told: str
+) -> None:
+    if data is not None and name != "-":
+        Path(name).write_bytes(data)
+    line = one_line(sg("predict", "--model", finished_run.file("model.gguf"), name, input=data), 2)
+    assert told in line
+    assert engine.asked == []
+
+
+def test_too_many_inputs_are_refused_and_not_cut(
+    sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_module, "MAX_INPUT_BYTES", 10)
+    (tmp_path / "a.txt").write_text("one a\ntwo b\n")
+    for file in (tmp_path / "a.txt", "-"):
+        line = one_line(
+            sg("predict", "--model", finished_run.file("model.gguf"), file, input="one a\ntwo b\n"), 2
+        )
+        assert "over the limit of 10" in line
+
+
+def test_a_model_and_an_adapter_in_each_others_place(
+    sg: Call, engine: ScriptedEngine, finished_run: Run
+) -> None:
+    base, adapter, tuned = (
+        finished_run.model.path,
+        finished_run.file("adapter.gguf"),
+        finished_run.file("model.gguf"),
+    )
+    assert answers(sg("predict", "--model", base, "--adapter", adapter, "-", input="one a\n")) == [
+        ("one a", "a")
+    ]
+    line = one_line(sg("predict", "--model", adapter, "-", input="one a\n"), 2)
+    assert (
+        "is a LoRA adapter, not a model; give the base model with --model and this file with --adapter"
+        in line
+    )
+    line = one_line(sg("predict", "--model", base, "--adapter", tuned, "-", input="one a\n"), 2)
+    assert f"{tuned} is a model, not a LoRA adapter: give it with --model" in line
+
+
+def test_an_adapter_of_another_base(
+    sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny_gguf(BASE, [TinyTensor("token_embd.weight", (32, 2), data=b"\x01" * 256)]))
+    adapter = finished_run.file("adapter.gguf")
+    line = one_line(sg("predict", "--model", other, "--adapter", adapter, "-", input="one a\n"), 2)
+    assert f"{adapter} was made for another base than {other}: give the one it was tuned on" in line
+    line = one_line(sg("predict", "--model", other, "--adapter", "no.gguf", "-", input="one a\n"), 2)
+    assert "no.gguf does not exist: check the path" in line
