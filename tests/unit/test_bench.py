@@ -344,6 +344,21 @@ def test_a_damaged_bench(sg: Call, stages: Stages, tasks: Path, model: Path, tex
     assert (result.exit_code, "bench.json is damaged" in result.stderr) == (2, True)
 
 
+def test_a_bench_with_settings_that_are_gone(sg: Call, stages: Stages, tasks: Path, model: Path) -> None:
+    call = ("bench", tasks, "--model", model, "--tasks=boxes")
+    assert sg(*call).exit_code == 0
+    path = Path("benches/everyday/bench.json")
+    begun = json.loads(path.read_text())
+    for value, exit_code in ((0.0, 0), (0.5, 2)):
+        begun["settings"]["prior_weight"] = value
+        path.write_text(json.dumps(begun))
+        result = sg(*call)
+        assert (result.exit_code, "prior_weight = 0.5 is a setting that" in result.stderr) == (
+            exit_code,
+            value > 0,
+        )
+
+
 def test_one_writer(
     sg: Call, stages: Stages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
