@@ -31,8 +31,6 @@ class TrainSettings:
     checkpoint_seconds: int
     n_threads: int
     seed: int
-    n_labels: int = 0  # answers of every row, where there is a prior_weight
-    prior_weight: float = 0.0
 
     def uses_checkpointing(self, has_gpu: bool) -> bool:
         """Whether activations are computed again in the backward pass; on a CPU memory is rarely what is short."""

@@ -119,12 +119,10 @@ def row_trainer(
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             with self.accelerator.autocast():
-                return batch_loss(
-                    self.accelerator.unwrap_model(model), inputs, settings.n_labels, settings.prior_weight
-                )
+                return batch_loss(self.accelerator.unwrap_model(model), inputs)
 
         def loss_of(self, batch: Batch) -> Any:
-            """Of the rows alone: the prior is of a whole batch, and not the sum of its rows' parts."""
+            """The same of a batch that the trainer did not collate."""
             with self.accelerator.autocast():
                 inputs = self._prepare_inputs(tensors(batch, self.model.config))
                 return batch_loss(self.accelerator.unwrap_model(self.model), inputs)

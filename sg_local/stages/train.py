@@ -95,14 +95,7 @@ def _train_settings(run: Run) -> TrainSettings:
         checkpoint_seconds=settings.checkpoint_seconds,
         n_threads=settings.n_threads,
         seed=settings.seed,
-        n_labels=len(run.task.labels),
-        prior_weight=settings.prior_weight if uses_prior(run) else 0.0,
     )
-
-
-def uses_prior(run: Run) -> bool:
-    """Whether the loss asks for equal shares of the labels."""
-    return run.task.is_classification and run.settings.prior_weight > 0
 
 
 def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
@@ -121,12 +114,10 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
             messages = answer_messages(run.task.instruction, row["input"], shown)
             prompt = tuple(tokenizer.encode_prompt(template, messages))
             targets = row.get("targets") or {row["output"]: 1.0}
-            if uses_prior(run):  # which compares all labels, in one order
-                targets = {label: targets.get(label, 0.0) for label in run.task.labels}
             (answer, weight), *others = [
-                (tuple(tokenizer.encode_answer(template, messages, text)), row.get("weight", 1.0) * share)
+                (tuple(tokenizer.encode_answer(template, messages, text)), share)
                 for text, share in targets.items()
-                if share > 0 or uses_prior(run)
+                if share > 0
             ]
             item = TrainRow(prompt, answer, weight, tuple(others))
             if item.n_tokens > limit:  # never cut: a cut answer teaches to stop in the middle

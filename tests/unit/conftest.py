@@ -192,6 +192,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
         entry |= {"no_label_share": 0.0, "label_distance": 0.1}
         names.insert(2, "base_label_scoring")
         gains["gain_over_label_scoring"] = {**gain, "over": "base_label_scoring", "mean": 0.25}
+    gains["gain_over_best"] = gains.get("gain_over_label_scoring", gains["gain"])
     return {
         "task": run.task.name,
         "metric": run.task.metric,
