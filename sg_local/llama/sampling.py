@@ -123,8 +123,8 @@ class Choice:
 def near_top(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     """Ids, ascending, among which the k highest logits are, with few others; all ids where k is 0 or large.
 
-    The vocabulary is parted into groups. At least k logits reach the k-th highest of the groups' maxima, so no lower one
-    is among the k highest. Copying and sorting the whole vocabulary takes ten times as long.
+    The vocabulary is parted into groups. At least k logits reach the k-th highest of the groups' maxima, so no lower
+    one is among the k highest. Copying and sorting the whole vocabulary takes ten times as long.
     """
     n_groups = len(logits) // GROUP_SIZE
     if not 0 < k < n_groups:
