@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from command_line import BASE, TENSORS, Call, one_line
+from command_line import Call, one_line
+from finished_run import HEADER, TENSORS
 from gguf_bytes import TinyTensor, tiny_gguf
 from scripted_engine import ScriptedEngine
 
@@ -122,9 +123,9 @@ def test_a_model_that_says_nonsense_about_its_task(
     sg: Call, engine: ScriptedEngine, tmp_path: Path, told: str
 ) -> None:
     path = tmp_path / "odd.gguf"
-    path.write_bytes(tiny_gguf({**BASE, "sg_local.task": json.dumps(RIGHT)}, TENSORS))
+    path.write_bytes(tiny_gguf({**HEADER, "sg_local.task": json.dumps(RIGHT)}, TENSORS))
     assert sg("predict", "--model", path, "-", input="one a\n").exit_code == 0
-    path.write_bytes(tiny_gguf({**BASE, "sg_local.task": told}, TENSORS))
+    path.write_bytes(tiny_gguf({**HEADER, "sg_local.task": told}, TENSORS))
     assert "give the task with --task" in one_line(sg("predict", "--model", path, "-", input="one a\n"), 2)
     assert sg("models", "show", path).exit_code == 0
 
@@ -192,7 +193,7 @@ def test_an_adapter_of_another_base(
     sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.gguf"
-    other.write_bytes(tiny_gguf(BASE, [TinyTensor("token_embd.weight", (32, 2), data=b"\x01" * 256)]))
+    other.write_bytes(tiny_gguf(HEADER, [TinyTensor("token_embd.weight", (32, 2), data=b"\x01" * 256)]))
     adapter = finished_run.file("adapter.gguf")
     line = one_line(sg("predict", "--model", other, "--adapter", adapter, "-", input="one a\n"), 2)
     assert f"{adapter} was made for another base than {other}: give the one it was tuned on" in line
