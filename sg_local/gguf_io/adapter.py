@@ -21,7 +21,6 @@ from sg_local.files import Faults, atomic_path, read_json
 from sg_local.gguf_header import (
     DEFAULT_ALIGNMENT_BYTES,
     GgufHeader,
-    MetadataValue,
     read_header,
     read_model_header,
     require_supported,
@@ -36,6 +35,7 @@ from sg_local.gguf_io.tensors import (
     rope_row_order,
     row_blocks,
 )
+from sg_local.gguf_values import MetadataValue
 
 MAX_CONFIG_BYTES = 1024**2
 MAX_WEIGHTS_BYTES = 8 * 1024**3

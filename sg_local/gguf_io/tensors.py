@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from sg_local.errors import InputError
 from sg_local.files import Faults
-from sg_local.gguf_header import GgufHeader, MetadataValue, TensorInfo
+from sg_local.gguf_header import GgufHeader, TensorInfo
+from sg_local.gguf_values import MetadataValue
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

@@ -31,6 +31,7 @@ LAYERS = [
     {"run.directory", "plan.memory"},  # from here on the shared vocabulary
     {"models", "task", "settings"},
     {"files", "gguf_header", "progress"},
+    {"gguf_values"},
     {"errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
