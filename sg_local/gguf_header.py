@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
 from sg_local.gguf_values import UINT32, BoundedReader, MetadataValue
-
-SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
 
 MAX_METADATA_KEYS = 65_536
 MAX_KEY_BYTES = 65_535  # the specification's own limit
@@ -189,10 +188,10 @@ def require_supported(header: GgufHeader) -> None:
     Raises:
         InputError: it is not; the message names its architecture and the supported ones.
     """
-    if header.architecture not in SUPPORTED_ARCHITECTURES:
+    if header.architecture not in ARCHITECTURES:
         raise InputError(
             f"{header.path} has the architecture {_shown(header.architecture)}, which is not supported; "
-            f"give a model of one of: {', '.join(SUPPORTED_ARCHITECTURES)}"
+            f"give a model of one of: {', '.join(ARCHITECTURES)}"
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError
 from sg_local.files import Faults, atomic_path, read_json
 from sg_local.gguf_header import (
@@ -31,7 +32,6 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     model_tensors,
-    read_dimensions,
     rope_row_order,
     row_blocks,
 )

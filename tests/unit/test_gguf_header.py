@@ -28,9 +28,9 @@ from gguf_models import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
 from sg_local.gguf_header import (
-    SUPPORTED_ARCHITECTURES,
     TensorInfo,
     read_header,
     read_model_header,
@@ -607,7 +607,7 @@ def test_a_model_header_is_checked_like_any_other(write: Write) -> None:
 
 
 def test_supported_architectures_pass(write: Write) -> None:
-    for architecture in SUPPORTED_ARCHITECTURES:
+    for architecture in ARCHITECTURES:
         require_supported(read_header(write(tiny_gguf({"general.architecture": architecture}))))
 
 
