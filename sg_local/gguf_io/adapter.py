@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError
 from sg_local.files import Faults, atomic_path, read_json
 from sg_local.gguf_header import (
     DEFAULT_ALIGNMENT_BYTES,
     GgufHeader,
-    MetadataValue,
     read_header,
     read_model_header,
     require_supported,
@@ -32,10 +32,10 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     model_tensors,
-    read_dimensions,
     rope_row_order,
     row_blocks,
 )
+from sg_local.gguf_values import MetadataValue
 
 MAX_CONFIG_BYTES = 1024**2
 MAX_WEIGHTS_BYTES = 8 * 1024**3
