@@ -1,10 +1,10 @@
-"""LoRA adapters: a trained PEFT directory → the GGUF adapter that llama.cpp applies, and that one read back.
+"""LoRA adapters: from PEFT's directory to the GGUF adapter that llama.cpp applies, and from that file to arrays.
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight, (576, 16)
     → blk.0.attn_q.weight.lora_b, (576, 16) float32, rows permuted as llama.cpp permutes those of q
 
 Format: llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. Both sides add alpha/rank · B · A to
-the weight. What llama.cpp would apply otherwise than PEFT, or not at all, is refused here.
+the weight. What llama.cpp would apply differently from PEFT, or not at all, is refused here.
 """
 
 import math

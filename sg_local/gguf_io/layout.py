@@ -4,7 +4,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. The gguf package is not used for
 this: its reader takes seconds and hundreds of MB for a large vocabulary; its writer cannot write empty arrays
-or arrays of arrays, and through numpy's `tofile` does not notice every time that the disk is full.
+or arrays of arrays, and does not always notice a full disk, because it writes with numpy's `tofile`.
 """
 
 import struct

@@ -46,8 +46,8 @@ def start_library() -> None:
 def usable_cores() -> int:
     """Physical cores that this process may run on.
 
-    llama.cpp's own default is 4 threads. Its threads wait for one another by spinning, so more of them than cores cost
-    up to three times the time (2 cores), and fewer leave cores idle.
+    llama.cpp's own default is 4 threads. Its threads wait for one another by spinning: more threads than cores take
+    up to three times as long (measured on 2 cores), and fewer leave cores idle.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
         return os.cpu_count() or 1

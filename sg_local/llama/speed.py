@@ -3,7 +3,7 @@
     seconds_of_work(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), n_threads=0)   -> 4.1
     seconds_of_work(Path("f16.gguf"), n_threads=0)                          -> 2.2    half the time, the same weights
 
-Measured on a small piece of what annotating is: a prompt, and a few steps of many sequences side by side.
+Measured on a small sample of annotate's work: a prompt, and a few steps of many sequences side by side.
 """
 
 import time
