@@ -20,10 +20,11 @@ from typing import Any
 from sg_local.errors import InputError
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
-from sg_local.finetune.load import TrainSettings, load_with_lora
+from sg_local.finetune.load import load_with_lora
 from sg_local.finetune.loss import batch_loss, check_tree, tensors
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.progress import say
+from sg_local.settings import TrainSettings
 
 N_CHECKPOINTS = 2  # kept at most: the newer one may be half-written when the process is killed
 
@@ -35,6 +36,7 @@ def train_adapter(
     adapter_dir: Path,
     checkpoints_dir: Path,
     base: str,
+    target_modules: Sequence[str],
     settings: TrainSettings,
     on_step: Callable[[int], None],
 ) -> dict[str, Any]:
@@ -51,14 +53,16 @@ def train_adapter(
     longest = max(row.n_tokens for row in rows)
     with _quiet():
         # First of all: it imports Unsloth, which patches what is imported after it.
-        model, tokenizer = load_with_lora(weights_dir, vocabulary, settings, longest * settings.batch_size)
+        model, tokenizer = load_with_lora(
+            weights_dir, vocabulary, target_modules, settings, longest * settings.batch_size
+        )
 
         import torch
         from transformers import PrinterCallback, TrainerCallback
 
         if settings.n_threads > 0:
             torch.set_num_threads(settings.n_threads)
-        key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **asdict(settings)})
+        key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **settings.as_dict()})
         trainer = row_trainer(model, tokenizer, shuffled, checkpoints_dir, settings)
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
         how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
