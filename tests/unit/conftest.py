@@ -39,7 +39,8 @@ TEST_ROWS = [{"input": "My password is wrong.", "output": "login"}, {"input": "P
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty store, and an empty directory to work in."""
+    """An empty store, an empty directory to work in, and a disk that nothing has to wait for."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # no power is cut here
     place = tmp_path_factory.mktemp("place")
     monkeypatch.setenv("SG_LOCAL_HOME", str(place / "home"))
     (place / "work").mkdir()
@@ -81,19 +82,10 @@ def new_run(tmp_path: Path, task: Path, model: Path) -> Run:
 
 
 @pytest.fixture
-def finished_run(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def finished_run(new_run: Run) -> Run:
     """The same, every stage finished: tuned +0.5 over the base."""
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _descriptor: None)  # a slow disk is not what is tested
-        finish_run(new_run)
+    finish_run(new_run)
     return new_run
-
-
-@pytest.fixture
-def finish(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
-    """finish(run): every stage of it, as in finished_run."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    return finish_run
 
 
 @pytest.fixture
@@ -113,7 +105,6 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> ScriptedStages:
     """In place of the processes of the stages, of any run."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     scripted = ScriptedStages()
     monkeypatch.setattr("sg_local.run.pipeline._in_own_process", scripted)
     return scripted

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from finished_run import ScriptedStages
+from finished_run import ScriptedStages, finish_run
 
 from sg_local.bench.bench import load_tasks
 from sg_local.errors import InputError, SgLocalError
@@ -21,7 +21,6 @@ from sg_local.run.pipeline import run_stage
 from sg_local.settings import STAGES
 
 Call = Callable[..., Result]
-Finish = Callable[[Run], None]
 
 BOXES = {
     "name": "boxes",
@@ -214,11 +213,11 @@ def test_a_task_that_fails_is_told_and_stops_no_other(
 
 
 def test_a_failed_task_may_be_finished_by_itself(
-    sg: Call, stages: ScriptedStages, tasks: Path, model: Path, finish: Finish
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
 ) -> None:
     stages.failing = {"boxes"}
     assert sg("bench", tasks, "--model", model, "--tasks=boxes").exit_code == 1
-    finish(open_run(Path("benches/everyday/boxes")))
+    finish_run(open_run(Path("benches/everyday/boxes")))
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert (result.exit_code, json.loads(result.stdout)["failed"]) == (0, {})
 
