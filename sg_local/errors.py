@@ -26,7 +26,7 @@ class InputError(SgLocalError):
 
 
 class WorseThanBase(SgLocalError):
-    """`--gate` was given and the tuned model scores significantly below the base model."""
+    """`--gate` was given and the tuned model scores significantly below the base at its best."""
 
     exit_code = 3
 

@@ -9,14 +9,19 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from sg_local.errors import InputError
 from sg_local.files import Faults
 
 LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
 
 # The stages in the order of the work: names of commands, of modules in stages/, and of entries in the manifest.
 STAGES = ("generate", "annotate", "curate", "train", "export", "evaluate")
+
+# Settings of earlier versions, with the value that left them unused.
+REMOVED = {"prior_weight": 0.0, "confidence_weights": False, "drop_ifd_share": 0.0}
 
 
 def _setting(
@@ -145,15 +150,6 @@ class Settings:
         128, "annotate", "Longest answer in tokens, here and in the evaluation.", low=1
     )
 
-    drop_ifd_share: float = _setting(
-        0.0,
-        "annotate",
-        "Share of free answers to drop at each end of the instruction-following difficulty: those that the input "
-        "hardly makes likelier, and those that it says already. 0 does not compute it.",
-        low=0,
-        high=0.45,
-    )
-
     min_share: float = _setting(
         0.3,
         "curate",
@@ -183,11 +179,6 @@ class Settings:
         "Temperature of soft targets: under 1 sharper than the probabilities.",
         low=0.05,
         high=20,
-    )
-    confidence_weights: bool = _setting(
-        False,
-        "curate",
-        "Weigh a row in the loss by its confidence: how far its answer is ahead of the next.",
     )
     keep_confident: float = _setting(
         0.8,
@@ -239,13 +230,6 @@ class Settings:
         5e-4, "train", "Peak learning rate (AdamW, linear decay).", low=1e-8, high=1
     )
     epochs: int = _setting(3, "train", "Passes over the training rows.", low=1)
-    prior_weight: float = _setting(
-        0.0,
-        "train",
-        "Weight of a loss that pulls a batch's mean label probabilities to equal shares, where there are labels.",
-        low=0,
-        high=100,
-    )
     batch_size: int = _setting(8, "train", "Rows of one optimizer step.", low=1)
     load_in_4bit: bool = _setting(
         False, "train", "QLoRA: hold the base weights in 4 bit while training (less GPU memory)."
@@ -341,6 +325,20 @@ def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:
     _check({**{item.name: item.default for item in fields(Settings)}, **values}, faults)
     faults.raise_any()
     return Settings(**values)
+
+
+def without_removed(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings that an earlier version recorded in a file, without those that this version no longer has.
+
+    Raises InputError where one of these was in use: the run is not one that this version can go on with.
+    """
+    for name, unused in REMOVED.items():
+        if values.get(name, unused) != unused:
+            raise InputError(
+                f"{path}: {name} = {values[name]!r} is a setting that this version no longer has: "
+                "go on with the version that began this, or begin anew with --run DIR"
+            )
+    return {name: value for name, value in values.items() if name not in REMOVED}
 
 
 def input_limit(max_input_tokens: int, n_tokens: Sequence[int]) -> int:

@@ -41,7 +41,7 @@ from sg_local.run.directory import (
 )
 from sg_local.run.pipeline import check_task, failure, run_pipeline, with_full_paths
 from sg_local.selfguide.metrics import check_labels
-from sg_local.settings import Settings, resolve_settings
+from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task
 
 N_TEST_ROWS = 300  # that are drawn from a JSON file, as by `sg-local task import`
@@ -222,7 +222,7 @@ def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
             old_model = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
         case _:
             raise InputError(f"{bench_path} is damaged: restore it, or begin anew with --run DIR")
-    old = resolve_settings("default", values)
+    old = resolve_settings("default", without_removed(values, bench_path))
     before, now = differences(old_model, old, model, settings)
     if before:
         raise InputError(

@@ -23,7 +23,9 @@ from sg_local.settings import STAGES
     help="Stop after this stage.",
 )
 @click.option(
-    "--gate", is_flag=True, help="Exit with code 3 when the tuned model is significantly worse than the base."
+    "--gate",
+    is_flag=True,
+    help="Exit with code 3 when the tuned model is significantly worse than the base's best way.",
 )
 @JSON_OPTION
 @setting_options()
@@ -58,7 +60,7 @@ def run(
         say(f"{found.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
     if until != STAGES[-1]:
         return
-    from sg_local.report.scores import is_worse, score_table
+    from sg_local.report.scores import score_table, worse_than
 
     if as_json:
         click.echo(found.file("evaluation.json").read_text("utf-8"), nl=False)
@@ -71,7 +73,7 @@ def run(
         }
         files = [f"{found.file(name)}  ({use})" for name, use in uses.items()]
         click.echo(printable("\n".join([score_table(found), "", *files])))
-    if gate and is_worse(found):
+    if gate and (opponent := worse_than(found)):
         raise WorseThanBase(
-            f"{found.path}: the tuned model is significantly worse than the base with demonstrations"
+            f"{found.path}: the tuned model is significantly worse than {opponent}, the base's best way"
         )

@@ -62,7 +62,6 @@ class Batch(NamedTuple):
     sources: Ints  # (n_targets,) places in the flattened input_ids, one for each token to predict
     targets: Ints  # (n_targets,) the tokens to predict
     weights: npt.NDArray[np.float32]  # (n_targets,)
-    answers: Ints  # (n_answer_tokens, 2): number of the row's answer, all rows' counted on, and which target it reads
 
 
 def padded_batch(rows: Sequence[TrainRow]) -> Batch:
@@ -71,28 +70,24 @@ def padded_batch(rows: Sequence[TrainRow]) -> Batch:
     sequences = [sequence for row in rows for sequence in row.sequences]
     input_ids = np.zeros((len(sequences), longest), np.int64)
     reads: dict[tuple[int, int], float] = {}
-    answers: list[tuple[int, tuple[int, int]]] = []
     for index, (prompt, answer, weight) in enumerate(sequences):
         input_ids[index, : len(prompt) + len(answer)] = (*prompt, *answer)
         for place, token in enumerate(answer, index * longest + len(prompt) - 1):
             reads[place, token] = weight
-            answers.append((index, (place, token)))
     position_ids = np.broadcast_to(np.arange(longest), input_ids.shape).copy()
-    return Batch(input_ids, position_ids, None, *_columns(reads, answers))
+    return Batch(input_ids, position_ids, None, *_columns(reads))
 
 
 def tree_batch(rows: Sequence[TrainRow]) -> Batch:
     """All rows in one sequence, each beginning of theirs only once."""
     nodes: dict[tuple[int, int], int] = {}  # (the token before, token id) -> place in the sequence
     reads: dict[tuple[int, int], float] = {}
-    answers: list[tuple[int, tuple[int, int]]] = []
     sequences = [sequence for row in rows for sequence in row.sequences]
-    for number, (prompt, answer, weight) in enumerate(sequences):
+    for prompt, answer, weight in sequences:
         place = -1
         for index, token in enumerate((*prompt, *answer)):
             if index >= len(prompt):
                 reads[place, token] = reads.get((place, token), 0.0) + weight
-                answers.append((number, (place, token)))
             place = nodes.setdefault((place, token), len(nodes))
     visible = np.eye(len(nodes), dtype=np.bool_)
     position_ids = np.zeros((1, len(nodes)), np.int64)
@@ -101,7 +96,7 @@ def tree_batch(rows: Sequence[TrainRow]) -> Batch:
             visible[place] |= visible[before]
             position_ids[0, place] = position_ids[0, before] + 1
     input_ids = np.array([[token for _, token in nodes]], np.int64)
-    return Batch(input_ids, position_ids, visible, *_columns(reads, answers))
+    return Batch(input_ids, position_ids, visible, *_columns(reads))
 
 
 def within_window(batch: Batch, window: int) -> Bools:
@@ -112,11 +107,7 @@ def within_window(batch: Batch, window: int) -> Bools:
     return near
 
 
-def _columns(
-    reads: dict[tuple[int, int], float], answers: list[tuple[int, tuple[int, int]]]
-) -> tuple[Ints, Ints, Any, Ints]:
-    """(place, token) -> weight, as sources, targets and weights; and which of them each answer reads."""
+def _columns(reads: dict[tuple[int, int], float]) -> tuple[Ints, Ints, Any]:
+    """(place, token) -> weight, as sources, targets and weights."""
     pairs = np.array(list(reads), np.int64)
-    order = {read: index for index, read in enumerate(reads)}
-    read_by = np.array([(number, order[read]) for number, read in answers], np.int64)
-    return pairs[:, 0], pairs[:, 1], np.array(list(reads.values()), np.float32), read_by
+    return pairs[:, 0], pairs[:, 1], np.array(list(reads.values()), np.float32)

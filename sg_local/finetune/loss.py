@@ -6,7 +6,6 @@ What the output matrix makes of the prompt's tokens is never computed: with a vo
 the memory of a small model's training.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,7 @@ def tensors(batch: Batch, config: Any) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         name: torch.from_numpy(getattr(batch, name))
-        for name in ("input_ids", "position_ids", "sources", "targets", "weights", "answers")
+        for name in ("input_ids", "position_ids", "sources", "targets", "weights")
     }
     if batch.visible is None:  # a plain causal batch, whose padding comes last and is never read
         return found
@@ -53,20 +52,21 @@ def tensors(batch: Batch, config: Any) -> dict[str, Any]:
     return found | {"attention_mask": by_type if layer_types else near}
 
 
-def batch_loss(model: Any, inputs: dict[str, Any], n_labels: int = 0, prior_weight: float = 0.0) -> Any:
-    """Weighted mean of the negative log-likelihood in nats, a scalar tensor; model is a PeftModel.
-
-    With a prior_weight every row has n_labels answers, in the order of the labels, and `prior_gap` is added so often.
-    """
+def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
+    """Weighted mean of the negative log-likelihood in nats, a scalar tensor; model is a PeftModel."""
     import torch
 
     causal = model.get_base_model()
     decoder = getattr(causal, causal.base_model_prefix)
     mask = inputs.get("attention_mask")
-    if mask is not None and type(decoder).forward.__module__.startswith("unsloth."):
-        # Unsloth's own forward (on GPUs) leaves masks out of training unless told so, and takes zeros and ones.
+    if type(decoder).forward.__module__.startswith("unsloth."):
+        # Unless told so, Unsloth's own forward (on GPUs) cuts a batch at the model's context and leaves masks out of
+        # training. It takes a mask that is added to the scores: 0 is visible.
+        decoder._unsloth_allow_packed_overlength = True
         decoder._unsloth_keep_padding_mask = True
-        mask = mask.float()
+        if isinstance(mask, torch.Tensor):
+            lowest = torch.finfo(torch.float32).min
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
     hidden = decoder(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
@@ -76,23 +76,7 @@ def batch_loss(model: Any, inputs: dict[str, Any], n_labels: int = 0, prior_weig
     read = hidden.flatten(0, 1)[inputs["sources"]]
     logits = causal.get_output_embeddings()(read).float()
     nll = torch.nn.functional.cross_entropy(logits, inputs["targets"], reduction="none")
-    loss = (nll * inputs["weights"]).sum() / inputs["weights"].sum()
-    return loss + prior_weight * prior_gap(nll, inputs["answers"], n_labels) if prior_weight else loss
-
-
-def prior_gap(nll: Any, answers: Any, n_labels: int) -> Any:
-    """How far the batch's mean label distribution is from equal shares: KL(equal || mean) in nats, a scalar tensor.
-
-    nll: (n_targets,) of single tokens; answers: as in `Batch`. Rows that are balanced do not make a model that is; this
-    asks for it directly.
-    """
-    import torch
-
-    number, read = answers[:, 0], answers[:, 1]
-    logprobs = torch.zeros(int(number.max()) + 1, dtype=nll.dtype, device=nll.device)
-    logprobs = logprobs.index_add(0, number, -nll[read]).view(-1, n_labels)
-    log_mean = logprobs.log_softmax(-1).logsumexp(0) - math.log(len(logprobs))
-    return -(log_mean.mean() + math.log(n_labels))
+    return (nll * inputs["weights"]).sum() / inputs["weights"].sum()
 
 
 def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any) -> TreeCheck:

@@ -14,7 +14,7 @@ from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.run.directory import Run
-from sg_local.settings import STAGES
+from sg_local.settings import STAGES, without_removed
 
 
 def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
@@ -61,7 +61,8 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
                 faults.append(
                     f"{run.file(name)} is not what {stage} read: `sg-local {stage} {run.path} --redo`"
                 )
-        if stages[stage].get("settings", run.settings.as_dict()) != run.settings.as_dict():
+        recorded = stages[stage].get("settings", run.settings.as_dict())
+        if without_removed(recorded, run.file("manifest.json")) != run.settings.as_dict():
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
 
 

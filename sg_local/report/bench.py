@@ -3,7 +3,8 @@
     row_of(run's evaluation, run's manifest)
     -> {"task": "task190", "kind": "classification", "n_rows": 300, "minutes": 11.2,
         "scores": {"base_few_shot": 0.31, "base_label_scoring": 0.40, "tuned_merged": 0.52},
-        "gain": {"mean": 0.21, "interval_95": [0.14, 0.28], "p": 3e-08, "verdict": "better"}}
+        "gain": {"mean": 0.21, "interval_95": [0.14, 0.28], "p": 3e-08, "verdict": "better"},
+        "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
 
 Layout: what SELF-GUIDE (arXiv 2407.12874, section 4) tells of its tasks, with the interval and the test beside it.
 """
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sg_local.errors import SgLocalError
+from sg_local.report.scores import gain_over_best
+from sg_local.selfguide.contenders import GAIN_OVER_BEST, MANY_SHOT, OPPONENTS
 from sg_local.selfguide.metrics import VERDICTS, interval_over_tasks
 
 Row = dict[str, Any]
@@ -22,14 +25,13 @@ COLUMNS = {
     "base_few_shot": "few-shot",
     "base_few_shot_first_line": "its first line",
     "base_label_scoring": "label scoring",
+    MANY_SHOT: "many-shot",
     "tuned_adapter": "tuned hot",
     "tuned_merged": "tuned merged",
 }
 METRICS = {"classification": "Exact Match", "generation": "ROUGE-L"}
 # Where it makes a difference to cut few-shot answers at the end of their first line, that is one more contender.
 FIRST_LINE, GAIN_OVER_FIRST_LINE = "base_few_shot_first_line", "gain_over_first_line"
-# The untuned model's other ways: key of the gain over one -> what it is called in the sentence under a table.
-BASES = {GAIN_OVER_FIRST_LINE: COLUMNS[FIRST_LINE], "gain_over_label_scoring": COLUMNS["base_label_scoring"]}
 # Whose shares of answers that are no label are shown, and whose distances from the truth.
 BASE, TUNED = "base_few_shot", "tuned_merged"
 
@@ -41,6 +43,8 @@ def row_of(evaluation: dict[str, Any], manifest: dict[str, Any]) -> Row:
     left_out = set() if is_classification else {"base_label_scoring"}
     if GAIN_OVER_FIRST_LINE not in evaluation:
         left_out.add(FIRST_LINE)
+    if MANY_SHOT not in contenders:
+        left_out.add(MANY_SHOT)
     wanted = [name for name in COLUMNS if name not in left_out]
     if missing := [name for name in wanted if name not in contenders]:
         raise SgLocalError(f"evaluation.json has no {missing[0]}: run `sg-local evaluate --redo` on it")
@@ -52,6 +56,7 @@ def row_of(evaluation: dict[str, Any], manifest: dict[str, Any]) -> Row:
         **_types(manifest["stages"].get("export", {})),
         "scores": {name: contenders[name][metric]["mean"] for name in wanted},
         "gain": evaluation["gain"],
+        GAIN_OVER_BEST: gain_over_best(evaluation),
     }
     if FIRST_LINE in wanted:
         row[GAIN_OVER_FIRST_LINE] = evaluation[GAIN_OVER_FIRST_LINE]
@@ -70,7 +75,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         own = [row for row in rows if row["kind"] == kind]
         if not own:
             continue
-        verdicts = [row["gain"]["verdict"] for row in own]
+        verdicts = [row[GAIN_OVER_BEST]["verdict"] for row in own]
         found[kind] = {
             "n_tasks": len(own),
             "means": {
@@ -82,11 +87,10 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
             **{verdict.replace(" ", "_"): verdicts.count(verdict) for verdict in VERDICTS},
             "minutes": round(sum(row["minutes"] for row in own), 1),
         }
-        if bases := [key for key in BASES if any(key in row for row in own)]:
-            # The better one by its score on the test rows, which favours the base.
-            stronger = [min(row[key]["mean"] for key in ("gain", *bases) if key in row) for row in own]
-            found[kind]["better_of"] = ["few-shot", *(BASES[key] for key in bases)]
-            found[kind]["gain_over_better_base"] = _mean_gain(stronger)
+        opponents = [COLUMNS[name] for name in OPPONENTS if name in found[kind]["means"]]
+        if len(opponents) > 1:
+            found[kind]["better_of"] = opponents
+            found[kind]["gain_over_better_base"] = _mean_gain([row[GAIN_OVER_BEST]["mean"] for row in own])
         if kind == "classification":
             for key in ("no_label_share", "label_distance"):
                 found[kind][key] = {name: _mean([row[key][name] for row in own]) for name in (BASE, TUNED)}
@@ -125,26 +129,29 @@ def _type_lines(rows: Sequence[Row]) -> list[str]:
 
 def _table(rows: Sequence[Row], totals: dict[str, Any], is_classification: bool) -> list[str]:
     columns = [name for name in COLUMNS if name in totals["means"]]
-    heads = ["task", *(COLUMNS[name] for name in columns), "gain over few-shot [95 %]", "p", "verdict"]
+    heads = ["task", *(COLUMNS[name] for name in columns), "gain over few-shot [95 %]"]
+    heads += ["gain over the base's best [95 %]", "p", "verdict"]
     if is_classification:
-        heads += ["gain over label scoring [95 %]", "no label", "label distance", "as asked (chance)"]
+        heads += ["no label", "label distance", "as asked (chance)"]
     heads.append("minutes")
     lines = [_line(heads), _line([" --- ", *(["---:"] * (len(heads) - 1))])]
     for row in rows:
         cells = [row["task"], *(f"{_score(row, name):.3f}" for name in columns)]
-        cells += [_gain(row["gain"]), f"{row['gain']['p']:.2g}", row["gain"]["verdict"]]
+        best = row[GAIN_OVER_BEST]
+        cells += [_gain(row["gain"]), _gain(best), f"{best['p']:.2g}", best["verdict"]]
         if is_classification:
-            cells += [_gain(row["gain_over_label_scoring"]), *_shares(row), _agreement(row["agreement"])]
+            cells += [*_shares(row), _agreement(row["agreement"])]
         lines.append(_line([*cells, f"{row['minutes']:.0f}"]))
     cells = [
         "**mean**",
         *(f"{totals['means'][name]:.3f}" for name in columns),
         _gain(totals["gain"]),
+        _gain(totals.get("gain_over_better_base", totals["gain"])),
         "",
         "",
     ]
     if is_classification:
-        cells += ["", *_shares(totals), ""]
+        cells += [*_shares(totals), ""]
     return [*lines, _line([*cells, f"{totals['minutes'] / totals['n_tasks']:.0f}"])]
 
 
@@ -162,7 +169,8 @@ def _agreement(agreement: dict[str, Any] | None) -> str:
 def _in_words(totals: dict[str, Any]) -> str:
     n_tasks = totals["n_tasks"]
     counts = ", ".join(f"{totals[verdict.replace(' ', '_')]} {verdict}" for verdict in VERDICTS)
-    text = f"{n_tasks} task{'s' * (n_tasks != 1)}: {counts}. Mean gain over few-shot {_gain(totals['gain'])}"
+    text = f"{n_tasks} task{'s' * (n_tasks != 1)}, against the base's best way: {counts}. "
+    text += f"Mean gain over few-shot {_gain(totals['gain'])}"
     if "gain_over_better_base" in totals:
         *others, last = totals["better_of"]
         gain = _gain(totals["gain_over_better_base"])

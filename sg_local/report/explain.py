@@ -5,7 +5,7 @@
         "made": {"input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417},
         "annotated": {"label_logprobs": [{"delivery": -0.4, "refund": -2.1}], "output": "delivery", "drop": null},
         "label_scores": {"delivery": {"raw": 0.85, "calibrated": 0.72, "with_evidence": 0.93}, ...},
-        "curated": {"output": "delivery", "confidence": 0.86, "weight": 1.0, "copies": 2, "drop": null},
+        "curated": {"output": "delivery", "confidence": 0.86, "copies": 2, "drop": null},
         "as_made_for": true, "reason": null, "curate_is_finished": true, "in_training": true}
 
 Reads inputs.jsonl, outputs.jsonl and train.jsonl, as far as they are there, also while a stage is at work on one.
@@ -57,7 +57,6 @@ REASONS: dict[str, tuple[str, str | None]] = {
     "low_share": ("its samples agree too little", "min_share"),
     "copy": ("the answer copies its input", "form_filter"),
     "unrelated": ("the answer takes too few words from its input", "form_filter"),
-    "ifd": ("its input makes the answer hardly likelier, or says it already", "drop_ifd_share"),
     "disagreement": ("its answer is not the label that it was made for", "agreement"),
     "low_confidence": ("it is not among the surest, of its label where there are labels", "keep_confident"),
     "held_out": ("it is kept for scoring, as the task has no test file", None),

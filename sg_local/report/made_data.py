@@ -7,8 +7,8 @@
         "kept": 139, "distinct_1": 0.41, "distinct_2": 0.83, "nearest_rouge_l": 0.38, "nearest_rouge_l_rows": 139,
         "like_demonstrations": {"from_rouge_l": 0.5, "input_share": 0.04},
         "input_characters": {"made": {"min": 21, "quartiles": [40, 52, 70], "max": 118}, "demonstrations": {...}},
-        "labels": {"refund": {"made_for": 64, "annotated": 71, "kept": 55, "shown": 60, "weight": 60.0,
-                              "longer_share": 0.55, "demonstrations": 1}}}
+        "labels": {"refund": {"made_for": 64, "annotated": 71, "kept": 55, "shown": 60, "longer_share": 0.55,
+                              "demonstrations": 1}}}
 
 Sources: distinct-n is the share of distinct n-grams among all (Li et al. 2016, arXiv 1510.03055), which falls as rows
 grow, so compare it between runs of one size; likeness to the nearest other input is Self-Instruct's measure of
@@ -155,8 +155,6 @@ def _told_lengths(report: dict[str, Any]) -> tuple[str, ...]:
 
 def _label_lines(labels: dict[str, dict[str, Any]]) -> list[str]:
     keys = ["made_for", "annotated", "kept", "shown"]
-    if any(counts["weight"] != counts["shown"] for counts in labels.values()):
-        keys.append("weight")
     shown = list(labels.items())[:MAX_LABELS_IN_TABLE]
     width = max(len("label"), *(len(label) for label, _ in shown))
     head = "".join(f"{key.replace('_', ' '):>11}" for key in keys)
@@ -281,7 +279,6 @@ def _label_counts(
         "annotated": sum(row["output"] == label for row in made),
         "kept": sum(row["output"] == label for row in made if row["drop"] is None),
         "shown": sum(row["copies"] for row in own),
-        "weight": round(sum(row["copies"] * row["weight"] for row in own), 2),
         "longer_share": _longer_share(own, [row for row in rows if row["output"] != label]),
         "demonstrations": sum(example.output == label for example in task.examples),
     }

@@ -1,4 +1,4 @@
-"""The scores of a run as a table to read, and whether the tuned model is worse than the base.
+"""The scores of a run as a table to read, and whether the tuned model is worse than the base at its best.
 
 score_table(run)     reads evaluation.json
                       Exact Match  95 % interval  ...
@@ -11,7 +11,7 @@ from typing import Any
 
 from sg_local.files import read_json
 from sg_local.run.directory import Run
-from sg_local.selfguide.contenders import BASELINE, GAINS, TUNED
+from sg_local.selfguide.contenders import BASELINE, GAIN_OVER_BEST, GAINS, TUNED, strongest_opponent
 
 MAX_EVALUATION_BYTES = 1 << 20
 MAX_LABELS_IN_TABLE = 30
@@ -42,14 +42,25 @@ def score_table(run: Run) -> str:
     if before and after:  # runs of earlier versions do not have them
         lines += [*_label_lines(before, after, run.task.labels), ""]
         lines += _one_answer_lines(after, evaluation["n_rows"])
-    for key in GAINS:
-        if gain := evaluation.get(key):
-            low, high = gain["interval_95"]
-            lines.append(
-                f"gain in {metric}, {gain['of']} over {gain['over']}: {gain['mean']:+.3f} "
-                f"(95 % interval {low:+.3f} to {high:+.3f}, p = {gain['p']:.2g}): {gain['verdict']}"
-            )
+    gains = {GAINS[key]: evaluation[key] for key in GAINS if key in evaluation}
+    best = gain_over_best(evaluation)
+    for gain in (gains | {best["over"]: best}).values():
+        low, high = gain["interval_95"]
+        lines.append(
+            f"gain in {metric}, {gain['of']} over {gain['over']}: {gain['mean']:+.3f} "
+            f"(95 % interval {low:+.3f} to {high:+.3f}, p = {gain['p']:.2g}): {gain['verdict']}"
+        )
+    lines.append(f"verdict, against the base's best way ({best['over']}): {best['verdict']}")
     return "\n".join(lines)
+
+
+def gain_over_best(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The gain over the strongest of the base's ways; in a file of an earlier version, of those that it compares."""
+    if GAIN_OVER_BEST in evaluation:
+        return dict(evaluation[GAIN_OVER_BEST])
+    gains = {GAINS[key]: evaluation[key] for key in GAINS if key in evaluation}
+    scores = {name: evaluation["contenders"][name] for name in gains}
+    return dict(gains[strongest_opponent(scores, evaluation["metric"])])
 
 
 def _label_lines(before: dict[str, Any], after: dict[str, Any], labels: Sequence[str]) -> list[str]:
@@ -84,7 +95,7 @@ def _one_answer_lines(after: dict[str, Any], n_rows: int) -> list[str]:
     ]
 
 
-def is_worse(run: Run) -> bool:
-    """Whether the tuned model is significantly worse than the base with demonstrations."""
-    evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
-    return bool(evaluation["gain"]["verdict"] == "worse")
+def worse_than(run: Run) -> str | None:
+    """The strongest of the base's ways where the tuned model is significantly worse than it, else None."""
+    best = gain_over_best(read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES))
+    return str(best["over"]) if best["verdict"] == "worse" else None

@@ -31,7 +31,7 @@ from sg_local.files import (
     write_text,
 )
 from sg_local.models import Model, find_by_path
-from sg_local.settings import STAGES, Settings, as_flag, resolve_settings
+from sg_local.settings import STAGES, Settings, as_flag, resolve_settings, without_removed
 from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -328,6 +328,7 @@ def open_run(path: Path) -> Run:
             base = BaseModel(Path(model_path), sha256, size_bytes, licence, prompt_format)
         case _:
             raise InputError(f"{settings_path} is damaged: restore it, or start a new run with --run DIR")
+    values = without_removed(values, settings_path)
     try:
         settings = resolve_settings("default", values)
     except InputError as error:

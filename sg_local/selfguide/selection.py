@@ -122,16 +122,6 @@ def margin(probabilities: Sequence[float]) -> float:
     return first - second
 
 
-def confidence_weights(confidences: Sequence[float]) -> list[float]:
-    """Weights in proportion to the confidences (0..1), 1 on average.
-
-    None is less than a tenth of the largest, so that no row is dropped this way.
-    """
-    floor = 0.1 * max(confidences, default=0.0) or 1.0
-    raw = [max(confidence, floor) for confidence in confidences]
-    return [value * len(raw) / sum(raw) for value in raw]
-
-
 def most_confident(labels: Sequence[str], margins: Sequence[float], share: float) -> list[bool]:
     """Whether each row is among the most confident share of its own label; at least one row of each stays."""
     keep = [False] * len(labels)
@@ -211,23 +201,6 @@ def with_evidence(probabilities: Sequence[float], made_for: int, reliable: float
     others = (1 - reliable) / (len(probabilities) - 1)
     weighted = [p * (reliable if label == made_for else others) for label, p in enumerate(probabilities)]
     return [value / sum(weighted) for value in weighted]
-
-
-def instruction_following_difficulty(logprob: float, logprob_alone: float) -> float:
-    """How much harder an answer stays once its input is known: -log p(answer | input) over -log p(answer).
-
-    Near 1 the answer has nothing to do with the input, near 0 the input says it. Both in nats, at most 0; the
-    geometric form of the ratio of perplexities (Li et al. 2024, "From Quantity to Quality", arXiv 2308.12032).
-    """
-    return logprob / logprob_alone if logprob_alone < 0 else 1.0
-
-
-def between_extremes(values: Sequence[float], share: float) -> list[bool]:
-    """Whether each value is neither among the lowest nor among the highest share of them (0..0.5)."""
-    n_cut = int(share * len(values))
-    order = sorted(range(len(values)), key=lambda index: (values[index], index))
-    middle = set(order[n_cut : len(values) - n_cut])
-    return [index in middle for index in range(len(values))]
 
 
 def in_turns(labels: Sequence[str]) -> list[int]:

@@ -31,13 +31,7 @@ from sg_local.run.in_flight import DROP, guarded_call, whole_calls
 from sg_local.run.prompt import template_source
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.prompts import answer_messages, layouts
-from sg_local.selfguide.selection import (
-    consensus,
-    instruction_following_difficulty,
-    likeness,
-    most_informed,
-    vote,
-)
+from sg_local.selfguide.selection import consensus, likeness, most_informed, vote
 
 SAMPLED_INPUTS_PER_CALL = 24
 
@@ -160,13 +154,12 @@ def _sample_answers(
         rows.append(
             {"id": row["id"], "samples": own, "output": output, "share": round(share, 4), "drop": drop}
         )
-    by_information = settings.choose_by == "information" or settings.drop_ifd_share > 0
-    if by_information and not run.task.is_classification:
-        _add_information(run, engine, template, prompts, rows, [row["input"] for row in inputs])
+    if settings.choose_by == "information" and not run.task.is_classification:
+        _choose_by_information(run, engine, template, prompts, rows, [row["input"] for row in inputs])
     return rows
 
 
-def _add_information(
+def _choose_by_information(
     run: Run,
     engine: Engine,
     template: ChatTemplate,
@@ -174,7 +167,7 @@ def _add_information(
     rows: Rows,
     inputs: Sequence[str],
 ) -> None:
-    """Scores the samples with their input and with nothing in its place, and chooses by it if that is asked for.
+    """Scores the samples with their input and with nothing in its place, and chooses by the difference.
 
     Where some samples of a row pass curate's filters the choice is among them.
     """
@@ -186,8 +179,7 @@ def _add_information(
     texts: list[list[str]] = []
     for prompt, row, asked in zip(prompts, rows, inputs, strict=True):
         own = list(dict.fromkeys(filter(None, row["samples"])))
-        if run.settings.choose_by == "information":
-            own = [text for text in own if not answer_fault(run.settings, rules, asked, text)] or own
+        own = [text for text in own if not answer_fault(run.settings, rules, asked, text)] or own
         texts.append(own)
         for text in own:
             answers.append(tuple(engine.tokenizer.encode_answer(template, nothing, text)))
@@ -199,10 +191,7 @@ def _add_information(
         part = slice(start, start := start + len(own))
         if not own:
             continue
-        found, found_alone = logprobs[part], logprobs_alone[part]
-        if run.settings.choose_by == "information":
-            best, information = most_informed(found, found_alone, [len(answer) for answer in answers[part]])
-            row["output"], row["information"] = own[best], round(information, 4)
-            row["share"] = round(likeness(own[best], row["samples"]), 4)
-        place = own.index(row["output"])
-        row["ifd"] = round(instruction_following_difficulty(found[place], found_alone[place]), 4)
+        n_tokens = [len(answer) for answer in answers[part]]
+        best, information = most_informed(logprobs[part], logprobs_alone[part], n_tokens)
+        row["output"], row["information"] = own[best], round(information, 4)
+        row["share"] = round(likeness(own[best], row["samples"]), 4)

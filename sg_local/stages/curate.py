@@ -2,8 +2,8 @@
 
 reads  inputs.jsonl outputs.jsonl
 writes train.jsonl
-    {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "weight": 1.0,
-     "targets": null, "copies": 2, "drop": null}
+    {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "targets": null,
+     "copies": 2, "drop": null}
     with soft targets      "targets": {"delivery": 0.97, "refund": 0.03}
 
 The demonstrations are the first rows: the only gold data there is. A dropped row keeps its place and its reason.
@@ -25,9 +25,7 @@ from sg_local.selfguide.rows import DEMONSTRATION
 from sg_local.selfguide.selection import (
     agreement_by_chance,
     balancing_copies,
-    between_extremes,
     calibrate,
-    confidence_weights,
     ensemble,
     follows_labels,
     label_probabilities,
@@ -55,7 +53,6 @@ def run_curate(run: Run) -> None:
                 "input": made[row["id"]]["input"],
                 "output": row["output"],
                 "confidence": None,
-                "weight": 1.0,
                 "targets": None,
                 "copies": 1,
                 "drop": row["drop"],
@@ -66,8 +63,6 @@ def run_curate(run: Run) -> None:
             details["agreement"] = _choose_labels(run, rows, outputs, made)
         else:
             _choose_answers(run, rows, outputs)
-        if run.settings.confidence_weights:
-            _weigh(rows)
         if not run.file("test.jsonl").exists():
             kept = [row for row in rows if row["drop"] is None]
             kept.sort(key=lambda row: row_seed(run.settings.seed, "held_out", row["id"]))
@@ -79,7 +74,6 @@ def run_curate(run: Run) -> None:
                 "input": example.input,
                 "output": example.output,
                 "confidence": 1.0,
-                "weight": 1.0,
                 "targets": None,
                 "copies": 1,
                 "drop": None,
@@ -192,13 +186,6 @@ def _choose_voted_labels(run: Run, rows: list[dict[str, Any]], outputs: list[dic
             row["drop"] = "low_share"
 
 
-def _weigh(rows: list[dict[str, Any]]) -> None:
-    """Gives the rows that are left weights by confidence, 1 on average."""
-    left = [row for row in rows if row["drop"] is None]
-    for row, weight in zip(left, confidence_weights([row["confidence"] for row in left]), strict=True):
-        row["weight"] = round(weight, 4)
-
-
 def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
     """Drops answers that are noise, of another form than the demonstrations', not agreed on, or unsure."""
     settings, rules = run.settings, rules_of(run.task)
@@ -217,13 +204,6 @@ def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str
     for row, is_kept in zip(left, keep, strict=True):
         if not is_kept:
             row["drop"] = "low_confidence"
-    if settings.drop_ifd_share > 0:
-        difficulties = {output["id"]: output["ifd"] for output in outputs if "ifd" in output}
-        left = [row for row in rows if row["drop"] is None]
-        keep = between_extremes([difficulties[row["id"]] for row in left], settings.drop_ifd_share)
-        for row, is_kept in zip(left, keep, strict=True):
-            if not is_kept:
-                row["drop"] = "ifd"
 
 
 def _answer_confidence(output: dict[str, Any], choose_by: str) -> float:

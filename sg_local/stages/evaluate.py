@@ -3,7 +3,8 @@
 reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf
 writes evaluation.json
     {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
-     "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"}}
+     "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
+     "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
        predictions/<contender>.jsonl
     {"input": "...", "prediction": "refund", "reference": "refund", "exact_match": 1.0, "rouge_l": 1.0}
 
@@ -41,7 +42,16 @@ from sg_local.progress import progress
 from sg_local.run.directory import Run
 from sg_local.run.in_flight import guarded_call
 from sg_local.run.prompt import demonstrations, template_source
-from sg_local.selfguide.contenders import BASELINE, FIRST_LINE, GAINS, LABEL_SCORING, MANY_SHOT, TUNED
+from sg_local.selfguide.contenders import (
+    BASELINE,
+    FIRST_LINE,
+    GAIN_OVER_BEST,
+    GAINS,
+    LABEL_SCORING,
+    MANY_SHOT,
+    TUNED,
+    strongest_opponent,
+)
 from sg_local.selfguide.metrics import (
     exact_match,
     interval,
@@ -256,6 +266,7 @@ def _evaluation(
         "n_rows": len(answered[TUNED]),
         "contenders": scores,
         **{key: _gain(answered, over, metric) for key, over in GAINS.items() if over in answered},
+        GAIN_OVER_BEST: _gain(answered, strongest_opponent(scores, metric), metric),
     }
 
 

@@ -22,6 +22,7 @@ from sg_local.gguf_header import read_model_header
 from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
+from sg_local.plan.machine import card_in_use
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import training_weights
 from sg_local.run.directory import Run
@@ -38,6 +39,7 @@ def run_train(run: Run) -> None:
     with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
         rows, dropped, vocabulary = _tokenized(run)
         settings = _train_settings(run)
+        card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
         final = run.file("adapter").resolve()
@@ -47,7 +49,7 @@ def run_train(run: Run) -> None:
         # Code that others could write must not be imported from: the work directory begins empty.
         shutil.rmtree(work, ignore_errors=True)
         weights_dir = training_weights(run).resolve()  # the trainer works in another directory
-        prepare_process(work)
+        prepare_process(work, on_gpu=bool(card))
         try:
             with progress("train", steps, "steps") as advance:
                 details["training"] = train_adapter(
@@ -59,6 +61,7 @@ def run_train(run: Run) -> None:
                     run.model.sha256,
                     settings,
                     advance,
+                    card=card,
                 )
         finally:
             os.chdir(here)
@@ -95,14 +98,7 @@ def _train_settings(run: Run) -> TrainSettings:
         checkpoint_seconds=settings.checkpoint_seconds,
         n_threads=settings.n_threads,
         seed=settings.seed,
-        n_labels=len(run.task.labels),
-        prior_weight=settings.prior_weight if uses_prior(run) else 0.0,
     )
-
-
-def uses_prior(run: Run) -> bool:
-    """Whether the loss asks for equal shares of the labels."""
-    return run.task.is_classification and run.settings.prior_weight > 0
 
 
 def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
@@ -121,12 +117,10 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
             messages = answer_messages(run.task.instruction, row["input"], shown)
             prompt = tuple(tokenizer.encode_prompt(template, messages))
             targets = row.get("targets") or {row["output"]: 1.0}
-            if uses_prior(run):  # which compares all labels, in one order
-                targets = {label: targets.get(label, 0.0) for label in run.task.labels}
             (answer, weight), *others = [
-                (tuple(tokenizer.encode_answer(template, messages, text)), row.get("weight", 1.0) * share)
+                (tuple(tokenizer.encode_answer(template, messages, text)), share)
                 for text, share in targets.items()
-                if share > 0 or uses_prior(run)
+                if share > 0
             ]
             item = TrainRow(prompt, answer, weight, tuple(others))
             if item.n_tokens > limit:  # never cut: a cut answer teaches to stop in the middle

@@ -119,43 +119,6 @@ def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers() -> None:
     assert loss == pytest.approx(sum(nlls) / sum(weights), rel=1e-5)
 
 
-def labelled(n: int = 5) -> list[TrainRow]:
-    """Rows that have the same three labels as answers, two of which begin alike; one of the labels is right."""
-    draw = random.Random(1)
-    labels = [(5, 6, 2), (5, 7, 2), (9, 2)]
-    found = []
-    for _ in range(n):
-        weights = [0.0, 0.0, 0.0]
-        weights[draw.randrange(3)] = 1.0
-        (answer, weight), *others = zip(labels, weights, strict=True)
-        prompt = tuple(draw.randrange(10, VOCABULARY) for _ in range(draw.randint(3, 8)))
-        found.append(TrainRow((1, 4, *prompt), answer, weight, tuple(others)))
-    return found
-
-
-def test_the_prior_is_the_divergence_of_the_mean_label_distribution_from_equal_shares() -> None:
-    import torch
-
-    model = tiny_model("llama")
-    batch = labelled()
-    of_rows = []
-    with torch.no_grad():
-        for row in batch:
-            logprobs = []
-            for answer, _ in row.answers:
-                logits = model(input_ids=torch.tensor([[*row.prompt, *answer]])).logits[0].log_softmax(-1)
-                read = logits[len(row.prompt) - 1 : -1]
-                logprobs.append(sum(read[i, token] for i, token in enumerate(answer)))
-            of_rows.append(torch.stack(logprobs).softmax(-1))
-        mean = torch.stack(of_rows).mean(0)
-        expected = float((mean.new_full((3,), 1 / 3) * (1 / 3 / mean).log()).sum())
-        for to_batch in (padded_batch, tree_batch):
-            inputs = tensors(to_batch(batch), model.config)
-            plain = batch_loss(model, inputs)
-            assert float(batch_loss(model, inputs, 3, 2.0) - plain) == pytest.approx(2 * expected, rel=1e-3)
-    assert expected > 0
-
-
 def check(model: Any, batch: Sequence[TrainRow]) -> loss_module.TreeCheck:
     return check_tree(model, batch, lambda it: batch_loss(model, tensors(it, model.config)))
 

@@ -143,6 +143,7 @@ def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: 
         entry |= {"no_label_share": 0.0, "label_distance": 0.1}
         names.insert(2, LABEL_SCORING)
         gains["gain_over_label_scoring"] = {**GAIN, "over": LABEL_SCORING, "mean": 0.25}
+    gains["gain_over_best"] = gains.get("gain_over_label_scoring", gains["gain"])
     if run.settings.many_shot:
         names.append(MANY_SHOT)
     evaluation = {

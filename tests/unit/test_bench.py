@@ -329,6 +329,21 @@ def test_a_damaged_bench(sg: Call, stages: ScriptedStages, tasks: Path, model: P
     assert (result.exit_code, "bench.json is damaged" in result.stderr) == (2, True)
 
 
+def test_a_bench_with_settings_that_are_gone(sg: Call, stages: Stages, tasks: Path, model: Path) -> None:
+    call = ("bench", tasks, "--model", model, "--tasks=boxes")
+    assert sg(*call).exit_code == 0
+    path = Path("benches/everyday/bench.json")
+    begun = json.loads(path.read_text())
+    for value, exit_code in ((0.0, 0), (0.5, 2)):
+        begun["settings"]["prior_weight"] = value
+        path.write_text(json.dumps(begun))
+        result = sg(*call)
+        assert (result.exit_code, "prior_weight = 0.5 is a setting that" in result.stderr) == (
+            exit_code,
+            value > 0,
+        )
+
+
 def test_one_writer(
     sg: Call, stages: ScriptedStages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +373,7 @@ def row(task: str, few_shot: float, tuned: float, verdict: str, **changes: Any) 
         },
         "gain": gain,
         "gain_over_label_scoring": {**gain, "mean": tuned - few_shot - 0.05},
+        "gain_over_best": {**gain, "over": "base_label_scoring", "mean": tuned - few_shot - 0.05},
         "no_label_share": {"base_few_shot": 0.5, "tuned_merged": 0.0},
         "label_distance": {"base_few_shot": 0.4, "tuned_merged": 0.1},
         "agreement": {"share": 0.6389, "chance": 0.25, "p": 1e-9},
@@ -410,17 +426,18 @@ def test_the_markdown_is_a_table() -> None:
         "tuned hot": "0.600",
         "tuned merged": "0.600",
         "gain over few-shot [95 %]": "+0.400 [-0.100, +0.900]",
+        "gain over the base's best [95 %]": "+0.350 [-0.100, +0.900]",
         "p": "0.012",
         "verdict": "better",
-        "gain over label scoring [95 %]": "+0.350 [-0.100, +0.900]",
         "no label": "50.0% → 0.0%",
         "label distance": "0.40 → 0.10",
         "as asked (chance)": "64% (25%)",
         "minutes": "10",
     }
     assert dict(zip(table[0], table[4], strict=True))[" as asked (chance) "].strip() == ""
-    assert (
-        "3 tasks: 2 better, 1 no difference shown, 0 worse. Mean gain over few-shot +0.200 [-0." in lines[-1]
+    assert lines[-1].startswith(
+        "3 tasks, against the base's best way: 2 better, 1 no difference shown, 0 worse. "
+        "Mean gain over few-shot +0.200 [-0."
     )
     assert lines[-1].endswith("(95 % interval over tasks).")
     alone = markdown(ROWS[:1], {}).splitlines()[-1]
@@ -430,7 +447,8 @@ def test_the_markdown_is_a_table() -> None:
 
 
 def test_few_shot_cut_at_its_first_line_has_a_column_where_that_makes_a_difference() -> None:
-    cut = row("cut", 0.0, 0.6, "better", gain_over_first_line={**ROWS[0]["gain"], "mean": 0.25})
+    over_first_line = {**ROWS[0]["gain"], "over": "base_few_shot_first_line", "mean": 0.25}
+    cut = row("cut", 0.0, 0.6, "better", gain_over_first_line=over_first_line, gain_over_best=over_first_line)
     cut["scores"]["base_few_shot_first_line"] = 0.35
     lines = markdown([ROWS[0], cut], {}).splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -444,6 +462,23 @@ def test_few_shot_cut_at_its_first_line_has_a_column_where_that_makes_a_differen
     del free["scores"]["base_label_scoring"], free["gain_over_label_scoring"]
     told = summary([free])["generation"]
     assert (told["gain"]["mean"], told["gain_over_better_base"]["mean"]) == (0.6, 0.25)
+
+
+def test_the_verdict_is_over_the_strongest_of_the_bases_ways(finished_run: Run) -> None:
+    """Few-shot answers of a base model may all be wrong for their form: to beat them shows nothing."""
+    evaluation = json.loads(finished_run.file("evaluation.json").read_text())
+    worse = {**evaluation["gain"], "over": "base_many_shot", "mean": -0.4, "p": 0.001, "verdict": "worse"}
+    evaluation["contenders"]["base_many_shot"] = evaluation["contenders"]["base_few_shot"]
+    evaluation["gain_over_best"] = worse
+    found = row_of(evaluation, {"stages": {}})
+    assert summary([found])["classification"]["worse"] == 1
+    lines = markdown([found], {}).splitlines()
+    heads, _, cells, *_ = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
+    ]
+    told = dict(zip(heads, cells, strict=True))
+    assert (told["many-shot"], told["verdict"]) == ("0.500", "worse")
+    assert told["gain over the base's best [95 %]"].startswith("-0.400 [")
 
 
 def test_a_table_without_rows() -> None:

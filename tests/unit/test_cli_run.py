@@ -53,7 +53,7 @@ def test_the_gate(
 ) -> None:
     path = finished_run.file("evaluation.json")
     evaluation = json.loads(path.read_text())
-    evaluation["gain"] |= {"interval_95": interval, "verdict": verdict}
+    evaluation["gain_over_best"] |= {"interval_95": interval, "verdict": verdict}
     path.write_text(json.dumps(evaluation))
     assert sg(*given(finished_run, task)).exit_code == 0
     result = sg(*given(finished_run, task), "--gate")

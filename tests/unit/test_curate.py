@@ -158,17 +158,6 @@ def test_soft_targets_are_the_calibrated_probabilities_of_all_labels(
     assert [row["targets"]["refund"] for row in rows[1:]] == pytest.approx([1.0, 0.0], abs=1e-4)
 
 
-def test_confidence_becomes_weight_where_it_is_asked_for(tmp_path: Path, task: Path, model: Path) -> None:
-    logprobs = [(-0.1, -2.1), (-2.1, -0.1), (-0.1, -1.1), (-1.1, -0.1)]
-    plain = curated(begun(tmp_path, task, model, keep_confident=1.0), *scored(logprobs))
-    assert {row["weight"] for row in plain} == {1.0}
-    run = begun(tmp_path / "weighted", task, model, keep_confident=1.0, confidence_weights=True)
-    weights = [row["weight"] for row in curated(run, *scored(logprobs)) if row["drop"] is None]
-    assert weights[0] == 1.0  # the demonstration
-    assert weights[1] == weights[2] > 1 > weights[3] == weights[4]
-    assert sum(weights[1:]) == pytest.approx(4, abs=1e-3)
-
-
 def test_sampled_labels_are_voted_on(tmp_path: Path, task: Path, model: Path) -> None:
     run = begun(tmp_path, task, model, label_answers="samples", keep_confident=1.0, agreement="never")
     samples = [
@@ -254,27 +243,6 @@ def test_the_free_answers_that_the_input_says_least_of_are_dropped(
     rows = curated(run, inputs, outputs)[1:]
     assert [row["id"] for row in rows if row["drop"] == "low_confidence"] == [1]
     assert [row["confidence"] for row in rows] == [1.5, -0.2, 2.5, 2.0, 1.0]
-
-
-def test_answers_at_both_ends_of_the_difficulty_are_dropped_where_it_is_asked_for(
-    tmp_path: Path, task: Path, model: Path
-) -> None:
-    task.write_text(GENERATION)
-    run = begun(tmp_path, task, model, drop_ifd_share=0.25, choose_by="consensus", keep_confident=1.0)
-    inputs = [{"id": n, "input": f"Bring the thing {n} to me."} for n in range(4)]
-    outputs = [
-        {
-            "id": n,
-            "samples": ["x"],
-            "output": f"Could you please bring the thing {n} to me?",
-            "share": 1.0,
-            "ifd": ifd,
-        }
-        for n, ifd in enumerate([0.4, 0.99, 0.01, 0.5])
-    ]
-    drops = {row["id"]: row["drop"] for row in curated(run, inputs, outputs) if row["drop"] != "held_out"}
-    assert (drops[1], drops[2]) == ("ifd", "ifd")
-    assert "ifd" not in (drops.get(0), drops.get(3))
 
 
 def test_a_run_without_a_good_row_says_what_happened_to_them(tmp_path: Path, task: Path, model: Path) -> None:

@@ -4,16 +4,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import Result
 from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
 import sg_local.stages.evaluate as evaluate
 from sg_local.files import read_rows, write_rows
 from sg_local.llama.generation import Completion
-from sg_local.report.scores import score_table
+from sg_local.report.scores import gain_over_best, score_table
 from sg_local.run.directory import Run
 from sg_local.run.pipeline import run_stage
 from sg_local.task import Example
@@ -116,8 +118,43 @@ def test_the_gain_has_a_test_and_its_verdict(evaluation: dict[str, Any], finishe
     assert (gain["test"], gain["p"], gain["verdict"]) == ("McNemar, exact", 1.0, "no difference shown")
     lines = score_table(finished_run).splitlines()
     assert any(line.startswith("base_label_scoring ") for line in lines)
-    assert lines[-2].endswith("p = 1): no difference shown")
-    assert "tuned_merged over base_label_scoring: -0.333" in lines[-1]
+    assert lines[-3].endswith("p = 1): no difference shown")
+    assert "tuned_merged over base_label_scoring: -0.333" in lines[-2]
+    assert lines[-1] == "verdict, against the base's best way (base_label_scoring): no difference shown"
+
+
+def test_the_strongest_opponent_is_named_and_the_first_among_equals(
+    evaluation: dict[str, Any], finished_run: Run
+) -> None:
+    over_labels = evaluation["gain_over_label_scoring"]
+    assert evaluation["gain_over_best"] == over_labels
+    del evaluation["gain_over_best"]  # as an earlier version wrote it
+    assert gain_over_best(evaluation) == over_labels
+    finished_run.file("evaluation.json").write_text(json.dumps(evaluation))
+    assert "(base_label_scoring): no difference shown" in score_table(finished_run).splitlines()[-1]
+    scores = evaluation["contenders"]
+    scores["base_few_shot"]["exact_match"]["mean"] = scores["base_label_scoring"]["exact_match"]["mean"]
+    assert gain_over_best(evaluation) == evaluation["gain"]
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_the_gate_fails_where_label_scoring_is_far_better_though_few_shot_is_not(
+    finished_run: Run, task: Path, sg: Callable[..., Result]
+) -> None:
+    """The tuned model says "login" to all. Few-shot answers of the base have 0.000: they are no labels."""
+    rows = [{"input": f"Pay me {n} back.", "output": "refund"} for n in range(20)]
+    for path in (finished_run.file("test.jsonl"), task.with_name("inbox.test.jsonl")):
+        write_rows(path, rows)
+    assert run_stage(finished_run, "evaluate", redo=True)
+    found = json.loads(finished_run.file("evaluation.json").read_text())
+    means = {name: scores["exact_match"]["mean"] for name, scores in found["contenders"].items()}
+    assert (means["base_few_shot"], means["base_label_scoring"], means["tuned_merged"]) == (0, 1, 0)
+    assert found["gain"]["verdict"] == "no difference shown"
+    call = ("run", task, "--model", finished_run.model.path, "--run", finished_run.path, "--n-inputs=7")
+    result = sg(*call, "--gate")
+    assert result.exit_code == 3
+    assert "significantly worse than base_label_scoring" in result.stderr
+    assert sg(*call).exit_code == 0
 
 
 @pytest.mark.usefixtures("evaluation")
@@ -129,6 +166,7 @@ def test_free_answers_have_no_labels_to_score(finished_run: Run) -> None:
     assert "gain_over_label_scoring" not in found
     assert "label_distance" not in found["contenders"]["tuned_merged"]
     assert found["gain"]["test"] == "sign changes of the differences"
+    assert found["gain_over_best"] == found["gain"]
 
 
 @pytest.mark.usefixtures("evaluation")
@@ -159,8 +197,8 @@ def test_few_shot_answers_that_go_on_are_scored_by_their_first_line_too(
     assert finished_run.is_finished("evaluate")
     assert found["gain_over_first_line"]["mean"] == 0  # the tuned model says the same
     lines = score_table(finished_run).splitlines()
-    assert "tuned_merged over base_few_shot_first_line: +0.000" in lines[-2]
-    assert lines[-2].endswith("no difference shown")
+    assert "tuned_merged over base_few_shot_first_line: +0.000" in lines[-3]
+    assert lines[-3].endswith("no difference shown")
 
     example = replace(finished_run.task.examples[0], output="refund\nof money")
     of_two_lines = replace(finished_run, task=replace(finished_run.task, labels=(), examples=(example,)))

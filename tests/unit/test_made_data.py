@@ -41,7 +41,7 @@ def made(*rows: tuple[str, str | None, str | None]) -> Rows:
 def curated(*rows: tuple[int, str, str, str | None, int]) -> Rows:
     """Rows of train.jsonl: id, input, output, drop, copies."""
     return [
-        {"id": number, "input": text, "output": output, "drop": drop, "copies": copies, "weight": 1.0}
+        {"id": number, "input": text, "output": output, "drop": drop, "copies": copies}
         for number, text, output, drop, copies in rows
     ]
 
@@ -87,7 +87,6 @@ def test_the_funnel_is_told_by_stage_reason_and_label() -> None:
         "annotated": 2,
         "kept": 1,
         "shown": 2,
-        "weight": 2.0,
         "longer_share": None,
         "demonstrations": 1,
     }
@@ -122,7 +121,7 @@ def test_one_reason_in_two_stages_is_told_twice() -> None:
 def test_a_row_without_an_answer_counts_for_the_label_that_it_was_made_for() -> None:
     inputs = made(("Pay me back now.", "refund", None))
     outputs = [{"id": 0, "output": None, "drop": "over_context"}]
-    rows: Rows = [{**inputs[0], "output": None, "drop": "over_context", "copies": 0, "weight": 1.0}]
+    rows: Rows = [{**inputs[0], "output": None, "drop": "over_context", "copies": 0}]
     report = data_report(inputs, outputs, rows, BOXES)
     assert report["dropped"]["annotate"] == {"over_context": {"n": 1, "by_label": {"refund": 1}}}
     assert report["dropped"]["curate"] == {}
@@ -157,15 +156,6 @@ def test_the_demonstrations_are_no_made_rows() -> None:
     report = data_report(INPUTS, answered(ROWS), gold + ROWS, BOXES)
     assert report["kept"] == 2
     assert report["labels"]["refund"]["shown"] == 6  # in training they count
-
-
-def test_weights_are_told_where_rows_have_some() -> None:
-    rows = curated((0, "a b", "refund", None, 2), (1, "c d", "login", None, 1))
-    assert "weight" not in "\n".join(report_lines(told(rows, BOXES)))
-    rows[0]["weight"], rows[1]["weight"] = 1.5, 0.5
-    report = told(rows, BOXES)
-    assert [report["labels"][label]["weight"] for label in BOXES.labels] == [3.0, 0.5]
-    assert "weight" in "\n".join(report_lines(report))
 
 
 def test_free_answers_are_told_by_how_they_vary() -> None:
@@ -488,7 +478,7 @@ def test_every_reason_to_drop_a_row_is_explained() -> None:
             elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(("['drop']", "drop")):
                 written |= texts_in(node.value)
     assert written - {"drop", "input", "output"} - REASONS.keys() == set()  # these three are keys of rows
-    assert {"copy", "ifd", "near_duplicate", "cut_off", "unfinished", "balance"} <= written
+    assert {"copy", "near_duplicate", "cut_off", "unfinished", "balance"} <= written
     assert {setting for _, setting in REASONS.values() if setting} <= Settings().as_dict().keys()
 
 

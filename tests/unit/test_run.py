@@ -15,9 +15,10 @@ import sg_local.run.directory as run_module
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows, write_rows
 from sg_local.models import list_models
+from sg_local.proof.verify import verify_run
 from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
 from sg_local.run.pipeline import run_stage
-from sg_local.settings import STAGES, Settings
+from sg_local.settings import REMOVED, STAGES, Settings
 from sg_local.task import load_task
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -188,6 +189,42 @@ def test_damaged_settings_are_told(new_run: Run, text: str | None, told: str) ->
     assert path.read_text() != old
     with pytest.raises(InputError, match=told):
         open_run(new_run.path)
+
+
+def add_removed(run: Run, **values: Any) -> None:
+    """Makes the run one of a version that had the settings in REMOVED, all unused but for the given ones."""
+    recorded = {**REMOVED, **values}
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in recorded.items())
+    path = run.file("settings.toml")
+    path.write_text(path.read_text().replace("[settings]\n", f"[settings]\n{lines}"))
+    manifest = run.manifest()
+    for entry in manifest["stages"].values():
+        entry["settings"] |= recorded
+    run.file("manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_with_settings_that_are_gone_goes_on_where_it_did_not_use_them(
+    finished_run: Run, task: Path
+) -> None:
+    add_removed(finished_run)
+    again, is_new = create(finished_run.path, task, finished_run.model.path, n_inputs=7)
+    assert (again, is_new) == (finished_run, False)
+    assert again.is_finished(STAGES[-1])
+    assert all(line.startswith("ok ") for line in verify_run(again, with_parity=False))
+
+
+@pytest.mark.parametrize("used", [{"prior_weight": 0.5}, {"confidence_weights": True}])
+def test_a_run_that_used_a_setting_that_is_gone_is_refused_in_one_line(
+    finished_run: Run, used: dict[str, Any]
+) -> None:
+    add_removed(finished_run, **used)
+    ((name, value),) = used.items()
+    with pytest.raises(InputError) as caught:
+        open_run(finished_run.path)
+    assert str(caught.value) == (
+        f"{finished_run.file('settings.toml')}: {name} = {value} is a setting that this version no longer has: "
+        "go on with the version that began this, or begin anew with --run DIR"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 
 from sg_local.selfguide.selection import (
     balancing_copies,
-    between_extremes,
     calibrate,
-    confidence_weights,
     consensus,
     ensemble,
     follows_labels,
     in_turns,
-    instruction_following_difficulty,
     label_probabilities,
     likeness,
     margin,
@@ -98,14 +95,6 @@ def test_a_low_temperature_takes_doubt_away_and_keeps_the_order():
     assert sharpened([0.75, 0.25], 0.5) == pytest.approx([0.9, 0.1])  # odds 3 squared
     assert sharpened([0.75, 0.25], 1.0) == pytest.approx([0.75, 0.25])
     assert sharpened([0.5, 0.5], 0.05) == [0.5, 0.5]
-
-
-def test_confidence_weights_are_proportional_and_one_on_average():
-    assert confidence_weights([0.2, 0.4, 0.6]) == pytest.approx([0.5, 1.0, 1.5])
-    least, most = confidence_weights([0.0, 1.0])
-    assert least == pytest.approx(most / 10)
-    assert confidence_weights([0.0, 0.0]) == [1.0, 1.0]
-    assert confidence_weights([]) == []
 
 
 def test_label_probabilities_are_of_the_labels_alone():
@@ -265,20 +254,6 @@ def test_evidence_is_bayes():
     # 0.6 * 0.2 against 0.4 * 0.8
     assert with_evidence([0.6, 0.4], 1, 0.8) == pytest.approx([0.12 / 0.44, 0.32 / 0.44])
     assert with_evidence([0.5, 0.3, 0.2], 2, 1 / 3) == pytest.approx([0.5, 0.3, 0.2])  # chance says nothing
-
-
-def test_difficulty_is_what_the_input_leaves_to_be_said():
-    assert instruction_following_difficulty(-1.0, -10.0) == pytest.approx(0.1)
-    assert instruction_following_difficulty(-9.0, -10.0) == pytest.approx(0.9)
-    assert instruction_following_difficulty(0.0, 0.0) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("share", "kept"),
-    [(0.0, [True] * 5), (0.2, [True, False, True, True, False]), (0.4, [True] + [False] * 4)],
-)
-def test_between_extremes(share: float, kept: list[bool]):
-    assert between_extremes([0.5, 0.1, 0.6, 0.4, 0.9], share) == kept
 
 
 def test_labels_come_in_turn_as_long_as_they_last() -> None:
