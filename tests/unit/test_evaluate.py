@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
+from command_line import Call
 from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
 import sg_local.stages.evaluate as evaluate
@@ -139,7 +139,7 @@ def test_the_strongest_opponent_is_named_and_the_first_among_equals(
 
 @pytest.mark.usefixtures("evaluation")
 def test_the_gate_fails_where_label_scoring_is_far_better_though_few_shot_is_not(
-    finished_run: Run, task: Path, sg: Callable[..., Result]
+    finished_run: Run, task: Path, sg: Call
 ) -> None:
     """The tuned model says "login" to all. Few-shot answers of the base have 0.000: they are no labels."""
     rows = [{"input": f"Pay me {n} back.", "output": "refund"} for n in range(20)]
