@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import Call
+from messages import assert_says
 from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
 import sg_local.stages.evaluate as evaluate
@@ -98,7 +99,7 @@ def test_the_table_tells_each_label_and_whether_one_is_given_to_all(finished_run
     assert run_stage(finished_run, "evaluate", redo=True)
     told = [line for line in score_table(finished_run).splitlines() if "does not tell these apart" in line]
     assert len(told) == 1
-    assert told[0].startswith("tuned_merged says 'login' to 2 of 2 rows, and 1 are: ")
+    assert_says(told[0], "tuned_merged", "'login'", "2 of 2 rows", "1 are")
 
 
 @pytest.mark.usefixtures("evaluation")
