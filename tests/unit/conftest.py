@@ -5,6 +5,7 @@ finished_run/ task.toml test.jsonl settings.toml inputs.jsonl ... adapter.gguf m
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
 import sg_local.finetune.process as process
+import sg_local.run.directory as run_directory
 from sg_local.cli import cli
 from sg_local.files import write_rows
 from sg_local.run.directory import Run, create_or_open_run
@@ -24,6 +26,8 @@ from sg_local.task import load_task
 # A busy machine is no fault; tests that are about time say their own deadline.
 hypothesis_settings.register_profile("no deadline", deadline=None)
 hypothesis_settings.load_profile("no deadline")
+
+VERSIONS = cache(run_directory.versions)  # 30 ms for every stage that is written
 
 TASK = """name = "inbox"
 instruction = "Which box is this message for?"
@@ -39,8 +43,9 @@ TEST_ROWS = [{"input": "My password is wrong.", "output": "login"}, {"input": "P
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty store, an empty directory to work in, and a disk that nothing has to wait for."""
+    """An empty store, an empty directory to work in, and nothing slow that no test here is about."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # no power is cut here
+    monkeypatch.setattr(run_directory, "versions", VERSIONS)
     place = tmp_path_factory.mktemp("place")
     monkeypatch.setenv("SG_LOCAL_HOME", str(place / "home"))
     (place / "work").mkdir()
