@@ -5,6 +5,7 @@ finished_run/ task.toml test.jsonl settings.toml inputs.jsonl ... adapter.gguf m
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
 import sg_local.finetune.process as process
+import sg_local.run.directory as run_directory
 from sg_local.cli import cli
 from sg_local.files import write_rows
 from sg_local.run.directory import Run, create_or_open_run
@@ -24,6 +26,8 @@ from sg_local.task import load_task
 # A busy machine is no fault; tests that are about time say their own deadline.
 hypothesis_settings.register_profile("no deadline", deadline=None)
 hypothesis_settings.load_profile("no deadline")
+
+VERSIONS = cache(run_directory.versions)  # 30 ms for every stage that is written
 
 TASK = """name = "inbox"
 instruction = "Which box is this message for?"
@@ -39,7 +43,9 @@ TEST_ROWS = [{"input": "My password is wrong.", "output": "login"}, {"input": "P
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty store, and an empty directory to work in."""
+    """An empty store, an empty directory to work in, and nothing slow that no test here is about."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # no power is cut here
+    monkeypatch.setattr(run_directory, "versions", VERSIONS)
     place = tmp_path_factory.mktemp("place")
     monkeypatch.setenv("SG_LOCAL_HOME", str(place / "home"))
     (place / "work").mkdir()
@@ -93,19 +99,10 @@ def new_run(tmp_path: Path, task: Path, model: Path) -> Run:
 
 
 @pytest.fixture
-def finished_run(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def finished_run(new_run: Run) -> Run:
     """The same, every stage finished: tuned +0.5 over the base."""
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _descriptor: None)  # a slow disk is not what is tested
-        finish_run(new_run)
+    finish_run(new_run)
     return new_run
-
-
-@pytest.fixture
-def finish(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
-    """finish(run): every stage of it, as in finished_run."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    return finish_run
 
 
 @pytest.fixture
@@ -125,7 +122,6 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> ScriptedStages:
     """In place of the processes of the stages, of any run."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     scripted = ScriptedStages()
     monkeypatch.setattr("sg_local.run.pipeline._in_own_process", scripted)
     return scripted

@@ -4,13 +4,13 @@ No model runs: a stage's process is replaced by what would have written a finish
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from finished_run import ScriptedStages
+from command_line import Call, Contents
+from finished_run import ScriptedStages, finish_run
+from messages import assert_says
 
 from sg_local.bench.bench import load_tasks
 from sg_local.errors import InputError, SgLocalError
@@ -19,9 +19,6 @@ from sg_local.report.bench import markdown, row_of, summary
 from sg_local.run.directory import Run, lock_run, open_run
 from sg_local.run.pipeline import run_stage
 from sg_local.settings import STAGES
-
-Call = Callable[..., Result]
-Finish = Callable[[Run], None]
 
 BOXES = {
     "name": "boxes",
@@ -85,8 +82,8 @@ def test_tasks_are_chosen_by_the_names_of_their_files(tasks: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_tasks(tasks, ["boxs", "zzz*"])
     first, second = str(caught.value).splitlines()
-    assert first.endswith("has no task 'boxs': did you mean boxes?")
-    assert "has no task 'zzz*': the first are boxes, broken, crates" in second
+    assert_says(first, "'boxs'", "did you mean boxes?")
+    assert_says(second, "'zzz*'", "boxes, broken, crates")
 
 
 def test_all_bad_tasks_are_named_at_once_and_nothing_is_made(sg: Call, tasks: Path, model: Path) -> None:
@@ -100,22 +97,23 @@ def test_all_bad_tasks_are_named_at_once_and_nothing_is_made(sg: Call, tasks: Pa
     (tasks / "test/crates.jsonl").unlink()
     result = sg("bench", tasks, "--model", model)
     assert (result.exit_code, result.stdout) == (2, "")
-    for told in (
-        f"{place / 'broken.json'}",
-        f"{place / 'other.json'} is no task",
-        f"{place / 'bad.toml'}: unknown key 'colour'",
-        f"{place / 'bad.toml'}: instruction is missing",
-        f"{place / 'crates.json'}: crates has no test rows",
-        f"{place / 'copy.json'}: the name boxes is also that of {place / 'boxes.json'}",
-        f"{place / 'results.md.json'}: the name results.md is taken",
+    told = result.stderr.splitlines()
+    for file, *fault in (
+        ("broken.json",),
+        ("other.json", "no task"),
+        ("bad.toml", "'colour'"),
+        ("bad.toml", "instruction is missing"),
+        ("crates.json", "no test rows"),
+        ("copy.json", "name boxes", str(place / "boxes.json")),
+        ("results.md.json", "name results.md"),
     ):
-        assert told in result.stderr
+        assert any(all(part in line for part in (str(place / file), *fault)) for line in told), (file, fault)
     assert not Path("benches").exists()
 
 
 def test_labels_that_scoring_cannot_tell_apart_are_told_with_their_file(tasks: Path) -> None:
     write_json_task(tasks, "alike", labels=["refund", "login", "login!"])
-    with pytest.raises(InputError, match=r"alike\.json: labels 'login' and 'login!' are the same"):
+    with pytest.raises(InputError, match=r"alike\.json: .*'login' and 'login!'"):
         load_tasks(tasks)
 
 
@@ -186,7 +184,7 @@ def test_called_again_it_goes_on_with_what_is_missing(
     assert "task 1 of 2: boxes" in result.stderr
     again = sg(*arguments, "--tasks=boxes")
     assert again.exit_code == 0
-    assert "is finished, nothing to do" in again.stderr
+    assert "is finished" in again.stderr
     assert again.stdout == result.stdout  # nothing that is there is left out of the table
     assert stages.ran == all_stages("crates", "boxes", "task1_polite")
 
@@ -198,10 +196,11 @@ def test_a_task_that_fails_is_told_and_stops_no_other(
     result = sg("bench", tasks, "--model", model)
     assert result.exit_code == 1
     assert stages.ran == all_stages("crates", "task1_polite")
-    assert "Error: boxes: generate did not finish (see above)" in result.stderr
-    assert "`sg-local bench` with the same arguments goes on" in result.stderr
+    assert_says(
+        result.stderr, "Error: boxes: generate did not finish", "`sg-local bench` with the same arguments"
+    )
     assert result.stderr.splitlines()[-1].startswith("Error: not finished: boxes;")
-    assert "- boxes is not finished: generate did not finish" in result.stdout
+    assert "boxes is not finished: generate did not finish" in result.stdout
     assert json.loads(Path("benches/everyday/bench.json").read_text())["failed"].keys() == {"boxes"}
     other = sg("bench", tasks, "--model", model, "--tasks=crates")
     assert other.exit_code == 0
@@ -214,11 +213,11 @@ def test_a_task_that_fails_is_told_and_stops_no_other(
 
 
 def test_a_failed_task_may_be_finished_by_itself(
-    sg: Call, stages: ScriptedStages, tasks: Path, model: Path, finish: Finish
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
 ) -> None:
     stages.failing = {"boxes"}
     assert sg("bench", tasks, "--model", model, "--tasks=boxes").exit_code == 1
-    finish(open_run(Path("benches/everyday/boxes")))
+    finish_run(open_run(Path("benches/everyday/boxes")))
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert (result.exit_code, json.loads(result.stdout)["failed"]) == (0, {})
 
@@ -270,8 +269,8 @@ def test_an_interruption_keeps_what_is_finished(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--n-inputs=8"], "was begun with --n-inputs 7, and is called with --n-inputs 8"),
-        (["--prompt-format=vicuna"], "the prompt format gguf"),
+        (["--n-inputs=8"], ["begun with --n-inputs 7,", "called with --n-inputs 8:"]),
+        (["--prompt-format=vicuna"], ["prompt format gguf,", "prompt format vicuna:"]),
     ],
 )
 def test_other_settings_are_refused(
@@ -279,17 +278,16 @@ def test_other_settings_are_refused(
     stages: ScriptedStages,
     tasks: Path,
     model: Path,
-    contents: Callable[[Path], dict[str, bytes]],
+    contents: Contents,
     arguments: list[str],
-    told: str,
+    told: list[str],
 ) -> None:
     begun = ("bench", tasks, "--model", model, "--n-inputs=7", "--tasks=boxes")
     assert sg(*begun).exit_code == 0
     before = contents(Path("benches"))
     result = sg(*begun, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert told in result.stderr
-    assert "--out DIR" in result.stderr
+    assert_says(result.stderr, *told, "--out DIR")
     assert contents(Path("benches")) == before
 
 
@@ -299,13 +297,13 @@ def test_another_model_and_changed_tasks_are_refused(
     assert sg("bench", tasks, "--model", model).exit_code == 0
     other = model.with_name("other.gguf")
     other.write_bytes(model.read_bytes() + bytes(32))
-    assert "is called with the model" in sg("bench", tasks, "--model", other).stderr
+    assert f"called with the model {other}" in sg("bench", tasks, "--model", other).stderr
     write_json_task(tasks, "boxes", instruction="Which one?")
     write_rows(tasks / "test/crates.jsonl", [{"input": "Pay.", "output": "refund"}])
     result = sg("bench", tasks, "--model", model)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "other instruction in it" in result.stderr
-    assert "is called with other test rows" in result.stderr
+    assert "called with other test rows" in result.stderr
 
 
 def test_a_directory_that_is_no_bench(sg: Call, stages: ScriptedStages, tasks: Path, model: Path) -> None:
@@ -313,9 +311,7 @@ def test_a_directory_that_is_no_bench(sg: Call, stages: ScriptedStages, tasks: P
     Path("photos/cat.jpg").touch()
     result = sg("bench", tasks, "--model", model, "--out", "photos")
     assert result.exit_code == 2
-    assert (
-        "photos holds other files (cat.jpg) and is no bench: choose another with --out DIR" in result.stderr
-    )
+    assert_says(result.stderr, "photos", "cat.jpg", "--out DIR")
     assert [path.name for path in Path("photos").iterdir()] == ["cat.jpg"]
     result = sg("bench", tasks, "--model", model, "--out", "photos/cat.jpg/x")
     assert (result.exit_code, "cannot be made" in result.stderr) == (1, True)
@@ -397,7 +393,7 @@ def test_a_merged_file_of_another_type_is_named(finished_run: Run) -> None:
         "export": {"seconds": 3, "parity": {"merged_type": "Q8_0"}, "too_coarse": {"merged_type": "Q4_1"}}
     }
     told = markdown([row_of(evaluation, {"stages": stages}), *ROWS], {}).splitlines()
-    assert "- inbox: model.gguf is Q8_0, as Q4_1 was too coarse for what was trained" in told
+    assert any(all(part in line for part in ("inbox", "model.gguf is Q8_0", "Q4_1")) for line in told)
     del stages["export"]["too_coarse"]
     assert "model.gguf is" not in markdown([row_of(evaluation, {"stages": stages}), *ROWS], {})
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import ROOT, Call
+from messages import assert_says
 
 import sg_local.finetune.process as process
 from sg_local.run.directory import Run
@@ -28,13 +29,9 @@ def findings(sg: Call, *missing: str) -> dict[str, dict[str, Any]]:
 def test_doctor_on_a_machine_without_a_gpu(sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
     found = findings(sg)
-    assert found["GPU"] == {
-        "what": "GPU",
-        "ok": True,
-        "needed": True,
-        "found": "no NVIDIA GPU: models up to about 1B can be trained on the CPU",
-        "fix": None,
-    }
+    assert set(found["GPU"]) == {"what", "ok", "needed", "found", "fix"}
+    assert (found["GPU"]["ok"], found["GPU"]["needed"], found["GPU"]["fix"]) == (True, True, None)
+    assert_says(found["GPU"]["found"], "no NVIDIA GPU", "1B", "CPU")
     assert found["llama.cpp"]["found"].endswith("built for the CPU")
     assert found["llama.cpp"]["ok"]
     text = sg("doctor").stdout
@@ -44,6 +41,8 @@ def test_doctor_on_a_machine_without_a_gpu(sg: Call, nvidia: Path, monkeypatch: 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
 def test_doctor_where_a_gpu_lies_idle(sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = nvidia.with_name("cc")
+    compiler.touch(mode=0o755)
     nvidia.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288 MiB'\n")
     nvidia.chmod(0o755)
     monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
@@ -72,13 +71,13 @@ def test_doctor_where_torch_cannot_use_the_card_and_nothing_compiles(
     monkeypatch.setattr("sg_local.plan.doctor.version", lambda name: "2.13.0")
     monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: None)
     monkeypatch.setattr("sg_local.plan.doctor.TRY_TORCH", "raise SystemExit('driver is too old')")
-    found = findings(sg)
+    found = findings(sg, "torch", "compiler")  # the stand-in's directory is all of PATH
     assert "driver is too old" in found["torch"]["found"]
     assert "driver" in found["torch"]["fix"]
     assert "gcc" in (found["compiler"]["fix"] or "gcc")  # a machine may have both
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "nowhere"})
     monkeypatch.setattr("sg_local.plan.doctor.TRY_TORCH", "")
-    found = findings(sg)
+    found = findings(sg, "compiler")
     assert (found["torch"]["ok"], found["compiler"]["ok"]) == (True, False)
     assert "Python.h" in found["compiler"]["found"]
     assert "python3-dev" in found["compiler"]["fix"]
@@ -111,14 +110,14 @@ def test_doctor_where_llama_cpp_cannot_be_loaded(sg: Call, monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "__import__", broken)
     finding = findings(sg, "llama.cpp")["llama.cpp"]
-    assert "cannot be loaded: libcudart.so.12" in finding["found"]
+    assert_says(finding["found"], "cannot be loaded", "libcudart.so.12")
     assert "--force-reinstall" in finding["fix"]
 
 
 @pytest.mark.parametrize(
     ("program", "told"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "it is ended by SIGILL when it works on"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
         ("raise SystemExit('no such type')", "no such type"),
         ("raise SystemExit(7)", "exit code 7"),
         ("import time; time.sleep(60)", "more than 1 seconds"),

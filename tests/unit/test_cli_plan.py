@@ -10,6 +10,7 @@ import pytest
 from command_line import Call, Contents, one_line
 from gguf_models import write_model
 from known_sizes import LLAMA_2_7B
+from messages import assert_says
 
 
 def test_plan_says_what_a_run_needs_and_writes_nothing(
@@ -20,7 +21,7 @@ def test_plan_says_what_a_run_needs_and_writes_nothing(
     result = sg("plan", task, "--model", model, "--n-inputs", 7)
     assert (result.exit_code, result.stderr) == (0, "")
     title, _, head, *rows = result.stdout.partition("\n\nhost memory")[0].splitlines()
-    assert title == "inbox with model.gguf on the CPU: estimated, not measured"
+    assert_says(title, "inbox", "model.gguf", "CPU")
     assert head.split() == ["GPU", "memory", "host", "memory", "disk", "tokens"]
     assert [row.split()[0] for row in rows] == [
         *(set_of_steps := ["generate", "annotate", "train", "export", "evaluate"]),
@@ -51,20 +52,19 @@ def test_plan_refuses_with_numbers_and_what_to_change(
         r"^this machine +6\.0 GiB +64\.0 GiB", result.stdout, re.MULTILINE
     )  # the table all the same
     makes, trains = result.stderr.removeprefix("Error: ").splitlines()
-    assert makes == (
-        "generate, annotate, export, evaluate: 6.4 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: "
-        "add --n-ctx 2048"
-    )
-    assert trains.endswith("can be used: add --load-in-4bit")
+    assert makes.startswith("generate, annotate, export, evaluate: ")
+    assert_says(makes, "6.4 GiB of GPU memory", "5.5 GiB of 6.0 GiB")
+    assert makes.endswith(" --n-ctx 2048")
+    assert trains.endswith(" --load-in-4bit")
     result = sg("plan", task, "--model", model, "--gpu-memory", 6, "--n-ctx", 2048, "--load-in-4bit")
     assert (result.exit_code, result.stderr) == (0, "")
     monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 16 << 30)
     result = sg("plan", task, "--model", model, "--gpu-memory", 8, "--load-in-4bit", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["faults"] == result.stderr.removeprefix("Error: ").splitlines()
-    assert "no setting makes it fit: take a smaller model" in result.stderr
+    assert_says(result.stderr, "no setting", "smaller model")
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**9))
-    assert "of disk, and 0.9 GiB are free" in sg("plan", task, "--model", model).stderr
+    assert_says(sg("plan", task, "--model", model).stderr, "disk", "0.9 GiB")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
@@ -73,7 +73,7 @@ def test_plan_is_for_the_gpu_that_is_here(sg: Call, task: Path, nvidia: Path, tm
     nvidia.chmod(0o755)
     model = write_model(tmp_path / "model.gguf")
     result = sg("plan", task, "--model", model)
-    assert "on NVIDIA GeForce RTX 3060: estimated" in result.stdout
+    assert "NVIDIA GeForce RTX 3060" in result.stdout.splitlines()[0]
     assert re.search(r"^this machine +12\.0 GiB", result.stdout, re.MULTILINE)
     assert "on the CPU" in sg("plan", task, "--model", model, "--gpu-memory", 0).stdout
 

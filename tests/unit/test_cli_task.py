@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from command_line import Call, one_line
+from messages import assert_says
 
 from sg_local.files import read_rows, write_rows
 
@@ -28,7 +29,7 @@ def test_labels_that_scoring_cannot_tell_apart(sg: Call, model: Path, task: Path
     task.write_text(task.read_text().replace('"login"', '"refund!"'))
     write_rows(task.with_name("inbox.test.jsonl"), [{"input": "Pay me.", "output": "refund"}])
     for command in (["run", task, "--model", model], ["task", "check", task]):
-        assert "labels 'refund' and 'refund!' are the same for scoring" in one_line(sg(*command), 2)
+        assert_says(one_line(sg(*command), 2), "'refund'", "'refund!'", "same for scoring")
     assert not Path("runs").exists()
 
 
@@ -40,17 +41,18 @@ def test_a_test_file_with_a_broken_line(sg: Call, model: Path, task: Path) -> No
 
 
 def test_a_task_that_is_not_there(sg: Call) -> None:
-    assert "no example task is named 'support-inbx', did you mean 'support-inbox'?" in one_line(
-        sg("task", "check", "support-inbx"), 2
+    assert_says(
+        one_line(sg("task", "check", "support-inbx"), 2), "'support-inbx'", "did you mean 'support-inbox'?"
     )
-    assert "missing.toml is missing: check the path" in one_line(sg("task", "check", "missing.toml"), 2)
+    assert_says(one_line(sg("task", "check", "missing.toml"), 2), "missing.toml is missing", "path")
 
 
 def test_a_checked_task_is_told(sg: Call, task: Path) -> None:
     result = sg("task", "check", task)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "inbox: classification, labels refund, login; 1 examples; scored by exact_match" in result.stdout
-    assert "2 test rows" in result.stdout
+    assert_says(
+        result.stdout, "inbox: classification", "refund, login", "1 examples", "exact_match", "2 test rows"
+    )
     assert json.loads(sg("task", "check", task, "--json").stdout) == {
         "name": "inbox",
         "labels": ["refund", "login"],
@@ -83,9 +85,9 @@ def test_an_imported_task_is_one_that_can_be_checked(sg: Call, tmp_path: Path) -
     assert "1 examples, 3 test rows" in result.stdout
     assert len(read_rows(tmp_path / "new/task1_polite.test.jsonl")) == 3
     assert "3 test rows" in sg("task", "check", tmp_path / "new/task1_polite.toml").stdout
-    assert "exists: move it away, or give another directory with --out" in one_line(sg(*arguments), 2)
+    assert_says(one_line(sg(*arguments), 2), tmp_path / "new/task1_polite.toml", "exists", "--out")
     arguments[4] = tmp_path / "task1_polite.json" / "x"
-    assert "give another with --out" in one_line(sg(*arguments), 1)
+    assert_says(one_line(sg(*arguments), 1), arguments[4], "--out")
 
 
 def test_a_task_without_instances_says_so(sg: Call, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Stage 6 with a scripted engine: who is asked what, and what evaluation.json says of the answers."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
+from command_line import Call
+from messages import assert_says
 from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
 import sg_local.stages.evaluate as evaluate
@@ -98,7 +99,7 @@ def test_the_table_tells_each_label_and_whether_one_is_given_to_all(finished_run
     assert run_stage(finished_run, "evaluate", redo=True)
     told = [line for line in score_table(finished_run).splitlines() if "does not tell these apart" in line]
     assert len(told) == 1
-    assert told[0].startswith("tuned_merged says 'login' to 2 of 2 rows, and 1 are: ")
+    assert_says(told[0], "tuned_merged", "'login'", "2 of 2 rows", "1 are")
 
 
 @pytest.mark.usefixtures("evaluation")
@@ -139,7 +140,7 @@ def test_the_strongest_opponent_is_named_and_the_first_among_equals(
 
 @pytest.mark.usefixtures("evaluation")
 def test_the_gate_fails_where_label_scoring_is_far_better_though_few_shot_is_not(
-    finished_run: Run, task: Path, sg: Callable[..., Result]
+    finished_run: Run, task: Path, sg: Call
 ) -> None:
     """The tuned model says "login" to all. Few-shot answers of the base have 0.000: they are no labels."""
     rows = [{"input": f"Pay me {n} back.", "output": "refund"} for n in range(20)]

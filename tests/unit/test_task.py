@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import assert_says
 
 from sg_local import task as task_module
 from sg_local.errors import InputError
@@ -134,7 +135,7 @@ def test_each_fault_is_named(tmp_path: Path, replaced: dict[str, str], expected:
 
 def test_one_label_is_refused(tmp_path: Path) -> None:
     found = faults(write_good(tmp_path, labels="labels = ['support']"))
-    assert found[0].startswith("labels has one label, a classification task needs two")
+    assert found[0].startswith("labels has one label")
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
@@ -176,13 +177,14 @@ def test_a_task_needs_examples(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     for examples in ("", "examples = []"):
         path.write_text(f"name = 'a'\ninstruction = 'b'\n{examples}")
-        assert faults(path) == [
-            "there are no examples: add one to three tables headed [[examples]] with input and output"
-        ]
+        [fault] = faults(path)
+        assert_says(fault, "no examples", "[[examples]]", "input", "output")
     path.write_text("name = 'a'\ninstruction = 'b'\nexamples = 'c'")
-    assert faults(path) == ["examples must be tables headed [[examples]], not a text"]
+    [fault] = faults(path)
+    assert_says(fault, "examples must be tables", "[[examples]]", "not a text")
     path.write_text("name = 'a'\ninstruction = 'b'\nexamples = ['c']")
-    assert faults(path) == ["examples[0] must be a table with input and output, not a text"]
+    [fault] = faults(path)
+    assert_says(fault, "examples[0] must be a table", "input", "output", "not a text")
 
 
 def test_broken_large_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -226,9 +228,8 @@ def test_a_shipped_example_is_found_by_name_and_a_wrong_name_gets_suggestions(
     assert load_task("support-inbox").name == "support-or-undermine"
     with pytest.raises(InputError) as caught:
         load_task("suport-inbox")
-    assert str(caught.value) == (
-        "no example task is named 'suport-inbox', did you mean 'support-inbox'?: "
-        "give the path of a .toml file, or one of polite, support-inbox"
+    assert_says(
+        str(caught.value), "'suport-inbox'", "did you mean 'support-inbox'?", ".toml", "polite, support-inbox"
     )
 
 
@@ -252,9 +253,11 @@ def test_faults_of_test_rows_are_reported_at_once_with_their_lines(tmp_path: Pat
     with pytest.raises(InputError) as caught:
         load_test_rows(task)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{path}, line 1: output 'supports' is not one of the labels ('support', 'undermine')"
+    assert lines[0].startswith(f"{path}, line 1: output 'supports' ")
+    assert lines[0].endswith("('support', 'undermine')")
     assert lines[1] == f"{path}, line 2: output is missing"
-    assert lines[2] == f"{path}, line 3: input must be a text in quotes, not a number"
+    assert lines[2].startswith(f"{path}, line 3: input ")
+    assert lines[2].endswith(" not a number")
     assert lines[3].startswith(f"{path}, line 4: not JSON")
     assert lines[4] == f"{path}, line 5: input is empty"
     assert lines[10:] == ["… and 15 more"]
@@ -427,10 +430,12 @@ def test_import_names_all_faults(tmp_path: Path) -> None:
     path = save(tmp_path, data)
     with pytest.raises(InputError) as caught:
         import_task(path)
-    assert str(caught.value).splitlines() == [
-        f"{path}: Instances[{i}] needs a text as its input and a text or texts as its output"
-        for i in range(4)
-    ] + [f"{path}: Positive Examples must be a list, not nothing"]
+    *of_instances, of_examples = str(caught.value).splitlines()
+    assert len(of_instances) == 4
+    for number, line in enumerate(of_instances):
+        assert line.startswith(f"{path}: Instances[{number}] ")
+        assert_says(line, "input", "output")
+    assert of_examples == f"{path}: Positive Examples must be a list, not nothing"
 
     path = save(tmp_path, super_natural([], [], Definition=[]))
     with pytest.raises(InputError) as caught:
