@@ -10,6 +10,7 @@ check fails. The numbers are also written to acceptance.json, into $OUT where th
 
 import argparse
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -94,7 +95,7 @@ class Acceptance:
                 write_random_llama(path, shape)
         print(f"models ready after {time.time() - started:.0f} s", flush=True)
 
-    def _child(self, name: str, *arguments: object, timeout: int = 300) -> dict[str, Any]:
+    def _child(self, name: str, *arguments: object, timeout: int = 180) -> dict[str, Any]:
         """A function of work.py; {"error": ...} where it failed."""
         started = time.time()
         command = [sys.executable, "-u", str(HERE / "work.py"), name, *map(str, arguments)]
@@ -304,7 +305,7 @@ class Acceptance:
         parts = sorted((ROOT / "build/gpu").glob("smollm2.part*"))
         model = self.work / "smollm2.gguf"
         if len(parts) == 2 and not model.exists():
-            model.write_bytes(b"".join(part.read_bytes() for part in parts))
+            model.write_bytes(lzma.decompress(b"".join(part.read_bytes() for part in parts)))
         source: object = model if model.exists() else "smollm2-135m"
         size = ["--preset", "quick", *(["--n-inputs", "24", "--epochs", "1"] if self.on_cpu else [])]
         started = time.time()
