@@ -19,7 +19,7 @@ INSTALL_LLAMA = PIP_CACHE_DIR="$$($(BIN)/pip cache dir)/llama-$(LLAMA_BUILD)" $(
 	--force-reinstall "$$(grep '^llama-cpp-python==' requirements.lock)" && echo '$(LLAMA_BUILD)' > $(VENV)/llama-build
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt test-unit test-model bench lock clean
+.PHONY: help install run test check fmt test-unit test-model bench readme tables lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ bench: install ## measure side by side with peers: start-up, generation (half an
 	@$(BIN)/python tests/benchmarks/startup.py
 	@$(BIN)/pip install --quiet --no-deps xllamacpp==2026.10.11549
 	@$(BIN)/python tests/benchmarks/engine.py
+
+readme: install ## run the shipped task, and write README's transcript and all tables (minutes)
+	@$(BIN)/python .ci/readme.py
+
+tables: install ## write README's table of commands and SETTINGS.md from the program
+	@$(BIN)/python .ci/readme.py --tables
 
 lock: ## resolve requirements.lock anew (needs the network)
 	@$(PYTHON) .ci/lock.py

@@ -203,6 +203,23 @@ def test_a_run_with_settings_that_are_gone_goes_on_where_it_did_not_use_them(
     assert all(line.startswith("ok ") for line in verify_run(again, with_parity=False))
 
 
+def test_verify_compares_a_stage_with_the_settings_that_it_could_read(finished_run: Run) -> None:
+    """A run that took a stage over from another may differ from that in later settings."""
+    manifest = finished_run.manifest()
+    for stage in STAGES:
+        manifest["stages"][stage]["settings"] |= {"rank": 99}
+    finished_run.file("manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SgLocalError) as caught:
+        list(verify_run(finished_run, with_parity=False))
+    faults = str(caught.value).splitlines()
+    assert ["settings.toml is not what" in fault for fault in faults] == [True] * 3
+    assert [stage for stage in STAGES if f"is not what {stage} ran with" in str(caught.value)] == [
+        "train",
+        "export",
+        "evaluate",
+    ]
+
+
 @pytest.mark.parametrize("used", [{"prior_weight": 0.5}, {"confidence_weights": True}])
 def test_a_run_that_used_a_setting_that_is_gone_is_refused_in_one_line(
     finished_run: Run, used: dict[str, Any]
