@@ -110,7 +110,7 @@ def test_a_directory_with_other_files_is_left_alone(
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_bytes(b"miaow")
-.*: choose another directory"):
+    with pytest.raises(InputError, match=r"photos.* \(cat\.jpg\).*: choose another directory"):
         create(tmp_path / "photos", task, model)
     assert os.listdir(tmp_path / "photos") == ["cat.jpg"]
 
