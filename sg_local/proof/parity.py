@@ -27,6 +27,7 @@ from sg_local.proof.working_copies import f16_gguf, torch_weights
 from sg_local.run.directory import BaseModel, Run
 from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
+from sg_local.selfguide.rows import PairRow, is_kept
 from sg_local.settings import Settings
 
 N_PROMPTS = 16
@@ -214,7 +215,7 @@ def measure_on_texts(
 def _sequences(run: Run, tokenizer: Tokenizer) -> list[TokensFrom]:
     """Prompt and answer, from the prompt's last token on, of rows spread over the training rows."""
     template = tokenizer.chat_template(template_source(run))
-    rows = [row for row in read_rows(run.file("train.jsonl")) if row["drop"] is None]
+    rows = [row for row in read_rows(run.file("train.jsonl"), PairRow) if is_kept(row)]
     found = []
     for row in rows[:: max(1, len(rows) // N_PROMPTS)][:N_PROMPTS]:
         messages = answer_messages(run.task.instruction, row["input"], demonstrations(run))

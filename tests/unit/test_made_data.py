@@ -1,6 +1,5 @@
 """The numbers of made data, their table and warnings, and the life of one row."""
 
-import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,11 @@ import pytest
 from click.testing import Result
 from finished_run import write_inputs, write_outputs, write_train_rows
 
-from sg_local.files import read_rows
-from sg_local.report.explain import REASONS
+from sg_local.files import read_rows, write_rows
 from sg_local.report.made_data import data_report, report_lines, warnings
 from sg_local.run.directory import Run, create_or_open_run, lock_run
-from sg_local.settings import Settings
+from sg_local.selfguide.rows import DropReason
+from sg_local.settings import Settings, as_flag
 from sg_local.stages.curate import run_curate
 from sg_local.task import Example, Task, load_task
 
@@ -310,7 +309,7 @@ def told_run(new_run: Run) -> Run:
             [
                 "In \\x1b[31mred",
                 "as it was made for: no",
-                "low_confidence: it is not among the surest, of its label where there are labels",
+                "low_confidence: it is below the confidence cut-off, of its label where there are labels",
             ],
             False,
         ),
@@ -373,8 +372,8 @@ def test_a_row_is_explained_while_its_stage_is_at_work_and_takes_no_lock(
     before = contents(new_run.path)
     with lock_run(new_run.path):
         result = sg("curate", new_run.path, "--explain", "0")
-    told = "not at its end at its limit of tokens, where 0 goes by the examples (--max-input-tokens 0)"
-    assert f"cut_off: the input was {told}" in result.stdout
+    told = "did not end within its limit of tokens (0: by the examples) (--max-input-tokens 0)"
+    assert f"cut_off: the input {told}" in result.stdout
     assert "annotated: no" in result.stdout
     assert sg("curate", new_run.path, "--explain", "1").exit_code == 2
     assert contents(new_run.path) == before
@@ -426,6 +425,26 @@ def test_without_calibration_no_score_is_called_calibrated(
     assert found["label_scores"]["login"] == {"raw": 0.5, "calibrated": None, "with_evidence": None}
 
 
+def test_a_made_for_label_that_curate_did_not_believe_is_no_evidence(
+    sg: Call, tmp_path: Path, task: Path, model: Path
+) -> None:
+    """Of 6 labels chance is 0.1667 in the manifest, which is more than 1/6."""
+    labels = ["refund", "login", "c", "d", "e", "f"]
+    task.write_text(task.read_text().replace('["refund", "login"]', json.dumps(labels)))
+    run, _ = create_or_open_run(tmp_path / "six", load_task(task), model, Settings())
+    write_inputs(run, made(*((f"message {n}", labels[n % 5 + 1], None) for n in range(10))))
+    outputs = [
+        {"id": n, "label_logprobs": [{label: -float(n + place) for place, label in enumerate(labels)}]}
+        for n in range(10)
+    ]
+    write_outputs(run, [{"output": "refund", **row} for row in outputs])
+    run_curate(run)
+    agreement = run.manifest()["stages"]["curate"]["agreement"]
+    assert agreement["reliability"] == agreement["chance"] == 0.1667
+    scores = json.loads(sg("curate", run.path, "--explain", "0", "--json").stdout)["label_scores"]
+    assert {score["with_evidence"] for score in scores.values()} == {None}
+
+
 def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model: Path) -> None:
     task.write_text('name = "free"\ninstruction = "Go."\n\n[[examples]]\ninput = "a"\noutput = "b"\n')
     run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
@@ -467,25 +486,28 @@ def test_fewer_rows_than_labels_are_not_told_as_none_expected() -> None:
     assert any("'login', equal numbers would be less than one for each" in line for line in lines)
 
 
-def test_every_reason_to_drop_a_row_is_explained() -> None:
-    """Those that the code writes: `row["drop"] = "x"`, and what a filter returns."""
-    package = Path(__file__).parents[2] / "sg_local"
-    written = set()
-    for name in ("selfguide/filters.py", "stages/generate.py", "stages/annotate.py", "stages/curate.py"):
-        for node in ast.walk(ast.parse((package / name).read_text("utf-8"))):
-            if isinstance(node, ast.Return) and name == "selfguide/filters.py":
-                written |= texts_in(node)
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(("['drop']", "drop")):
-                written |= texts_in(node.value)
-    assert written - {"drop", "input", "output"} - REASONS.keys() == set()  # these three are keys of rows
-    assert {"copy", "near_duplicate", "cut_off", "unfinished", "balance"} <= written
-    assert {setting for _, setting in REASONS.values() if setting} <= Settings().as_dict().keys()
+@pytest.mark.parametrize("reason", DropReason)
+def test_every_reason_to_drop_a_row_is_explained(sg: Call, new_run: Run, reason: DropReason) -> None:
+    write_inputs(new_run, [{"id": 0, "input": "Pay me.", "label": "refund", "drop": reason}])
+    flag = (
+        f" ({as_flag(reason.setting, getattr(new_run.settings, reason.setting))})" if reason.setting else ""
+    )
+    told = sg("curate", new_run.path, "--explain", "0").stdout
+    assert reason.meaning
+    assert f"dropped: {reason.value}: {reason.meaning}{flag}\n" in told
 
 
-def texts_in(tree: ast.AST) -> set[str]:
-    """Literal words in an expression."""
-    return {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()
-    }
+def test_a_persons_own_word_for_a_drop_is_told_as_it_stands(sg: Call, new_run: Run) -> None:
+    write_inputs(new_run, [{"id": 0, "input": "Pay me.", "label": "refund", "drop": "not ours"}])
+    assert "dropped: not ours\n" in sg("curate", new_run.path, "--explain", "0").stdout
+
+
+def test_a_row_that_a_person_broke_is_refused_with_its_line(sg: Call, told_run: Run) -> None:
+    rows = read_rows(told_run.file("train.jsonl"))
+    rows[1]["copies"] = "two"
+    del rows[2]["drop"]
+    write_rows(told_run.file("train.jsonl"), rows)
+    result = sg("curate", told_run.path, "--explain", "0")
+    assert result.exit_code == 2
+    assert "train.jsonl, line 2: copies is 'two', not int" in result.stderr
+    assert "train.jsonl, line 3: the row has no drop" in result.stderr
