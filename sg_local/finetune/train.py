@@ -51,9 +51,9 @@ def train_adapter(
     Works in the current directory, which `prepare_process` made. Goes on from a whole checkpoint of the same training
     (rows, settings, `base`: a hash of the base model) if checkpoints_dir has one.
 
-    on_step gets the number of optimizer steps since its last call; card is the name of the card that the training should
-    use, "" for none. Returns loss by step, token counts and whether
-    trees were used. Raises InputError when the training diverged (a loss that is no number).
+    on_step gets the number of optimizer steps since its last call. card is the name of the card that the training
+    should use, "" for none. Returns loss by step, token counts and whether trees were used. Raises InputError when the
+    training diverged (a loss that is no number).
     """
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)

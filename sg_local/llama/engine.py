@@ -22,7 +22,14 @@ import llama_cpp
 import numpy as np
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.library import LoadedModel, interrupt_later, last_messages, load_model, usable_cores
+from sg_local.llama.library import (
+    LoadedModel,
+    interrupt_later,
+    last_messages,
+    load_model,
+    tell_device,
+    usable_cores,
+)
 from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
 
@@ -218,10 +225,16 @@ def open_engine(
     n_threads: int = 0,
     n_gpu_layers: int = -1,
     adapter_path: Path | None = None,
+    is_silent: bool = False,
 ) -> Iterator[Engine]:
-    """Loads a model, attaches an adapter where one is given, and closes everything in the right order."""
+    """Loads a model, attaches an adapter where one is given, and closes everything in the right order.
+
+    is_silent: does not say on which device.
+    """
     with ExitStack() as stack:
         model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
+        if not is_silent:
+            tell_device(model.device, n_gpu_layers != 0)
         # Positions above the trained context are of no use.
         engine = Engine(
             model,
