@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sg_local.errors import SgLocalError
 from sg_local.files import read_rows
@@ -120,7 +120,7 @@ class Parity:
             "for a small change; base + adapter.gguf is nearer, and so is --quant Q8_0 in a new run"
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {
             key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(self).items()
