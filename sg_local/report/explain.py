@@ -1,4 +1,4 @@
-"""A row's life: what it was made for, what the student answered, and what became of it.
+"""A row's life: what it was made for, what the base answered, and what became of it.
 
     explain(run, "7")
     -> {"id": "7", "demonstration": null,

@@ -63,7 +63,7 @@ class DropReason(StrEnum):
 class Trial(TypedDict):
     """A row of .probe.jsonl: what came of a few inputs that were asked for in one way.
 
-    {"style": "turns", "made": 32, "good": 27, "agreement": 0.7778, "form_filter": true}
+    {"style": "turns", "made": 32, "good": 28, "agreement": 0.6429, "form_filter": true}
     """
 
     style: str  # one of INPUT_PROMPTS
@@ -76,7 +76,8 @@ class Trial(TypedDict):
 class InputRow(TypedDict):
     """A row of inputs.jsonl, by `generate`: an input that the model made.
 
-    {"id": 7, "input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417}
+    {"id": 3, "input": "Can you please provide me with the invoice?", "label": "invoice", "prompt": "turns",
+     "drop": null, "seed": 1628583180}
     """
 
     id: int  # from 0, in the order of the file
@@ -90,10 +91,10 @@ class InputRow(TypedDict):
 class OutputRow(TypedDict):
     """A row of outputs.jsonl, by `annotate`: what the model answered to an input that `generate` kept.
 
-    {"id": 7, "label_logprobs": [{"delivery": -0.41, "refund": -2.13}, {"delivery": -0.92, "refund": -1.24}],
-     "output": "delivery", "drop": null}
-    {"id": 7, "samples": ["at noon", "at noon", "12"], "output": "at noon", "share": 0.6667, "information": 1.83,
-     "drop": null}
+    {"id": 3, "label_logprobs": [{"delivery": -6.52449, "refund": -3.19471, "login": -1.73958, "invoice": -1.51562},
+     {"delivery": -5.07138, ...}, ...], "output": "invoice", "drop": null}
+    {"id": 7, "samples": ["Could you please let me know tomorrow?", "Let's talk about it?", ... 8 more],
+     "output": "Could you please let's discuss it?", "share": 0.6017, "drop": null, "information": 2.3601}
     """
 
     id: int  # of the input
@@ -116,14 +117,13 @@ class _Pair(TypedDict):
 class PairRow(_Pair):
     """A row of train.jsonl, by `curate`: an example of the task or a made pair, dropped ones included.
 
-    {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.8137, "targets": null, "copies": 2,
-     "drop": null}
+    {"id": 3, "input": "Can you please provide me with the invoice?", "output": "invoice", "confidence": 0.9793,
+     "targets": null, "copies": 1, "drop": null}
     """
 
     output: str | None
-    confidence: (
-        float | None
-    )  # 0..1, for answers chosen by information nats a token; None where nothing was scored
+    # 0..1; of answers that were chosen by information, nats a token; None where nothing was scored
+    confidence: float | None
 
 
 class KeptPair(_Pair):
