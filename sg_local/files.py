@@ -7,6 +7,11 @@ Format: JSON Lines (https://jsonlines.org): UTF-8, one JSON object a line; no Na
     whole files    write_text  write_bytes  write_rows  atomic_path  aside in the same directory, then renamed
     growing files  append_rows  recover_rows                         whole lines; a torn last line is cut off
     reading        read_rows  scan_rows  read_text  read_json  read_toml
+
+A kind of row is a TypedDict (selfguide/rows.py). Rows are checked against it as they are read, because a person may
+have edited the file:
+
+    read_rows(path, PairRow)  -> "train.jsonl, line 3: the row has no copies"
 """
 
 import errno
@@ -18,11 +23,21 @@ import re
 import secrets
 import shutil
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import (
+    Any,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from sg_local.errors import InputError, SgLocalError
 
@@ -36,6 +51,9 @@ _LONG_DOTTED_KEY = re.compile(
 )
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?")  # the names that atomic_path gives
 
+JsonObject: TypeAlias = dict[str, object]  # from outside: nobody has checked what its keys hold
+Row = TypeVar("Row", bound=Mapping[str, object])  # a TypedDict
+
 
 class Line(NamedTuple):
     """One line of a file of JSON lines: `row` is None where `fault` says what is wrong with it."""
@@ -43,7 +61,7 @@ class Line(NamedTuple):
     number: int  # from 1
     offset: int  # of its first byte in the file
     complete: bool  # ends with a newline
-    row: dict[str, Any] | None
+    row: JsonObject | None
     fault: str
 
 
@@ -68,21 +86,23 @@ class Faults:
             raise InputError("\n".join(self.first))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+@overload
+def read_rows(path: Path) -> list[dict[str, Any]]: ...
+@overload
+def read_rows(path: Path, kind: type[Row], *, is_growing: bool = ...) -> list[Row]: ...
+def read_rows(path: Path, kind: type[Any] = dict, *, is_growing: bool = False) -> list[Any]:
     """The objects of a file of JSON lines, in order; blank lines are ignored.
+
+    kind: the TypedDict that every row has to fit; further keys are allowed. is_growing: another process may be
+    writing the last line, which is left out where it has no newline and is faulty.
 
     Raises InputError with path, line number and reason of broken lines (the first ten, then a count), and
     where the file is missing, is over 2 GiB or has a line over 1 MiB.
     """
-    rows = []
-    faults = Faults()
-    for line in scan_rows(path):
-        if line.row is None:
-            faults.add(f"{path}, line {line.number}: {line.fault}")
-        else:
-            rows.append(line.row)
-    faults.raise_any()
-    return rows
+    lines = scan_rows(path)
+    if is_growing:
+        lines = (line for line in lines if line.complete or not line.fault)
+    return _checked_rows(path, lines, kind)
 
 
 def scan_rows(path: Path) -> Iterator[Line]:
@@ -112,12 +132,12 @@ def scan_rows(path: Path) -> Iterator[Line]:
         _raise_unreadable(path, error)
 
 
-def recover_rows(path: Path) -> list[dict[str, Any]]:
+def recover_rows(path: Path, kind: type[Row]) -> list[Row]:
     """The complete rows of a file that `append_rows` was writing; a line torn by a kill is cut off.
 
     A last line that has no newline or is not a JSON object is removed by truncating the file. A missing file
-    holds no rows. Raises InputError for a broken line before the last or a line over 1 MiB, and SgLocalError
-    where the file cannot be truncated.
+    holds no rows. kind: as in `read_rows`. Raises InputError for a broken line before the last or a line over
+    1 MiB, and SgLocalError where the file cannot be truncated.
     """
     path = Path(path)
     if not path.exists():
@@ -133,15 +153,10 @@ def recover_rows(path: Path) -> list[dict[str, Any]]:
                 os.fsync(file.fileno())
         except OSError as error:
             raise _write_error(path, error) from error
-    faults = Faults()
-    for line in lines:
-        if line.row is None:
-            faults.add(f"{path}, line {line.number}: {line.fault}")
-    faults.raise_any()
-    return [line.row for line in lines if line.row is not None]
+    return _checked_rows(path, lines, kind)
 
 
-def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Appends whole lines in one write and waits until they are on the disk; makes the file if it is missing.
 
     Call `recover_rows` once before the first append, so that no torn line is continued. Raises SgLocalError
@@ -171,7 +186,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise _write_error(path, error) from error
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Writes a whole file of JSON lines, keys in the rows' own order. Raises as `append_rows`."""
     write_bytes(path, _lines_of(path, rows))
 
@@ -221,10 +236,10 @@ def remove_leftovers(directory: Path) -> list[Path]:
 
     Only for a caller that holds the directory's lock: a living writer's temporaries look the same.
     """
-    found = sorted(path for path in Path(directory).rglob(".*.tmp*") if _LEFTOVER.fullmatch(path.name))
-    for path in found:
+    leftovers = sorted(path for path in Path(directory).rglob(".*.tmp*") if _LEFTOVER.fullmatch(path.name))
+    for path in leftovers:
         path.unlink(missing_ok=True)
-    return found
+    return leftovers
 
 
 def read_text(path: Path, max_bytes: int) -> str:
@@ -259,7 +274,7 @@ def read_json(path: Path, max_bytes: int) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from error
 
 
-def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
+def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> JsonObject:
     """A TOML file as nested dicts. Raises InputError as `read_text`, and with the line where it is broken."""
     text = read_text(path, max_bytes)
     if _LONG_DOTTED_KEY.search(text):
@@ -272,7 +287,7 @@ def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
         raise InputError(f"{path}: invalid TOML: {error}") from error
 
 
-def canonical_json(obj: Any) -> str:
+def canonical_json(obj: object) -> str:
     """One text for equal values, for hashing: sorted keys, no spaces, text unescaped. ValueError for NaN."""
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -296,7 +311,7 @@ def row_seed(run_seed: int, stage: str, row_id: int | str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _lines_of(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
+def _lines_of(path: Path, rows: Iterable[Mapping[str, object]]) -> bytes:
     lines = []
     for row in rows:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -309,7 +324,7 @@ def _lines_of(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
     return b"".join(lines)
 
 
-def _parse_line(data: bytes) -> tuple[dict[str, Any] | None, str]:
+def _parse_line(data: bytes) -> tuple[JsonObject | None, str]:
     try:
         row = _parse_json(data.decode())
     except json.JSONDecodeError as error:
@@ -321,6 +336,45 @@ def _parse_line(data: bytes) -> tuple[dict[str, Any] | None, str]:
     if not isinstance(row, dict):
         return None, "is not a JSON object: write it as {…}"
     return row, ""
+
+
+def _checked_rows(path: Path, lines: Iterable[Line], kind: type[Row]) -> list[Row]:
+    """The rows of these lines. Raises InputError where a line is broken, or its row is not of this kind."""
+    # A TypedDict tells its keys; a plain dict has none, and any row fits it.
+    types = get_type_hints(kind)
+    required: Sequence[str] = sorted(getattr(kind, "__required_keys__", ()))
+    rows: list[Any] = []
+    faults = Faults()
+    for line in lines:
+        row_faults = [line.fault] if line.row is None else _row_faults(line.row, types, required)
+        for fault in row_faults:
+            faults.add(f"{path}, line {line.number}: {fault}")
+        rows.append(line.row)
+    faults.raise_any()
+    return rows
+
+
+def _row_faults(row: JsonObject, types: Mapping[str, Any], required: Sequence[str]) -> list[str]:
+    """What a row lacks, and which of its values are of another type."""
+    return [f"the row has no {key}" for key in required if key not in row] + [
+        f"{key} is {row[key]!r:.40}, not {kind.__name__ if isinstance(kind, type) else kind}"
+        for key, kind in types.items()
+        if key in row and not _fits(row[key], kind)
+    ]
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of a type: str, int, float, bool, None, list[...], dict[str, ...] or a union."""
+    if kind is float:  # JSON does not tell 1 from 1.0
+        return type(value) in (float, int)
+    if isinstance(kind, type):
+        return type(value) is kind  # true is no int
+    parts = get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    return any(_fits(value, part) for part in parts)
 
 
 def _parse_json(text: str) -> Any:

@@ -10,11 +10,10 @@ task's demonstrations.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sg_local.chat.template import VICUNA_TEMPLATE
 from sg_local.errors import InputError
@@ -51,21 +50,22 @@ def predict_file(
     adapter_path: Path | None,
     task_source: str | None,
     settings: Settings,
-    given: dict[str, Any],
+    given: Collection[str],
 ) -> Iterator[str]:
     """JSON lines, one for each input of the file; "output" is null where an input does not fit the context.
 
-    given: the settings that were named by the caller, which come before those that a tuned GGUF carries.
+    given: names of the settings that the caller chose, which come before those that a tuned GGUF carries.
     Raises InputError for a wrong file, model, adapter or task.
     """
     inputs = _inputs(file)
     header = read_model_header(model_path)
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
     served = _served(carrier, task_source, settings)
-    source = _template_source(given.get("prompt_format", served.prompt_format), header)
+    source = _template_source((settings if "prompt_format" in given else served).prompt_format, header)
     with open_with(settings, model_path, adapter_path) as engine, _progress(len(inputs), engine) as advance:
         template = engine.tokenizer.chat_template(source)
-        limit = longest_answer(engine, served.labels, given.get("max_new_tokens", served.max_new_tokens))
+        max_new_tokens = (settings if "max_new_tokens" in given else served).max_new_tokens
+        limit = longest_answer(engine, served.labels, max_new_tokens)
         for start in range(0, len(inputs), INPUTS_PER_CALL):
             part = inputs[start : start + INPUTS_PER_CALL]
             answers = answer_inputs(
@@ -78,7 +78,10 @@ def predict_file(
                 on_finished=advance,
             )
             for text, answer in zip(part, answers, strict=True):
-                row: dict[str, Any] = {"input": text, "output": answer.text.strip() if answer else None}
+                row: dict[str, str | None] = {
+                    "input": text,
+                    "output": answer.text.strip() if answer else None,
+                }
                 if answer is None:
                     row["error"] = "input and answer do not fit the context: raise --n-ctx"
                 yield _json_line(row)
@@ -107,13 +110,13 @@ def _served(carrier: GgufHeader, task_source: str | None, settings: Settings) ->
     )
 
 
-def _carried(text: Any) -> _Served | None:
+def _carried(text: object) -> _Served | None:
     """The task inside a tuned GGUF; None where there is none, or one of another form: it is a stranger's file."""
     try:
-        told = json.loads(text) if isinstance(text, str) else None
+        carried = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
         return None
-    match told:
+    match carried:
         case {
             "name": str(name),
             "instruction": str(instruction),
@@ -174,7 +177,7 @@ def _inputs(file: Path) -> list[str]:
     if file.suffix != ".jsonl" and not (str(file) == "-" and lines[0][1].startswith("{")):
         return [line for _, line in lines]
     faults = Faults()
-    found = []
+    inputs = []
     for number, line in lines:
         try:
             row = json.loads(line)
@@ -182,11 +185,11 @@ def _inputs(file: Path) -> list[str]:
             if not isinstance(text_in, str) or not text_in.strip():
                 raise ValueError('there is no text under "input"')
             text_in.encode()  # fails where half of a surrogate pair stands alone
-            found.append(text_in.strip())
+            inputs.append(text_in.strip())
         except (ValueError, RecursionError) as error:
             faults.add(f"{name}, line {number}: {error}")
     faults.raise_any()
-    return found
+    return inputs
 
 
 def _standard_input() -> str:
@@ -206,6 +209,6 @@ def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[
     return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
 
 
-def _json_line(row: dict[str, Any]) -> str:
+def _json_line(row: Mapping[str, object]) -> str:
     line = json.dumps(row, ensure_ascii=False)
-    return _UNSAFE_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)

@@ -20,10 +20,9 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_json, read_toml, scan_rows
@@ -169,13 +168,13 @@ def import_task(path: Path, n_test_rows: int = 300, seed: int = 0) -> tuple[Task
             f'{path} is no task: expected a JSON object with the key "instruction", or "Definition" '
             "as in Super-NaturalInstructions"
         )
-    shown = {example.input for example in task.examples}
-    eligible = [row for row in rows if row.input not in shown]
+    example_inputs = {example.input for example in task.examples}
+    eligible = [row for row in rows if row.input not in example_inputs]
     drawn = random.Random(seed).sample(range(len(eligible)), min(n_test_rows, len(eligible)))
     return task, [eligible[i] for i in sorted(drawn)]
 
 
-def _parse_task(table: dict[str, Any], path: Path) -> Task:
+def _parse_task(table: Mapping[str, object], path: Path) -> Task:
     """The task in `table`, which was read from `path`. Raises InputError with all faults."""
     faults = Faults(n_shown=50)
     texts = _Texts(faults, f"{path}: ")
@@ -195,7 +194,7 @@ def _parse_task(table: dict[str, Any], path: Path) -> Task:
     return Task(name, instruction, examples, labels, test_path, licence)
 
 
-def _parse_labels(value: Any, texts: "_Texts") -> tuple[str, ...]:
+def _parse_labels(value: object, texts: "_Texts") -> tuple[str, ...]:
     if not isinstance(value, list):
         texts.add(f"labels must be a list of texts, not {_kind(value)}")
         return ()
@@ -213,7 +212,7 @@ def _parse_labels(value: Any, texts: "_Texts") -> tuple[str, ...]:
     return tuple(labels.values())
 
 
-def _parse_examples(value: Any, labels: Sequence[str], texts: "_Texts") -> tuple[Example, ...]:
+def _parse_examples(value: object, labels: Sequence[str], texts: "_Texts") -> tuple[Example, ...]:
     if not isinstance(value, list):
         texts.add(f"examples must be tables headed [[examples]], not {_kind(value)}")
         return ()
@@ -248,25 +247,25 @@ class _Texts:
     def add(self, fault: str) -> None:
         self.faults.add(self.prefix + fault)
 
-    def check_keys(self, table: dict[str, Any], known: Sequence[str]) -> None:
+    def check_keys(self, table: Mapping[str, object], known: Sequence[str]) -> None:
         for key in [key for key in table if key not in known][: self.faults.n_shown]:
             self.add(f"unknown key {_show(key)}{_suggestion(key, known)}: the keys are {', '.join(known)}")
 
-    def required(self, table: dict[str, Any], key: str, check_controls: bool = True) -> str:
+    def required(self, table: Mapping[str, object], key: str, check_controls: bool = True) -> str:
         if key not in table:
             self.add(f"{key} is missing")
             return ""
         return self.check(table[key], key, check_controls)
 
-    def optional(self, table: dict[str, Any], key: str) -> str | None:
+    def optional(self, table: Mapping[str, object], key: str) -> str | None:
         return self.check(table[key], key) or None if key in table else None
 
-    def check(self, value: Any, key: str, check_controls: bool = True) -> str:
+    def check(self, value: object, key: str, check_controls: bool = True) -> str:
         if not isinstance(value, str):
             self.add(f"{key} must be a text in quotes, not {_kind(value)}")
             return ""
-        if check_controls and (found := _CONTROL.search(value)):
-            self.add(f"{key} holds the control character U+{ord(found[0]):04X}: remove it")
+        if check_controls and (control := _CONTROL.search(value)):
+            self.add(f"{key} holds the control character U+{ord(control[0]):04X}: remove it")
             return ""
         if _SURROGATE.search(value):
             self.add(f"{key} holds half of a surrogate pair: remove it")
@@ -276,7 +275,7 @@ class _Texts:
         return value.strip()
 
 
-def _from_super_natural_instructions(data: dict[str, Any], path: Path) -> tuple[Task, list[Example]]:
+def _from_super_natural_instructions(data: Mapping[str, object], path: Path) -> tuple[Task, list[Example]]:
     definition = data["Definition"]
     if isinstance(definition, list) and definition:  # a list of one, throughout the collection
         definition = definition[0]
@@ -293,9 +292,9 @@ def _from_super_natural_instructions(data: dict[str, Any], path: Path) -> tuple[
             for row in demonstrations
             if _normal(row.output) in spellings
         ]
-    table: dict[str, Any] = {
+    table: dict[str, object] = {
         "name": _slug(path.stem),
-        "instruction": _newlines(definition),
+        "instruction": _newlines(definition) if isinstance(definition, str) else definition,
         "labels": sorted(spellings.values()),
         "examples": [{"input": row.input, "output": row.output} for row in demonstrations[:MAX_EXAMPLES]],
     }
@@ -304,7 +303,7 @@ def _from_super_natural_instructions(data: dict[str, Any], path: Path) -> tuple[
     return _parse_task(table, path), instances
 
 
-def _from_task_object(data: dict[str, Any], path: Path) -> tuple[Task, list[Example]]:
+def _from_task_object(data: Mapping[str, object], path: Path) -> tuple[Task, list[Example]]:
     table = {key: data[key] for key in TASK_KEYS if key in data and key != "test"}
     if licence := _joined(table.pop("licence", None)):
         table["licence"] = licence
@@ -313,7 +312,7 @@ def _from_task_object(data: dict[str, Any], path: Path) -> tuple[Task, list[Exam
     return task, load_test_rows(test, task.labels) if test.is_file() else []
 
 
-def _pairs(data: dict[str, Any], key: str, path: Path, faults: Faults) -> list[Example]:
+def _pairs(data: Mapping[str, object], key: str, path: Path, faults: Faults) -> list[Example]:
     """The inputs and first outputs under `key`, those with an empty text left out."""
     items = data.get(key)
     if not isinstance(items, list):
@@ -347,11 +346,11 @@ def _normal(label: str) -> str:
     return label.strip().lower()
 
 
-def _newlines(value: Any) -> Any:
-    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
+def _newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _joined(value: Any) -> Any:
+def _joined(value: object) -> object:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return value
@@ -393,7 +392,7 @@ def _show(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:59] + "…")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return names.get(
         type(value), "nothing" if value is None else "a table" if isinstance(value, dict) else "a date"

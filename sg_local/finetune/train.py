@@ -41,7 +41,7 @@ def train_adapter(
     on_step: Callable[[int], None],
     *,
     card: str = "",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Trains on the rows and saves the adapter into adapter_dir; call `prepare_process` first.
 
     Works in the current directory, which `prepare_process` made. Goes on from a whole checkpoint of the same training
@@ -187,7 +187,7 @@ def row_trainer(
     return trainer
 
 
-def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, Any]:
+def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, object]:
     """Trees if the first rows give the same loss and gradient as padded ones; else padded, grouped by length."""
     import torch
 

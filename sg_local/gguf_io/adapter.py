@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -188,7 +187,7 @@ def base_matrices(header: GgufHeader) -> dict[str, ModelTensor]:
     return matrices
 
 
-def _check_config(path: Path, config: dict[str, Any], faults: Faults) -> tuple[float, int]:
+def _check_config(path: Path, config: Mapping[str, object], faults: Faults) -> tuple[float, int]:
     """lora_alpha and r, 1 where they are faulty."""
     if config.get("peft_type") != "LORA":
         faults.add(f"{path}: peft_type is {config.get('peft_type')!r:.40}; only LORA can be exported")

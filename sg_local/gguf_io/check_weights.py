@@ -8,9 +8,8 @@ time. Pickles, remote code and weights that are quantized themselves are refused
 Not done here: the rest of config.json. hf_config.py makes one from the GGUF.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -120,7 +119,7 @@ def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     faults.raise_any()
 
 
-def _read_config(weights_dir: Path) -> dict[str, Any]:
+def _read_config(weights_dir: Path) -> dict[str, object]:
     if not weights_dir.is_dir():
         raise InputError(f"{weights_dir} is no directory: give one with config.json and safetensors files")
     path = weights_dir / "config.json"
@@ -141,8 +140,8 @@ def _read_config(weights_dir: Path) -> dict[str, Any]:
 
 def _compare_config(
     path: Path,
-    config: dict[str, Any],
-    wanted: dict[str, Any],
+    config: Mapping[str, object],
+    wanted: Mapping[str, object],
     is_tied: bool,
     header: GgufHeader,
     faults: Faults,
@@ -157,26 +156,36 @@ def _compare_config(
     architecture = ARCHITECTURES[header.architecture]
     stated = dict(config)
     if architecture.derives_heads:
-        heads = stated.get("num_attention_heads")
+        heads, hidden = stated.get("num_attention_heads"), wanted["hidden_size"]
         if stated.get("num_key_value_heads") is None:
             stated["num_key_value_heads"] = heads
-        if stated.get("head_dim") is None and isinstance(heads, int) and heads > 0:
-            stated["head_dim"] = wanted["hidden_size"] // heads
+        if (
+            stated.get("head_dim") is None
+            and isinstance(heads, int)
+            and isinstance(hidden, int)
+            and heads > 0
+        ):
+            stated["head_dim"] = hidden // heads
     for key in _SAME_KEYS:
-        value = stated.get(key)
-        same = isinstance(value, int | float) and np.isclose(value, wanted[key], rtol=1e-6, atol=0)
-        if not same:
+        if not _same_number(value := stated.get(key), wanted[key]):
             faults.add(f"{path}: {key} is {value!r:.40}, and {name} has {wanted[key]}; {_REMEDY}")
-    theta, own_theta = _theta(config, architecture.default_theta), _theta(wanted, None)
-    if not isinstance(theta, int | float) or not np.isclose(theta, own_theta, rtol=1e-6, atol=0):
-        faults.add(f"{path}: rope_theta is {theta!r:.40}, and {name} has {own_theta}; {_REMEDY}")
+    theta, wanted_theta = _theta(config, architecture.default_theta), _theta(wanted, None)
+    if not _same_number(theta, wanted_theta):
+        faults.add(f"{path}: rope_theta is {theta!r:.40}, and {name} has {wanted_theta}; {_REMEDY}")
     if header.tensor("output.weight") is None and not is_tied:
         faults.add(
             f"{path}: tie_word_embeddings is false, and {name} has no output matrix of its own; {_REMEDY}"
         )
 
 
-def _theta(config: dict[str, Any], default: Any) -> Any:
+def _same_number(one: object, other: object) -> bool:
+    """Whether both are numbers, and equal but for the rounding of a float32."""
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return bool(np.isclose(one, other, rtol=1e-6, atol=0))
+    return False
+
+
+def _theta(config: Mapping[str, object], default: object) -> object:
     """rope_theta, in transformers' old place or in its new one."""
     parameters = config.get("rope_parameters")
     if not isinstance(parameters, dict):

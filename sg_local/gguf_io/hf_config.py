@@ -10,7 +10,7 @@ Where the original config.json and llama.cpp differ, llama.cpp counts: it serves
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,27 @@ from sg_local.gguf_io.tensors import row_blocks
 
 Fault: TypeAlias = Callable[[str], None]
 
+
+class RopeParameters(TypedDict):
+    """rope_parameters of config.json: how queries and keys are rotated."""
+
+    rope_type: str
+    rope_theta: float
+    factor: NotRequired[float]
+    partial_rotary_factor: NotRequired[float]  # share of a head's dimensions
+    low_freq_factor: NotRequired[float]
+    high_freq_factor: NotRequired[float]
+    original_max_position_embeddings: NotRequired[int]
+    long_factor: NotRequired[list[float]]
+    short_factor: NotRequired[list[float]]
+    attention_factor: NotRequired[float]
+
+
 # llama.cpp gives the layers of this number a scale of their own: Gemma 3 27B.
 _GEMMA3_27B_LAYERS = 62
 
 
-def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     """config.json as transformers 5.17 reads it; what it cannot express goes to `fault`, a reason each."""
     metadata, prefix = header.metadata, header.architecture
     architecture = ARCHITECTURES[header.architecture]
@@ -46,9 +62,10 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
     rms_norm_eps = metadata.get(f"{prefix}.attention.layer_norm_rms_epsilon")
     if not isinstance(rms_norm_eps, float) or not 0 < rms_norm_eps < 1:
         fault(f"{prefix}.attention.layer_norm_rms_epsilon is {rms_norm_eps!r:.40}, not a small number")
+        rms_norm_eps = 1e-5
     computed = _COMPUTED_KEYS.get(header.architecture, _rotation_alone)(header, dimensions, fault)
 
-    def value(key: str, stated: ConfigValue) -> Any:
+    def value(key: str, stated: ConfigValue) -> object:
         match stated:
             case HasTensor(name):
                 return header.tensor(name) is not None
@@ -78,14 +95,14 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
     }
 
 
-def _rotation_alone(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+def _rotation_alone(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     rope = _rope(header, dimensions, fault)
     if any(spec.gguf == "rope_freqs.weight" for spec in ARCHITECTURES[header.architecture].tensors):
         rope = _llama3_rope(header, dimensions, rope, fault)
     return {"rope_parameters": rope}
 
 
-def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     metadata = header.metadata
     softcap = metadata.get("gemma3.final_logit_softcapping", 0.0)
     if softcap:
@@ -125,12 +142,13 @@ def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> l
     return [not pattern or layer % pattern < pattern - 1 for layer in range(dimensions.n_layers)]
 
 
-def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     metadata = header.metadata
     context_length = metadata.get("phi3.context_length")
     original = metadata.get("phi3.rope.scaling.original_context_length", context_length)
     if isinstance(original, bool) or not isinstance(original, int) or original <= 0:
         fault(f"phi3.rope.scaling.original_context_length is {original!r:.40}, not a positive integer")
+        original = 1
     share = dimensions.n_rotated / dimensions.head_dim
     if share > 1 or dimensions.n_rotated % 2 or int(dimensions.head_dim * share) != dimensions.n_rotated:
         fault(
@@ -148,20 +166,19 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
     if long is not None and short is not None:
         # llama.cpp takes the long factors in a context of more tokens than the original one, transformers in a
         # sequence of more; up to the original context both take the short ones.
-        rope |= {
-            "rope_type": "longrope",
-            "long_factor": [_shortest(float(number)) for number in long],
-            "short_factor": [_shortest(float(number)) for number in short],
-            "original_max_position_embeddings": original,
-            "attention_factor": metadata.get("phi3.rope.scaling.attn_factor", 1.0),
-        }
-        if isinstance(context_length, int) and isinstance(original, int):
-            rope["factor"] = max(1.0, context_length / max(1, original))
+        attention_factor = metadata.get("phi3.rope.scaling.attn_factor", 1.0)
+        rope["rope_type"] = "longrope"
+        rope["long_factor"] = [_shortest(float(number)) for number in long]
+        rope["short_factor"] = [_shortest(float(number)) for number in short]
+        rope["original_max_position_embeddings"] = original
+        rope["attention_factor"] = attention_factor if isinstance(attention_factor, float) else 1.0
+        if isinstance(context_length, int):
+            rope["factor"] = max(1.0, context_length / original)
     return {"original_max_position_embeddings": original, "rope_parameters": rope}
 
 
 # architecture → the function that computes its keys of config.json, where that is more than the rotation
-_COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, Any]]] = {
+_COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
     "gemma3": _gemma3,
     "phi3": _phi3,
 }
@@ -174,7 +191,7 @@ def _rope(
     *,
     partial: bool = False,
     attn_factor: bool = False,
-) -> dict[str, Any]:
+) -> RopeParameters:
     """Rotation with or without linear scaling. partial, attn_factor: the caller expresses these itself."""
     metadata, prefix = header.metadata, f"{header.architecture}.rope"
     if dimensions.n_rotated != dimensions.head_dim and not partial:
@@ -182,7 +199,10 @@ def _rope(
             f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which "
             f"{ARCHITECTURES[header.architecture].class_name} cannot express; give another model"
         )
-    parameters = {"rope_type": "default", "rope_theta": _theta(header, f"{prefix}.freq_base", fault)}
+    parameters: RopeParameters = {
+        "rope_type": "default",
+        "rope_theta": _theta(header, f"{prefix}.freq_base", fault),
+    }
 
     # llama.cpp takes a factor without a type as linear; 0 means that there is none.
     kind = metadata.get(f"{prefix}.scaling.type", "linear")
@@ -192,7 +212,7 @@ def _rope(
     elif not isinstance(factor, float) or not 0 <= factor < 1e6:
         fault(f"{prefix}.scaling.factor is {factor!r:.40}, not a number that scales")
     elif kind == "linear" and factor not in (0.0, 1.0):
-        parameters |= {"rope_type": "linear", "factor": _shortest(factor)}
+        parameters["rope_type"], parameters["factor"] = "linear", _shortest(factor)
 
     attention_factor = metadata.get(f"{prefix}.scaling.attn_factor", 1.0)
     if not isinstance(attention_factor, float) or not 0 < attention_factor < 1e6:
@@ -205,7 +225,7 @@ def _rope(
     return parameters
 
 
-def _theta(header: GgufHeader, key: str, fault: Fault) -> Any:
+def _theta(header: GgufHeader, key: str, fault: Fault) -> float:
     theta = header.metadata.get(key, 10000.0)
     if not isinstance(theta, float) or not 1 < theta < 1e12:
         fault(f"{key} is {theta!r:.40}, not a number over 1")
@@ -225,39 +245,40 @@ def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.flo
 
 
 def _llama3_rope(
-    header: GgufHeader, dimensions: Dimensions, parameters: dict[str, Any], fault: Fault
-) -> dict[str, Any]:
+    header: GgufHeader, dimensions: Dimensions, parameters: RopeParameters, fault: Fault
+) -> RopeParameters:
     divisors = _divisors(header, "rope_freqs.weight", fault)
     if divisors is None or len(divisors) != dimensions.head_dim // 2 or np.all(divisors == 1):
         return parameters
     # The file holds the divisors that Llama 3.1's rule gave, not the rule. All released models that have them
     # use these three numbers; only the factor, the divisor of the longest waves, differs (8 or 32).
-    llama3 = {
+    llama3: RopeParameters = {
         "rope_type": "llama3",
+        "rope_theta": parameters["rope_theta"],
         "factor": _shortest(float(divisors[-1])),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    wanted = _llama3_divisors(parameters["rope_theta"], dimensions.head_dim, llama3)
+    wanted = _llama3_divisors(llama3, dimensions.head_dim)
     if parameters["rope_type"] != "default" or not np.allclose(divisors, wanted, rtol=1e-4):
         fault(
             "tensor rope_freqs.weight does not follow the rule of Llama 3.1, which transformers could express; "
             "give another model"
         )
-    return parameters | llama3
+    return llama3
 
 
-def _llama3_divisors(theta: float, head_dim: int, parameters: dict[str, Any]) -> npt.NDArray[np.float64]:
+def _llama3_divisors(parameters: RopeParameters, head_dim: int) -> npt.NDArray[np.float64]:
     """What Llama 3.1's rule divides each of the head_dim/2 rotation frequencies by."""
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    low, high, factor = (parameters[key] for key in ("low_freq_factor", "high_freq_factor", "factor"))
+    wavelengths = 2 * math.pi * parameters["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high, factor = parameters["low_freq_factor"], parameters["high_freq_factor"], parameters["factor"]
     turns = parameters["original_max_position_embeddings"] / wavelengths
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     divisors: npt.NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)
     return divisors
 
 
-def _shortest(number: Any) -> Any:
+def _shortest(number: float) -> float:
     """A float32 from the file as the decimal that was meant: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(number))) if isinstance(number, float) else number
+    return float(str(np.float32(number)))

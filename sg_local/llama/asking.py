@@ -9,13 +9,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.scoring import label_logprobs
-from sg_local.selfguide.prompts import Layout, answer_messages, layouts
+from sg_local.selfguide.prompts import PromptVariant, answer_messages, prompt_variants
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
@@ -38,7 +37,7 @@ def open_with(
     )
 
 
-def counters(engine: Engine) -> dict[str, Any]:
+def counters(engine: Engine) -> dict[str, object]:
     """The engine's numbers for the manifest."""
     found = engine.counters
     return {
@@ -107,15 +106,15 @@ def score_labels(
     task: Task,
     inputs: Sequence[str],
     on_finished: Callable[[int], None],
-    layout: Layout | None = None,
+    variant: PromptVariant | None = None,
 ) -> list[dict[str, float] | None]:
     """log p of each label with its end token, after the examples and each input; at least one input is needed.
 
     None where an input does not fit the context. on_finished gets the number of inputs that were finished since its
     last call.
     """
-    place, shown = layout or layouts(task.examples, 1)[0]
-    messages = [answer_messages(task.instruction, text, shown, place) for text in inputs]
+    place, demonstrations = variant or prompt_variants(task.examples, 1)[0]
+    messages = [answer_messages(task.instruction, text, demonstrations, place) for text in inputs]
     prompts = [tuple(engine.tokenizer.encode_prompt(template, item)) for item in messages]
     answers = [tuple(engine.tokenizer.encode_answer(template, messages[0], label)) for label in task.labels]
     room = max(map(len, answers))

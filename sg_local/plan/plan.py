@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sg_local.gguf_header import read_model_header, require_supported
 from sg_local.models import model_store, resolve_model
@@ -51,7 +50,7 @@ class Plan:
     machine: Machine
     faults: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For a program: bytes by part."""
         return {
             "estimated": True,

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sg_local.errors import SgLocalError
 from sg_local.files import read_rows
@@ -27,6 +27,7 @@ from sg_local.proof.working_copies import f16_gguf, torch_weights
 from sg_local.run.directory import BaseModel, Run
 from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
+from sg_local.selfguide.rows import PairRow, is_kept
 from sg_local.settings import Settings
 
 N_PROMPTS = 16
@@ -119,7 +120,7 @@ class Parity:
             "for a small change; base + adapter.gguf is nearer, and so is --quant Q8_0 in a new run"
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {
             key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(self).items()
@@ -214,7 +215,7 @@ def measure_on_texts(
 def _sequences(run: Run, tokenizer: Tokenizer) -> list[TokensFrom]:
     """Prompt and answer, from the prompt's last token on, of rows spread over the training rows."""
     template = tokenizer.chat_template(template_source(run))
-    rows = [row for row in read_rows(run.file("train.jsonl")) if row["drop"] is None]
+    rows = [row for row in read_rows(run.file("train.jsonl"), PairRow) if is_kept(row)]
     found = []
     for row in rows[:: max(1, len(rows) // N_PROMPTS)][:N_PROMPTS]:
         messages = answer_messages(run.task.instruction, row["input"], demonstrations(run))

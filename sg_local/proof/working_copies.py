@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_json, write_text
@@ -108,7 +107,7 @@ def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
         f"{platform.machine()}, {os.cpu_count()} processors, {run.settings.n_threads} threads, "
         f"llama-cpp-python {versions()['llama-cpp-python']}"
     )
-    known: dict[str, Any] = {}
+    known: dict[str, object] = {}
     with suppress(InputError):  # missing or damaged: it is only measured again
         found = read_json(path, 1 << 20)
         known = found if isinstance(found, dict) else {}

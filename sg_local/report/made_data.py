@@ -21,18 +21,17 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from rapidfuzz.distance import LCSseq
 
 from sg_local.selfguide.filters import LENGTH_SLACK_CHARACTERS
+from sg_local.selfguide.labels import Agreement
 from sg_local.selfguide.metrics import normalize, words
+from sg_local.selfguide.rows import InputRow, KeptPair, OutputRow, PairRow, is_kept
 from sg_local.task import Example, Task
 
-Row = dict[str, Any]
-Drops = dict[str, dict[str, Any]]
-
-# Pairs grow with the square of the rows. So many take about a second; more rows are told by a sample of them, drawn by
+# Pairs grow with the square of the rows. So many take about a second; of more rows a sample is taken, drawn by
 # a fixed seed, each against all the others. 50 of them tell the mean to 0.02 or 0.03.
 MAX_COMPARISONS = 500_000
 MIN_COMPARED = 50
@@ -52,18 +51,87 @@ MAX_LONGER_SHARE = 0.75  # of pairs of rows: chance is 0.5, and two standard err
 MAX_P_OF_AGREEMENT = 0.05  # of labels and what inputs were made for; above it may be chance
 
 
+class Dropped(TypedDict):
+    """How many rows one reason dropped."""
+
+    n: int
+    by_label: dict[str, int]
+
+
+class Resemblance(TypedDict):
+    """Which share has the words of an example of the task in its order."""
+
+    from_rouge_l: float
+    input_share: float
+    output_share: NotRequired[float]  # of free answers
+
+
+class Spread(TypedDict):
+    """Lengths in characters."""
+
+    min: int
+    quartiles: list[int]
+    max: int
+
+
+class Lengths(TypedDict):
+    """Lengths of made rows, and of the task's examples."""
+
+    made: Spread
+    demonstrations: Spread
+
+
+class CopiedShare(TypedDict):
+    """Share of pairs whose output is their input, 0..1."""
+
+    made: float
+    demonstrations: float
+
+
+class LabelCounts(TypedDict):
+    """Rows of one label."""
+
+    made_for: int  # inputs that were kept for answering
+    annotated: int
+    kept: int
+    shown: int  # in training, copies and examples included
+    longer_share: float | None
+    demonstrations: int
+
+
+class DataReport(TypedDict):
+    """What data_report returns, and the manifest keeps: see above."""
+
+    attempts: int
+    dropped: dict[str, dict[str, Dropped]]  # stage -> reason
+    kept: int
+    distinct_1: float
+    distinct_2: float
+    nearest_rouge_l: float  # mean ROUGE-L of an input with the nearest other one
+    nearest_rouge_l_rows: int  # of how many inputs it is the mean
+    like_demonstrations: Resemblance
+    input_characters: Lengths
+    output_characters: Lengths
+    labels: NotRequired[dict[str, LabelCounts]]  # these with labels, the others without
+    distinct_outputs: NotRequired[int]
+    commonest_output_share: NotRequired[float]
+    commonest_output_id: NotRequired[int | str | None]
+    copied_input_share: NotRequired[CopiedShare]
+
+
 def data_report(
-    inputs: Sequence[Row], outputs: Sequence[Row], rows: Sequence[Row], task: Task
-) -> dict[str, Any]:
-    """Numbers of all that was made. Shares are 0..1, of kept made rows; rows that no input has are demonstrations."""
-    made_for = {row["id"]: row["label"] for row in inputs}
+    inputs: Sequence[InputRow], outputs: Sequence[OutputRow], rows: Sequence[PairRow], task: Task
+) -> DataReport:
+    """Numbers of all that was made. Shares are 0..1, of kept made rows; rows that no input has are the examples."""
+    made_for: dict[int | str, str | None] = {row["id"]: row["label"] for row in inputs}
     made = [row for row in rows if row["id"] in made_for]
-    kept = [row for row in made if row["drop"] is None]
+    kept = [row for row in made if is_kept(row)]
     texts = [row["input"] for row in kept]
+    nearest, n_compared = _nearest(texts)
     unanswered = {row["id"] for row in outputs if row["drop"]}
-    found: dict[str, Any] = {
+    report: DataReport = {
         "attempts": len(inputs),
-        # Of a label: made for it, until it was annotated its own.
+        # A row counts for the label that it was made for, once it is annotated for its own.
         "dropped": {
             "generate": _drops([(row["drop"], row["label"]) for row in inputs], task.labels),
             "annotate": _drops([(row["drop"], made_for[row["id"]]) for row in outputs], task.labels),
@@ -74,8 +142,9 @@ def data_report(
         "kept": len(kept),
         "distinct_1": _distinct(texts, 1),
         "distinct_2": _distinct(texts, 2),
-        **_nearest(texts),
-        "like_demonstrations": _like_demonstrations(kept, task),
+        "nearest_rouge_l": nearest,
+        "nearest_rouge_l_rows": n_compared,
+        "like_demonstrations": _like_examples(kept, task),
         "input_characters": {
             "made": _spread(texts),
             "demonstrations": _spread([example.input for example in task.examples]),
@@ -86,44 +155,27 @@ def data_report(
         },
     }
     if task.is_classification:
-        return found | {
-            "labels": {label: _label_counts(label, inputs, made, rows, task) for label in task.labels}
-        }
+        report["labels"] = {label: _label_counts(label, inputs, made, rows, task) for label in task.labels}
+        return report
     answers = Counter(normalize(row["output"]) for row in kept)
     commonest, n_commonest = answers.most_common(1)[0] if answers else ("", 0)
-    return found | {
-        "distinct_outputs": len(answers),
-        "commonest_output_share": _share(n_commonest, len(kept)),
-        "commonest_output_id": next(
-            (row["id"] for row in kept if normalize(row["output"]) == commonest), None
-        ),
-        "copied_input_share": {
-            "made": _copied(Example(row["input"], row["output"]) for row in kept),
-            "demonstrations": _copied(task.examples),
-        },
+    report["distinct_outputs"] = len(answers)
+    report["commonest_output_share"] = _share(n_commonest, len(kept))
+    report["commonest_output_id"] = next(
+        (row["id"] for row in kept if normalize(row["output"]) == commonest), None
+    )
+    report["copied_input_share"] = {
+        "made": _copied(Example(row["input"], row["output"]) for row in kept),
+        "demonstrations": _copied(task.examples),
     }
+    return report
 
 
-def report_lines(report: dict[str, Any], agreement: dict[str, Any] | None = None) -> list[str]:
-    """The report as tables to read, with the agreement of labels and what inputs were made for, as curate tells it."""
-    left = report["attempts"]
-    lines = [f"{left:>6} inputs were asked for"]
-    for stage, told in (("generate", "inputs to answer"), ("annotate", "answers"), ("curate", "")):
-        for reason, entry in report["dropped"][stage].items():
-            share = entry["n"] / report["attempts"]
-            line = f"{-entry['n']:>6} {reason:<16} {share:>4.0%}  {_by_label(entry['by_label'])}"
-            lines.append(line.rstrip())
-            left -= entry["n"]
-        if told and (stage == "generate" or report["dropped"][stage]):
-            lines.append(f"{left:>6} {told}")
-    lines += [f"{report['kept']:>6} made rows are left", ""]
-    lines.append(f"{'characters':<18}{'least':>7}{'1/4':>6}{'1/2':>6}{'3/4':>6}{'most':>6}   demonstrations")
-    for name in _told_lengths(report):
-        made, shown = report[f"{name}_characters"]["made"], report[f"{name}_characters"]["demonstrations"]
-        cells = "".join(f"{value:>6}" for value in (made["min"], *made["quartiles"], made["max"]))
-        lines.append(f"{name:<19}{cells}   {shown['min']} to {shown['max']}")
-    compared = report["nearest_rouge_l_rows"]
-    drawn = f" (by {compared} of them)" if compared < report["kept"] else ""
+def report_lines(report: DataReport, agreement: Agreement | None = None) -> list[str]:
+    """The report as tables to read, with the agreement of labels and what inputs were made for, as curate found it."""
+    lines = [*_funnel_lines(report), "", *_length_lines(report)]
+    n_compared = report["nearest_rouge_l_rows"]
+    drawn = f" (by {n_compared} of them)" if n_compared < report["kept"] else ""
     lines.append(
         f"distinct words {report['distinct_1']:.0%}, pairs of words {report['distinct_2']:.0%}; ROUGE-L with the "
         f"nearest other {report['nearest_rouge_l']:.2f}{drawn}"
@@ -149,112 +201,148 @@ def report_lines(report: dict[str, Any], agreement: dict[str, Any] | None = None
     return lines
 
 
-def _told_lengths(report: dict[str, Any]) -> tuple[str, ...]:
-    return ("input",) if "labels" in report else ("input", "output")  # labels' lengths tell nothing
+def _funnel_lines(report: DataReport) -> list[str]:
+    """From the inputs that were asked for to the rows that are left, a line for each reason."""
+    n_left = report["attempts"]
+    lines = [f"{n_left:>6} inputs were asked for"]
+    for stage, what_is_left in (("generate", "inputs to answer"), ("annotate", "answers"), ("curate", "")):
+        for reason, dropped in report["dropped"][stage].items():
+            share = dropped["n"] / report["attempts"]
+            line = f"{-dropped['n']:>6} {reason:<16} {share:>4.0%}  {_by_label(dropped['by_label'])}"
+            lines.append(line.rstrip())
+            n_left -= dropped["n"]
+        if what_is_left and (stage == "generate" or report["dropped"][stage]):
+            lines.append(f"{n_left:>6} {what_is_left}")
+    return [*lines, f"{report['kept']:>6} made rows are left"]
 
 
-def _label_lines(labels: dict[str, dict[str, Any]]) -> list[str]:
-    keys = ["made_for", "annotated", "kept", "shown"]
-    shown = list(labels.items())[:MAX_LABELS_IN_TABLE]
-    width = max(len("label"), *(len(label) for label, _ in shown))
-    head = "".join(f"{key.replace('_', ' '):>11}" for key in keys)
-    lines = [f"{'label':<{width}}{head}   demonstrations"]
-    for label, counts in shown:
-        cells = "".join(f"{round(counts[key]):>11}" for key in keys)
-        lines.append(f"{label:<{width}}{cells}   {counts['demonstrations']:>14}")
-    if len(labels) > len(shown):
-        lines.append(f"and {len(labels) - len(shown)} labels more, in manifest.json")
+def _length_lines(report: DataReport) -> list[str]:
+    lines = [f"{'characters':<18}{'least':>7}{'1/4':>6}{'1/2':>6}{'3/4':>6}{'most':>6}   demonstrations"]
+    for name, lengths in _telling_lengths(report).items():
+        made, examples = lengths["made"], lengths["demonstrations"]
+        cells = "".join(f"{value:>6}" for value in (made["min"], *made["quartiles"], made["max"]))
+        lines.append(f"{name:<19}{cells}   {examples['min']} to {examples['max']}")
+    return lines
+
+
+def _telling_lengths(report: DataReport) -> dict[str, Lengths]:
+    """The lengths that say something: those of labels do not."""
+    inputs = {"input": report["input_characters"]}
+    return inputs if "labels" in report else inputs | {"output": report["output_characters"]}
+
+
+def _label_lines(labels: dict[str, LabelCounts]) -> list[str]:
+    listed = list(labels.items())[:MAX_LABELS_IN_TABLE]
+    width = max(len("label"), *(len(label) for label, _ in listed))
+    lines = [f"{'label':<{width}}{'made for':>11}{'annotated':>11}{'kept':>11}{'shown':>11}   demonstrations"]
+    for label, counts in listed:
+        cells = (counts["made_for"], counts["annotated"], counts["kept"], counts["shown"])
+        numbers = "".join(f"{cell:>11}" for cell in cells)
+        lines.append(f"{label:<{width}}{numbers}   {counts['demonstrations']:>14}")
+    if len(labels) > len(listed):
+        lines.append(f"and {len(labels) - len(listed)} labels more, in manifest.json")
     return lines
 
 
 def _by_label(counts: dict[str, int]) -> str:
     """Counts by label in a line; of many labels the commonest."""
-    told = list(counts.items())
+    listed = list(counts.items())
     more = []
-    if len(told) > MAX_LABELS_IN_A_LINE:
-        told = sorted(told, key=lambda item: -item[1])[: MAX_LABELS_IN_A_LINE // 2]
-        more = [f"{len(counts) - len(told)} labels more"]
-    return ", ".join([*(f"{n} {label}" for label, n in told), *more])
+    if len(listed) > MAX_LABELS_IN_A_LINE:
+        listed = sorted(listed, key=lambda item: -item[1])[: MAX_LABELS_IN_A_LINE // 2]
+        more = [f"{len(counts) - len(listed)} labels more"]
+    return ", ".join([*(f"{n} {label}" for label, n in listed), *more])
 
 
-def warnings(report: dict[str, Any], agreement: dict[str, Any] | None = None) -> list[str]:
+def warnings(report: DataReport, agreement: Agreement | None = None) -> list[str]:
     """What looks bad, and what helps; one line each. agreement: as in report_lines."""
-    found = []
+    lines = []
     if agreement and agreement["p"] > MAX_P_OF_AGREEMENT:
-        found.append(
+        lines.append(
             f"the model hardly tells the labels apart (agreement could be chance, p = {agreement['p']:.2g}): training "
             "can take its bias away, and teaches it little else; a larger model helps most, then labels and an "
             "instruction that say more"
         )
     if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
-        found.append(
+        lines.append(
             f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
             "--input-temperature, or give demonstrations that differ more"
         )
     if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
-        found.append(
+        lines.append(
             f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
             "--input-prompt, or lower --near-duplicate-rouge-l"
         )
     if report.get("commonest_output_share", 0) > MAX_SHARE_OF_ONE_ANSWER:
-        found.append(
+        lines.append(
             f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at one with "
             f"`sg-local explain RUN {report['commonest_output_id']}`, and say in the instruction what an answer is"
         )
     copied = report.get("copied_input_share", {"made": 0.0, "demonstrations": 0.0})
     if copied["made"] > MAX_SHARE_OF_COPIED_INPUTS and not copied["demonstrations"]:
-        found.append(
+        lines.append(
             f"{copied['made']:.0%} of the answers repeat their input: --form-filter drops them; else say in the "
             "instruction what is to be changed"
         )
-    for name in _told_lengths(report):
-        made, shown = report[f"{name}_characters"]["made"], report[f"{name}_characters"]["demonstrations"]
-        median = made["quartiles"][1]
-        least = min(shown["min"] / MAX_LENGTH_RATIO, shown["min"] - LENGTH_SLACK_CHARACTERS)
-        most = max(shown["max"] * MAX_LENGTH_RATIO, shown["max"] + LENGTH_SLACK_CHARACTERS)
-        if report["kept"] and not least <= median <= most:
-            found.append(
+    if report["kept"]:
+        lines += _length_warnings(report)
+    labels = report.get("labels", {})
+    return lines + _longer_label_warnings(labels) + _rare_label_warnings(labels)
+
+
+def _length_warnings(report: DataReport) -> list[str]:
+    """Which texts are mostly of other lengths than the examples'."""
+    lines = []
+    for name, lengths in _telling_lengths(report).items():
+        examples, median = lengths["demonstrations"], lengths["made"]["quartiles"][1]
+        least = min(examples["min"] / MAX_LENGTH_RATIO, examples["min"] - LENGTH_SLACK_CHARACTERS)
+        most = max(examples["max"] * MAX_LENGTH_RATIO, examples["max"] + LENGTH_SLACK_CHARACTERS)
+        if not least <= median <= most:
+            lines.append(
                 f"half of the {name}s have {median} characters or {'less' if median < least else 'more'}, the "
-                f"demonstrations' {shown['min']} to {shown['max']}: --length-filter drops such rows; else give "
+                f"demonstrations' {examples['min']} to {examples['max']}: --length-filter drops such rows; else give "
                 "demonstrations of the lengths that you expect"
             )
-    labels = report.get("labels", {})
-    found += _length_warnings(labels)
+    return lines
+
+
+def _rare_label_warnings(labels: dict[str, LabelCounts]) -> list[str]:
+    """Which labels have far fewer rows than others."""
     equal = sum(counts["kept"] for counts in labels.values()) / max(1, len(labels))
     rare = [label for label, counts in labels.items() if counts["kept"] < MIN_SHARE_OF_A_LABEL * equal]
-    shown = f"{equal:.0f}" if equal >= 1 else "less than one for each"
-    for label in rare[:MAX_WARNED_LABELS]:
-        found.append(
-            f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {shown}: give a "
-            "demonstration of it, or a word that says more"
-        )
+    expected = f"{equal:.0f}" if equal >= 1 else "less than one for each"
+    lines = [
+        f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {expected}: give a "
+        "demonstration of it, or a word that says more"
+        for label in rare[:MAX_WARNED_LABELS]
+    ]
     if len(rare) > MAX_WARNED_LABELS:
-        found.append(f"{len(rare) - MAX_WARNED_LABELS} labels more have as few rows: see manifest.json")
-    return found
+        lines.append(f"{len(rare) - MAX_WARNED_LABELS} labels more have as few rows: see manifest.json")
+    return lines
 
 
-def _length_warnings(labels: dict[str, dict[str, Any]]) -> list[str]:
+def _longer_label_warnings(labels: dict[str, LabelCounts]) -> list[str]:
     """Which labels a model could tell by the length of the input alone."""
     shares = {
         label: counts["longer_share"]
         for label, counts in labels.items()
         if counts["longer_share"] is not None
     }
-    told = [
+    unequal = [
         (label, "longer", share) if share > 0.5 else (label, "shorter", 1 - share)
         for label, share in shares.items()
         if max(share, 1 - share) > MAX_LONGER_SHARE
     ]
     if len(labels) == 2:  # what is longer than the one is shorter than the other
-        told = told[:1]
+        unequal = unequal[:1]
     return [
         f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model "
         "may learn that: where real ones are not so, give demonstrations of equal lengths"
-        for label, how, share in told[:MAX_WARNED_LABELS]
+        for label, how, share in unequal[:MAX_WARNED_LABELS]
     ]
 
 
-def _drops(reasons: Iterable[tuple[str | None, str | None]], labels: Sequence[str]) -> Drops:
+def _drops(reasons: Iterable[tuple[str | None, str | None]], labels: Sequence[str]) -> dict[str, Dropped]:
     """Reason -> count and counts by label, the commonest reason first; what has no reason was kept."""
     counted: dict[str, Counter[str | None]] = {}
     for reason, label in reasons:
@@ -271,76 +359,81 @@ def _drops(reasons: Iterable[tuple[str | None, str | None]], labels: Sequence[st
 
 
 def _label_counts(
-    label: str, inputs: Sequence[Row], made: Sequence[Row], rows: Sequence[Row], task: Task
-) -> dict[str, Any]:
-    own = [row for row in rows if row["output"] == label]
+    label: str, inputs: Sequence[InputRow], made: Sequence[PairRow], rows: Sequence[PairRow], task: Task
+) -> LabelCounts:
+    of_label = [row for row in rows if row["output"] == label]
     return {
         "made_for": sum(row["label"] == label for row in inputs if row["drop"] is None),
         "annotated": sum(row["output"] == label for row in made),
         "kept": sum(row["output"] == label for row in made if row["drop"] is None),
-        "shown": sum(row["copies"] for row in own),
-        "longer_share": _longer_share(own, [row for row in rows if row["output"] != label]),
+        "shown": sum(row["copies"] for row in of_label),
+        "longer_share": _longer_share(of_label, [row for row in rows if row["output"] != label]),
         "demonstrations": sum(example.output == label for example in task.examples),
     }
 
 
-def _longer_share(rows: Sequence[Row], others: Sequence[Row]) -> float | None:
+def _longer_share(rows: Sequence[PairRow], others: Sequence[PairRow]) -> float | None:
     """In which share of the pairs that are shown the input of the first is longer than that of the second.
 
     Equally long ones count half, so that 0.5 tells nothing (the area under the ROC curve). None where rows are too few.
     """
-    own, rest = (
+    lengths, other_lengths = (
         sorted(len(row["input"]) for row in some for _ in range(row["copies"])) for some in (rows, others)
     )
     if min(sum(row["copies"] > 0 for row in some) for some in (rows, others)) < MIN_ROWS_OF_A_LABEL:
         return None
-    twice = sum(bisect_left(rest, length) + bisect_right(rest, length) for length in own)
-    return round(twice / 2 / (len(own) * len(rest)), 4)
+    twice = sum(
+        bisect_left(other_lengths, length) + bisect_right(other_lengths, length) for length in lengths
+    )
+    return round(twice / 2 / (len(lengths) * len(other_lengths)), 4)
 
 
 def _distinct(texts: Sequence[str], n: int) -> float:
     grams = [
-        tuple(found[start : start + n]) for found in map(words, texts) for start in range(len(found) - n + 1)
+        tuple(text_words[start : start + n])
+        for text_words in map(words, texts)
+        for start in range(len(text_words) - n + 1)
     ]
     return _share(len(set(grams)), len(grams))
 
 
-def _nearest(texts: Sequence[str]) -> dict[str, Any]:
+def _nearest(texts: Sequence[str]) -> tuple[float, int]:
     """Mean ROUGE-L with the nearest other text, and of how many texts it is the mean."""
     pool = [words(text) for text in texts]
     n_compared = min(len(pool), max(MIN_COMPARED, MAX_COMPARISONS // max(1, len(pool))))
     nearest = []
     for index in random.Random(0).sample(range(len(pool)), n_compared):
-        own, best = pool[index], 0.0
+        one, best = pool[index], 0.0
         for place, other in enumerate(pool):
             # The LCS is at most the shorter of the two, which settles many pairs.
-            if place != index and 2 * min(len(own), len(other)) > best * (len(own) + len(other)):
-                best = max(best, _rouge_l(own, other))
+            if place != index and 2 * min(len(one), len(other)) > best * (len(one) + len(other)):
+                best = max(best, _rouge_l(one, other))
         nearest.append(best)
-    return {
-        "nearest_rouge_l": round(statistics.fmean(nearest), 4) if nearest else 0.0,
-        "nearest_rouge_l_rows": n_compared,
-    }
+    return round(statistics.fmean(nearest), 4) if nearest else 0.0, n_compared
 
 
-def _like_demonstrations(kept: Sequence[Row], task: Task) -> dict[str, float]:
-    """Shares of inputs, and of free answers, that have the words of a demonstration in its order.
+def _like_examples(kept: Sequence[KeptPair], task: Task) -> Resemblance:
+    """Shares of inputs, and of free answers, that have the words of an example in its order.
 
-    An answer is compared with the demonstrations' answers and inputs.
+    An answer is compared with the examples' answers and inputs.
     """
-    shown = [words(example.input) for example in task.examples]
-    alike = [_rouge_l(one, other) for one, other in combinations(shown, 2)]
+    inputs = [words(example.input) for example in task.examples]
+    alike = [_rouge_l(one, other) for one, other in combinations(inputs, 2)]
     bound = max([LIKE_ROUGE_L, *alike])
 
-    def share(texts: Iterable[str], others: Sequence[list[str]]) -> float:
-        own = [words(text) for text in texts]
-        return _share(sum(any(_rouge_l(one, other) >= bound for other in others) for one in own), len(own))
+    def share(texts: Iterable[str], examples: Sequence[list[str]]) -> float:
+        made = [words(text) for text in texts]
+        n_alike = sum(any(_rouge_l(one, example) >= bound for example in examples) for one in made)
+        return _share(n_alike, len(made))
 
-    found = {"from_rouge_l": round(bound, 4), "input_share": share((row["input"] for row in kept), shown)}
+    resemblance: Resemblance = {
+        "from_rouge_l": round(bound, 4),
+        "input_share": share((row["input"] for row in kept), inputs),
+    }
     if not task.is_classification:
-        others = shown + [words(example.output) for example in task.examples]
-        found["output_share"] = share((row["output"] for row in kept), others)
-    return found
+        outputs = [words(example.output) for example in task.examples]
+        resemblance["output_share"] = share((row["output"] for row in kept), inputs + outputs)
+    return resemblance
 
 
 def _rouge_l(one: list[str], other: list[str]) -> float:
@@ -349,7 +442,7 @@ def _rouge_l(one: list[str], other: list[str]) -> float:
     return 2 * LCSseq.similarity(one, other) / total if total else 0.0
 
 
-def _spread(texts: Sequence[str]) -> dict[str, Any]:
+def _spread(texts: Sequence[str]) -> Spread:
     """Least, quartiles and most of the lengths in characters; zeros without texts."""
     lengths = sorted(map(len, texts)) or [0]
     least, *quartiles, most = (lengths[round(part * (len(lengths) - 1) / 4)] for part in range(5))

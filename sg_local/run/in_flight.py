@@ -4,19 +4,18 @@
 
 llama.cpp can end the whole process (a failed assertion, a bad pointer). `run` notices: it names the rows in flight,
 counts a crash for each and starts the stage again, which gives those rows to llama.cpp one at a time. A row that
-crashes it again is dropped, with the reason "crash".
+crashes it again is dropped (DropReason.CRASH).
 """
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sg_local.errors import InputError
 from sg_local.files import read_json, write_text
 from sg_local.run.directory import Run
 
-DROP = "crash"
 MAX_CRASHES = 2  # of one row, before it is dropped
 _MAX_BYTES = 16 << 20
 
@@ -43,18 +42,18 @@ def guarded_call(
         groups: list[Sequence[int]] = [places]
     else:
         groups = [[place] for place in places]
-    found: list[Result] = []
+    results: list[Result] = []
     for group in groups:
         if crashes.get(row_ids[group[0]], 0) >= MAX_CRASHES:
-            found += [dropped(place) for place in group]
+            results += [dropped(place) for place in group]
             continue
         _write(run, part, [row_ids[place] for place in group], all_crashes)
-        found += answer(group)
+        results += answer(group)
     if all_crashes:
         _write(run, part, [], all_crashes)
     else:
         forget(run)
-    return found
+    return results
 
 
 def note_crash(run: Run) -> list[int]:
@@ -83,7 +82,11 @@ def _read(run: Run) -> tuple[str, list[int], Crashes]:
         case {"part": str(part), "rows": list(rows), "crashes": dict(crashes)} if all(
             isinstance(row, int) for row in rows
         ) and all(map(_are_counts, crashes.values())):
-            return part, rows, {name: {int(row): n for row, n in of.items()} for name, of in crashes.items()}
+            return (
+                part,
+                rows,
+                {name: {int(row): n for row, n in counts.items()} for name, counts in crashes.items()},
+            )
     raise InputError(f"{_path(run)} is damaged: delete it, and run the same command again")
 
 
@@ -94,10 +97,10 @@ def _are_counts(crashes: object) -> bool:
 
 
 def _write(run: Run, part: str, rows: list[int], crashes: Crashes) -> None:
-    told = {"part": part, "rows": rows, "crashes": crashes}  # json writes the row ids as texts
-    write_text(_path(run), json.dumps(told) + "\n")
+    record = {"part": part, "rows": rows, "crashes": crashes}  # json writes the row ids as texts
+    write_text(_path(run), json.dumps(record) + "\n")
 
 
-def whole_calls(rows: list[dict[str, Any]], rows_per_call: int) -> list[dict[str, Any]]:
+def whole_calls(rows: list[Result], rows_per_call: int) -> list[Result]:
     """The rows of the calls that were written whole."""
     return rows[: len(rows) // rows_per_call * rows_per_call]

@@ -1,4 +1,4 @@
-"""Why a made input or answer is dropped: pure functions from a text to a reason.
+"""Why a made input or answer is dropped: pure functions from a text to a DropReason.
 
     rules = rules_of(task)
     text_fault("Sure, I'd be happy to help! Here is an input", rules.noise, None)   -> "noise"
@@ -9,7 +9,7 @@
 
 Sources: SELF-GUIDE section 3.3 (noise and length filters) and its reference code; the near-duplicate rule is
 Self-Instruct's (arXiv 2212.10560: ROUGE-L under 0.7 to the pool). Form and overlap are the same idea as the length
-filter, what departs from all demonstrations is no example of the task, for marks, repeated words and copies. Nothing
+filter, what departs from all examples is no example of the task, for marks, repeated words and copies. Nothing
 here changes its arguments.
 """
 
@@ -22,7 +22,8 @@ from functools import cache
 
 from rapidfuzz.distance import LCSseq
 
-from sg_local.selfguide.metrics import rouge_l, words
+from sg_local.selfguide.metrics import is_label, rouge_l, words
+from sg_local.selfguide.rows import DropReason
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
@@ -46,17 +47,17 @@ NOISE = (
     "assistant:",
     "write a new example",
 )
-# Demonstrations of 3 characters ("Tom") do not rule out an answer of 20.
+# Examples of 3 characters ("Tom") do not rule out an answer of 20.
 LENGTH_SLACK_CHARACTERS = 20
 # What gives a text its parts: "Premise: ... Hypothesis: ...", "name[Aromi], food[English]", "_She_ was", questions.
 MARKS = ":?[]()|_=\n"
-# Of the least distinct demonstration's share of distinct words: "medical device medical" has 2 of 3.
+# Of the least distinct example's share of distinct words: "medical device medical" has 2 of 3.
 DISTINCT_SLACK = 0.75
 
 
 @dataclass(frozen=True)
 class Form:
-    """What all demonstrations' texts have: at least these marks, at most twice as many, and words that differ."""
+    """What all examples' texts have: at least these marks, at most twice as many, and words that differ."""
 
     marks: tuple[tuple[str, int, int], ...]  # ("?", 1, 4): at least one, at most four
     distinct_words: float  # least share of distinct words among all words, 0..1
@@ -64,7 +65,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of the demonstrations' answers is taken from their inputs, 0..1."""
+    """How much of the examples' answers is taken from their inputs, 0..1."""
 
     taken_words: float  # least share of an answer's words that stand in the input
     copied_rouge_l: float  # largest ROUGE-L of an answer with its input
@@ -72,7 +73,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the demonstrations allow: the words that are noise in this task, lengths in characters, form, overlap."""
+    """What the examples allow: the words that are noise in this task, lengths in characters, form, overlap."""
 
     noise: tuple[str, ...]
     input_characters: tuple[float, float]
@@ -83,7 +84,7 @@ class Rules:
 
 
 def rules_of(task: Task) -> Rules:
-    """The filters' bounds for a task. A noise word that a demonstration or a label holds belongs to the task."""
+    """The filters' bounds for a task. A noise word that an example or a label holds belongs to the task."""
     inputs = [example.input for example in task.examples]
     outputs = [example.output for example in task.examples]
     known = [_plain(text) for text in (*inputs, *outputs, *task.labels)]
@@ -98,7 +99,7 @@ def rules_of(task: Task) -> Rules:
 
 
 def length_bounds(texts: Sequence[str]) -> tuple[float, float]:
-    """Characters within mean ± 2 standard deviations of the demonstrations, of which there is at least one.
+    """Characters within mean ± 2 standard deviations of the examples, of which there is at least one.
 
     Three texts of nearly one length have a deviation near zero, which would drop almost everything: the bounds are
     at least from half the mean to twice the mean, and LENGTH_SLACK_CHARACTERS to either side of it.
@@ -111,24 +112,24 @@ def length_bounds(texts: Sequence[str]) -> tuple[float, float]:
     )
 
 
-def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] | None) -> str | None:
-    """The reason to drop a made text: "empty", "noise" or "length"; None for a good one.
+def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] | None) -> DropReason | None:
+    """The reason to drop a made text: EMPTY, NOISE or LENGTH; None for a good one.
 
     Text without a letter, a digit or an emoji is empty. A noise word counts where it stands as a word of its own:
     "Output: 4" is noise, "throughput" and "inputs" are not.
     """
     if not any(character.isalnum() or unicodedata.category(character) == "So" for character in text):
-        return "empty"
+        return DropReason.EMPTY
     plain = _plain(text)
     if any(_pattern(word).search(plain) for word in noise):
-        return "noise"
+        return DropReason.NOISE
     if characters and not characters[0] <= len(text) <= characters[1]:
-        return "length"
+        return DropReason.LENGTH
     return None
 
 
 def form_of(texts: Sequence[str]) -> Form:
-    """The form that texts of the demonstrations share; a single one shows no marks, for they may be its own."""
+    """The form that texts of the examples share; a single one shows no marks, for they may be its own."""
     marks = []
     for mark in MARKS:
         counts = [text.strip().count(mark) for text in texts]
@@ -138,36 +139,36 @@ def form_of(texts: Sequence[str]) -> Form:
 
 
 def overlap_of(examples: Sequence[Example]) -> Overlap:
-    """Half of the least that a demonstration's answer takes from its input, and half-way from the most to a copy."""
+    """Half of the least that an example's answer takes from its input, and half-way from the most to a copy."""
     taken = min(_taken_share(example.output, example.input) for example in examples)
     copied = max(rouge_l(example.output, example.input) for example in examples)
     return Overlap(taken / 2, (1 + copied) / 2)
 
 
-def form_fault(text: str, form: Form) -> str | None:
-    """The reason to drop a made text: "marks" or "repetition"; None for one of the demonstrations' form."""
+def form_fault(text: str, form: Form) -> DropReason | None:
+    """The reason to drop a made text: MARKS or REPETITION; None for one of the examples' form."""
     plain = text.strip()
     if any(not least <= plain.count(mark) <= most for mark, least, most in form.marks):
-        return "marks"
-    return "repetition" if _distinct_share(text) < form.distinct_words else None
+        return DropReason.MARKS
+    return DropReason.REPETITION if _distinct_share(text) < form.distinct_words else None
 
 
-def overlap_fault(output: str, text: str, overlap: Overlap) -> str | None:
-    """The reason to drop a made answer to an input: "copy" of it, or "unrelated" to it; None for a good one."""
-    if overlap.copied_rouge_l < 1 and rouge_l(output, text) > overlap.copied_rouge_l:
-        return "copy"
-    return "unrelated" if _taken_share(output, text) < overlap.taken_words else None
+def overlap_fault(answer: str, text: str, overlap: Overlap) -> DropReason | None:
+    """The reason to drop a made answer to an input: COPY of it, or UNRELATED to it; None for a good one."""
+    if overlap.copied_rouge_l < 1 and rouge_l(answer, text) > overlap.copied_rouge_l:
+        return DropReason.COPY
+    return DropReason.UNRELATED if _taken_share(answer, text) < overlap.taken_words else None
 
 
 def _distinct_share(text: str) -> float:
-    found = words(text)
-    return len(set(found)) / len(found) if found else 1.0
+    text_words = words(text)
+    return len(set(text_words)) / len(text_words) if text_words else 1.0
 
 
-def _taken_share(output: str, text: str) -> float:
+def _taken_share(answer: str, text: str) -> float:
     """Share of the answer's words that stand in the input."""
-    found, there = words(output), set(words(text))
-    return sum(word in there for word in found) / len(found) if found else 1.0
+    answer_words, input_words = words(answer), set(words(text))
+    return sum(word in input_words for word in answer_words) / len(answer_words) if answer_words else 1.0
 
 
 def _plain(text: str) -> str:
@@ -183,7 +184,7 @@ def _pattern(word: str) -> re.Pattern[str]:
 
 
 class Pool:
-    """The inputs that are already there, demonstrations first, for finding duplicates."""
+    """The inputs that are already there, examples first, for finding duplicates."""
 
     def __init__(self, examples: Sequence[Example], near_rouge_l: float) -> None:
         """near_rouge_l is the ROUGE-L F-measure from which an input is a near-duplicate; 1 looks for none."""
@@ -198,27 +199,39 @@ class Pool:
         self._exact.add(_collapsed(text))
         self._words.append(words(text))
 
-    def fault(self, text: str) -> str | None:
-        """ "duplicate" (but for case and white space), "near_duplicate", or None for an input unlike the others."""
+    def fault(self, text: str) -> DropReason | None:
+        """DUPLICATE (but for case and white space), NEAR_DUPLICATE, or None for an input unlike the others."""
         if _collapsed(text) in self._exact:
-            return "duplicate"
-        own = words(text)
-        if own and self._near < 1 and any(self._is_near(own, other) for other in self._words):
-            return "near_duplicate"
+            return DropReason.DUPLICATE
+        text_words = words(text)
+        if text_words and self._near < 1 and any(self._is_near(text_words, other) for other in self._words):
+            return DropReason.NEAR_DUPLICATE
         return None
 
-    def _is_near(self, own: list[str], other: list[str]) -> bool:
-        needed = self._near * (len(own) + len(other))  # ROUGE-L F is 2 LCS / (n + m)
+    def _is_near(self, one: list[str], other: list[str]) -> bool:
+        needed = self._near * (len(one) + len(other))  # ROUGE-L F is 2 LCS / (n + m)
         # The LCS is at most the shorter of the two, which settles most pairs.
-        return 2 * min(len(own), len(other)) >= needed and 2 * LCSseq.similarity(own, other) >= needed
+        return 2 * min(len(one), len(other)) >= needed and 2 * LCSseq.similarity(one, other) >= needed
 
 
 def _collapsed(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> str | None:
-    """The reason to drop a free answer to an input; None for one that the demonstrations allow."""
+def input_fault(
+    settings: Settings, rules: Rules, labels: Sequence[str], pool: Pool, text: str, *, needs_form: bool
+) -> DropReason | None:
+    """The reason to drop a made input; None for one that the examples allow and that is unlike those of the pool."""
+    return (
+        text_fault(text, rules.noise, rules.input_characters if settings.length_filter else None)
+        or (form_fault(text, rules.input_form) if needs_form else None)
+        or (DropReason.LABEL if is_label(text, labels) else None)
+        or pool.fault(text)
+    )
+
+
+def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> DropReason | None:
+    """The reason to drop a free answer to an input; None for one that the examples allow."""
     fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
     if fault is None and settings.form_filter:
         return form_fault(answer, rules.output_form) or overlap_fault(answer, text, rules.overlap)

@@ -10,8 +10,8 @@ inventing inputs (generate)   meta     the paper's: "as an InputGenerator", with
                                        "output-first")
                               turns    user/assistant turns: "Write a new example of: <label>", "<input>"
 
-Which of the three a student follows is measured (probe.py). A small one copies its demonstrations when it is asked in
-the paper's words; it keeps to the label best in turns.
+Which of the three a base follows is measured (trials.py). A small one copies its demonstrations when it is asked in the
+paper's words; it keeps to the label best in turns.
 """
 
 import random
@@ -27,26 +27,26 @@ N_POOR_INPUTS = 10  # at most (SELF-GUIDE, section 3.1)
 INSTRUCTION_PLACES = ("system", "first_turn", "every_turn")
 
 
-class Layout(NamedTuple):
+class PromptVariant(NamedTuple):
     """One way to put the same question: where the instruction stands, and in which order the demonstrations come."""
 
     place: str  # one of INSTRUCTION_PLACES
     demonstrations: tuple[Example, ...]
 
 
-def layouts(examples: Sequence[Example], n_layouts: int) -> list[Layout]:
-    """Different ways to put a question, n_layouts of them, or as many as there are.
+def prompt_variants(examples: Sequence[Example], n_variants: int) -> list[PromptVariant]:
+    """Different ways to put a question, n_variants of them, or as many as there are.
 
     The first is the prompt that answers are sampled and evaluated with. From one to the next the instruction changes
     its place, and the demonstrations rotate: what comes last weighs most (arXiv 2104.08786).
     """
     n_places = len(INSTRUCTION_PLACES)
-    found = []
-    for number in range(n_layouts):
+    variants = []
+    for number in range(n_variants):
         lap, place = divmod(number, n_places)
         turn = (lap + place) % len(examples)
-        found.append(Layout(INSTRUCTION_PLACES[place], (*examples[turn:], *examples[:turn])))
-    return list(dict.fromkeys(found))
+        variants.append(PromptVariant(INSTRUCTION_PLACES[place], (*examples[turn:], *examples[:turn])))
+    return list(dict.fromkeys(variants))
 
 
 def answer_messages(
@@ -88,8 +88,8 @@ def turns_request(task: Task, label: str | None, rng: random.Random) -> list[Mes
     Those of the label come last, where they weigh most.
     """
     messages: list[Message] = [{"role": "system", "content": task.instruction}]
-    shown = rng.sample(task.examples, len(task.examples))
-    for example in sorted(shown, key=lambda example: example.output == label):
+    shuffled = rng.sample(task.examples, len(task.examples))
+    for example in sorted(shuffled, key=lambda example: example.output == label):
         messages.append({"role": "user", "content": _one_more(None if label is None else example.output)})
         messages.append({"role": "assistant", "content": example.input})
     messages.append({"role": "user", "content": _one_more(label)})

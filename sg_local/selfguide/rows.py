@@ -1,3 +1,138 @@
-"""The rows of a run's files."""
+"""The rows of a run's files, and every reason to leave one out of training.
 
-DEMONSTRATION = "demonstration-"  # before its number, the id of a demonstration among made rows
+    .probe.jsonl   Trial       a way of asking for inputs, tried
+    inputs.jsonl   InputRow    an input that the model made
+    outputs.jsonl  OutputRow   what the model answered to it
+    train.jsonl    PairRow     both, chosen and weighed
+
+A dropped row stays in its file. Its `drop` says why: a DropReason, or any other word that a person wrote there.
+"""
+
+from enum import StrEnum
+from typing import NotRequired, Self, TypedDict, TypeGuard
+
+DEMONSTRATION = "demonstration-"  # before its number, the id of an example of the task among made rows
+
+
+class DropReason(StrEnum):
+    """Why a row is dropped: its word in the files, what that says about the row, the setting that decides it."""
+
+    meaning: str
+    setting: str | None
+
+    def __new__(cls, word: str, meaning: str = "", setting: str | None = None) -> Self:
+        reason = str.__new__(cls, word)
+        reason._value_ = word
+        reason.meaning, reason.setting = meaning, setting
+        return reason
+
+    CRASH = "crash", "llama.cpp crashed on it twice"
+    CUT_OFF = (
+        "cut_off",
+        "the input did not end within its limit of tokens (0: by the examples)",
+        "max_input_tokens",
+    )
+    EMPTY = "empty", "it has no letter and no digit"
+    NOISE = "noise", "it talks about the task, as assistants do, and is no example of it"
+    LENGTH = "length", "it is far longer or shorter than the examples", "length_filter"
+    MARKS = "marks", "it lacks marks that all examples have, or has too many", "form_filter"
+    REPETITION = "repetition", "it repeats its words", "form_filter"
+    LABEL = "label", "the input is a label"
+    DUPLICATE = "duplicate", "an earlier input, or an example, is the same"
+    NEAR_DUPLICATE = (
+        "near_duplicate",
+        "an earlier input, or an example, has its words",
+        "near_duplicate_rouge_l",
+    )
+    OVER_CONTEXT = "over_context", "it does not fit the context with the examples", "n_ctx"
+    UNFINISHED = "unfinished", "no sampled answer came to an end", "max_new_tokens"
+    NO_LABEL = "no_label", "the commonest sampled answer is no label"
+    LOW_SHARE = "low_share", "its samples agree too little", "min_share"
+    COPY = "copy", "the answer copies its input", "form_filter"
+    UNRELATED = "unrelated", "the answer takes too few words from its input", "form_filter"
+    DISAGREEMENT = "disagreement", "its answer is not the label that it was made for", "agreement"
+    LOW_CONFIDENCE = (
+        "low_confidence",
+        "it is below the confidence cut-off, of its label where there are labels",
+        "keep_confident",
+    )
+    HELD_OUT = "held_out", "it is kept for scoring, as the task has no test file"
+    BALANCE = "balance", "its label has more rows than can be shown equally often", "max_copies"
+
+
+class Trial(TypedDict):
+    """A row of .probe.jsonl: what came of a few inputs that were asked for in one way.
+
+    {"style": "turns", "made": 32, "good": 28, "agreement": 0.6429, "form_filter": true}
+    """
+
+    style: str  # one of INPUT_PROMPTS
+    made: int
+    good: int  # passed the filters: of the examples' form and length, unlike them and each other
+    agreement: float | None  # share of the good ones annotated with their made-for label; None without labels
+    form_filter: bool  # whether good ones have the examples' form
+
+
+class InputRow(TypedDict):
+    """A row of inputs.jsonl, by `generate`: an input that the model made.
+
+    {"id": 3, "input": "Can you please provide me with the invoice?", "label": "invoice", "prompt": "turns",
+     "drop": null, "seed": 1628583180}
+    """
+
+    id: int  # from 0, in the order of the file
+    input: str
+    label: str | None  # the made-for label; None where the task has no labels
+    prompt: str  # how it was asked for, one of INPUT_PROMPTS
+    drop: str | None
+    seed: int
+
+
+class OutputRow(TypedDict):
+    """A row of outputs.jsonl, by `annotate`: what the model answered to an input that `generate` kept.
+
+    {"id": 3, "label_logprobs": [{"delivery": -6.52449, "refund": -3.19471, "login": -1.73958, "invoice": -1.51562},
+     {"delivery": -5.07138, ...}, ...], "output": "invoice", "drop": null}
+    {"id": 7, "samples": ["Could you please let me know tomorrow?", "Let's talk about it?", ... 8 more],
+     "output": "Could you please let's discuss it?", "share": 0.6017, "drop": null, "information": 2.3601}
+    """
+
+    id: int  # of the input
+    output: str | None  # None where there is no answer
+    drop: str | None
+    label_logprobs: NotRequired[list[dict[str, float]]]  # by prompt, where label_answers is "scores"
+    samples: NotRequired[list[str]]  # else; "" for one that did not end
+    share: NotRequired[float]  # 0..1, how far the samples agree with the output
+    information: NotRequired[float]  # nats a token, where choose_by is "information"
+
+
+class _Pair(TypedDict):
+    id: int | str  # of the input, or demonstration-1
+    input: str
+    targets: dict[str, float] | None  # label -> probability, where label_targets is "soft"
+    copies: int  # how often it is shown in training
+    drop: str | None
+
+
+class PairRow(_Pair):
+    """A row of train.jsonl, by `curate`: an example of the task or a made pair, dropped ones included.
+
+    {"id": 3, "input": "Can you please provide me with the invoice?", "output": "invoice", "confidence": 0.9793,
+     "targets": null, "copies": 1, "drop": null}
+    """
+
+    output: str | None
+    # 0..1; of answers that were chosen by information, nats a token; None where nothing was scored
+    confidence: float | None
+
+
+class KeptPair(_Pair):
+    """A PairRow that is not dropped: it has an answer, and a confidence."""
+
+    output: str
+    confidence: float
+
+
+def is_kept(row: PairRow) -> TypeGuard[KeptPair]:
+    """Whether a row of train.jsonl is not dropped."""
+    return row["drop"] is None

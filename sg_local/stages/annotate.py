@@ -1,7 +1,7 @@
 """Stage 2: the model answers its inputs, with the demonstrations before it (SELF-GUIDE, section 3.2).
 
 reads  inputs.jsonl
-writes outputs.jsonl
+writes outputs.jsonl   OutputRow of selfguide/rows.py
     {"id": 7, "samples": ["at noon", "at noon", "12"], "output": "at noon", "share": 0.67, "information": 1.83,
      "drop": null}
     {"id": 7, "label_logprobs": [{"delivery": -0.4, "refund": -2.1}, {"delivery": -0.9, "refund": -1.2}],
@@ -15,7 +15,6 @@ curate.py).
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.files import append_rows, read_rows, recover_rows, row_seed, write_rows
@@ -27,26 +26,25 @@ from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress
 from sg_local.proof.working_copies import generating_model
 from sg_local.run.directory import Run
-from sg_local.run.in_flight import DROP, guarded_call, whole_calls
+from sg_local.run.in_flight import guarded_call, whole_calls
 from sg_local.run.prompt import template_source
 from sg_local.selfguide.filters import answer_fault, rules_of
-from sg_local.selfguide.prompts import answer_messages, layouts
+from sg_local.selfguide.prompts import answer_messages, prompt_variants
+from sg_local.selfguide.rows import DropReason, InputRow, OutputRow
 from sg_local.selfguide.selection import consensus, likeness, most_informed, vote
 
 SAMPLED_INPUTS_PER_CALL = 24
-
-Rows = list[dict[str, Any]]
 
 
 def run_annotate(run: Run) -> None:
     """Answers every input that generate kept."""
     run.require("annotate")
     with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]) as details:
-        inputs = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None]
+        inputs = [row for row in read_rows(run.file("inputs.jsonl"), InputRow) if row["drop"] is None]
         scores_labels = run.task.is_classification and run.settings.label_answers == "scores"
         per_call = QUESTIONS_PER_CALL if scores_labels else SAMPLED_INPUTS_PER_CALL
         path = run.file("outputs.jsonl")
-        rows = recover_rows(path)
+        rows = recover_rows(path, OutputRow)
         if len(rows) < len(inputs):
             rows = whole_calls(rows, per_call)
         write_rows(path, rows)
@@ -61,21 +59,21 @@ def run_annotate(run: Run) -> None:
             for start in range(len(rows), len(inputs), per_call):
                 part = inputs[start : start + per_call]
 
-                def answer(places: Sequence[int], part: Rows = part) -> Rows:
+                def answer(places: Sequence[int], part: list[InputRow] = part) -> list[OutputRow]:
                     return annotate(run, engine, template, [part[place] for place in places], advance)
 
-                def dropped(place: int, part: Rows = part) -> dict[str, Any]:
-                    return {"id": part[place]["id"], "output": None, "drop": DROP}
+                def dropped(place: int, part: list[InputRow] = part) -> OutputRow:
+                    return {"id": part[place]["id"], "output": None, "drop": DropReason.CRASH}
 
                 new = guarded_call(run, "annotate", [row["id"] for row in part], answer, dropped)
                 append_rows(path, new)
                 rows += new
             details.update(counters(engine))
-        drops = Counter(row["drop"] for row in rows if row["drop"])
+        drops = Counter(str(row["drop"]) for row in rows if row["drop"])
         details["counts"] = {"annotated": len(rows), "dropped": dict(sorted(drops.items()))}
 
 
-def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: Rows) -> list[tuple[int, ...]]:
+def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: list[InputRow]) -> list[TokenIds]:
     return [
         tuple(
             engine.tokenizer.encode_prompt(
@@ -87,30 +85,30 @@ def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: Rows) -> 
 
 
 def _score_labels(
-    run: Run, engine: Engine, template: ChatTemplate, inputs: Rows, advance: Callable[[int], None]
-) -> Rows:
+    run: Run, engine: Engine, template: ChatTemplate, inputs: list[InputRow], advance: Callable[[int], None]
+) -> list[OutputRow]:
     texts = [row["input"] for row in inputs]
-    ways = layouts(run.task.examples, run.settings.n_layouts)
-    advances = [*([lambda _n_inputs: None] * (len(ways) - 1)), advance]
+    variants = prompt_variants(run.task.examples, run.settings.n_layouts)
+    # An input is answered when its last prompt is.
+    progress_of = [*([lambda _n_inputs: None] * (len(variants) - 1)), advance]
     scores = [
-        score_labels(engine, template, run.task, texts, told, way)
-        for way, told in zip(ways, advances, strict=True)
+        score_labels(engine, template, run.task, texts, on_finished, variant)
+        for variant, on_finished in zip(variants, progress_of, strict=True)
     ]
-    rows: Rows = []
-    for row, *own in zip(inputs, *scores, strict=True):
-        fitting = [part for part in own if part is not None]
-        if len(fitting) < len(ways):
-            rows.append({"id": row["id"], "label_logprobs": [], "output": None, "drop": "over_context"})
-        else:
-            rows.append(
-                {"id": row["id"], "label_logprobs": fitting, "output": likeliest(fitting[0]), "drop": None}
-            )
-    return rows
+    return [_scored_row(row["id"], logprobs) for row, *logprobs in zip(inputs, *scores, strict=True)]
+
+
+def _scored_row(row_id: int, by_prompt: Sequence[dict[str, float] | None]) -> OutputRow:
+    """A row with its label scores, or dropped where one of the prompts does not fit the context."""
+    logprobs = [scores for scores in by_prompt if scores is not None]
+    if len(logprobs) < len(by_prompt):
+        return {"id": row_id, "label_logprobs": [], "output": None, "drop": DropReason.OVER_CONTEXT}
+    return {"id": row_id, "label_logprobs": logprobs, "output": likeliest(logprobs[0]), "drop": None}
 
 
 def _sample_answers(
-    run: Run, engine: Engine, template: ChatTemplate, inputs: Rows, advance: Callable[[int], None]
-) -> Rows:
+    run: Run, engine: Engine, template: ChatTemplate, inputs: list[InputRow], advance: Callable[[int], None]
+) -> list[OutputRow]:
     settings = run.settings
     # Demonstrations of one line ask for answers of one line.
     one_line = not any("\n" in example.output for example in run.task.examples)
@@ -144,19 +142,20 @@ def _sample_answers(
     for index, completion in zip(owners, completions, strict=True):
         # An answer that was cut off is no vote for anything, but still counts as a sample.
         samples[index].append("" if completion.finish_reason == "length" else completion.text.strip())
-    rows = []
-    for row, own in zip(inputs, samples, strict=True):
-        answered = [sample for sample in own if sample]
-        choose = vote if run.task.is_classification or settings.choose_by == "votes" else consensus
-        output, agreement = choose(answered) if answered else (None, 0.0)
-        share = agreement * len(answered) / len(own) if own else 0.0
-        drop = None if answered else "unfinished" if own else "over_context"
-        rows.append(
-            {"id": row["id"], "samples": own, "output": output, "share": round(share, 4), "drop": drop}
-        )
+    rows = [_sampled_row(run, row["id"], texts) for row, texts in zip(inputs, samples, strict=True)]
     if settings.choose_by == "information" and not run.task.is_classification:
         _choose_by_information(run, engine, template, prompts, rows, [row["input"] for row in inputs])
     return rows
+
+
+def _sampled_row(run: Run, row_id: int, samples: list[str]) -> OutputRow:
+    """A row with its samples and the one that is chosen, or dropped where there is none."""
+    answers = [sample for sample in samples if sample]
+    choose = vote if run.task.is_classification or run.settings.choose_by == "votes" else consensus
+    output, agreement = choose(answers) if answers else (None, 0.0)
+    share = agreement * len(answers) / len(samples) if samples else 0.0
+    drop = None if answers else DropReason.UNFINISHED if samples else DropReason.OVER_CONTEXT
+    return {"id": row_id, "samples": samples, "output": output, "share": round(share, 4), "drop": drop}
 
 
 def _choose_by_information(
@@ -164,7 +163,7 @@ def _choose_by_information(
     engine: Engine,
     template: ChatTemplate,
     prompts: Sequence[TokenIds],
-    rows: Rows,
+    rows: list[OutputRow],
     inputs: Sequence[str],
 ) -> None:
     """Scores the samples with their input and with nothing in its place, and chooses by the difference.
@@ -176,22 +175,22 @@ def _choose_by_information(
     alone = tuple(engine.tokenizer.encode_prompt(template, nothing))
     answers: list[TokenIds] = []
     pairs: list[tuple[TokenIds, TokenIds]] = []
-    texts: list[list[str]] = []
-    for prompt, row, asked in zip(prompts, rows, inputs, strict=True):
-        own = list(dict.fromkeys(filter(None, row["samples"])))
-        own = [text for text in own if not answer_fault(run.settings, rules, asked, text)] or own
-        texts.append(own)
-        for text in own:
-            answers.append(tuple(engine.tokenizer.encode_answer(template, nothing, text)))
+    candidates: list[list[str]] = []  # the different samples of each row
+    for prompt, row, text in zip(prompts, rows, inputs, strict=True):
+        distinct = list(dict.fromkeys(filter(None, row["samples"])))
+        passing = [sample for sample in distinct if not answer_fault(run.settings, rules, text, sample)]
+        candidates.append(passing or distinct)
+        for sample in candidates[-1]:
+            answers.append(tuple(engine.tokenizer.encode_answer(template, nothing, sample)))
             pairs.append((prompt, answers[-1]))
     logprobs = answer_logprobs(engine, pairs)
     logprobs_alone = answer_logprobs(engine, [(alone, answer) for answer in answers])
     start = 0
-    for row, own in zip(rows, texts, strict=True):
-        part = slice(start, start := start + len(own))
-        if not own:
+    for row, texts in zip(rows, candidates, strict=True):
+        part = slice(start, start := start + len(texts))
+        if not texts:
             continue
         n_tokens = [len(answer) for answer in answers[part]]
         best, information = most_informed(logprobs[part], logprobs_alone[part], n_tokens)
-        row["output"], row["information"] = own[best], round(information, 4)
-        row["share"] = round(likeness(own[best], row["samples"]), 4)
+        row["output"], row["information"] = texts[best], round(information, 4)
+        row["share"] = round(likeness(texts[best], row["samples"]), 4)

@@ -1,251 +1,269 @@
 """Stage 3: choose the pairs to train on, and give every label equal numbers (SELF-GUIDE, section 3.3).
 
 reads  inputs.jsonl outputs.jsonl
-writes train.jsonl
+writes train.jsonl   PairRow of selfguide/rows.py
     {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "targets": null,
      "copies": 2, "drop": null}
     with soft targets      "targets": {"delivery": 0.97, "refund": 0.03}
 
-The demonstrations are the first rows: the only gold data there is. A dropped row keeps its place and its reason.
+The examples of the task are the first rows: the only gold data there is. A dropped row keeps its place and its reason.
 Where the task has no test file, a part of the made pairs is held out for scoring ("held_out").
 """
 
 import math
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 from sg_local.errors import SgLocalError
 from sg_local.files import read_rows, row_seed, write_rows
 from sg_local.progress import say
-from sg_local.report.made_data import data_report, report_lines, warnings
+from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
 from sg_local.run.directory import Run
 from sg_local.selfguide.filters import answer_fault, rules_of
-from sg_local.selfguide.metrics import normalize
-from sg_local.selfguide.rows import DEMONSTRATION
-from sg_local.selfguide.selection import (
+from sg_local.selfguide.labels import (
+    Agreement,
+    Probabilities,
     agreement_by_chance,
-    balancing_copies,
-    calibrate,
-    ensemble,
     follows_labels,
-    label_probabilities,
+    label_scores,
     margin,
-    most_confident,
-    reliability,
     sharpened,
-    tempered,
-    vote_margin,
-    with_evidence,
 )
+from sg_local.selfguide.metrics import normalize
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow, is_kept
+from sg_local.selfguide.selection import balancing_copies, most_confident, vote_margin
 
 HELD_OUT_SHARE = 0.15
+
+
+class Counts(TypedDict):
+    """How many rows train.jsonl has, as the manifest has it.
+
+    {"rows": 201, "kept": 161, "copies": 172, "dropped": {"low_confidence": 40}, "kept_by_output": {"delivery": 43}}
+    """
+
+    rows: int
+    kept: int
+    copies: int
+    dropped: dict[str, int]
+    kept_by_output: NotRequired[dict[str, int]]  # of at most 20 outputs
 
 
 def run_curate(run: Run) -> None:
     """Writes train.jsonl, and tells what the made data is like and what was dropped and why."""
     run.require("curate")
     with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]) as details:
-        made = {row["id"]: row for row in read_rows(run.file("inputs.jsonl"))}
-        outputs = read_rows(run.file("outputs.jsonl"))
-        rows = [
-            {
-                "id": row["id"],
-                "input": made[row["id"]]["input"],
-                "output": row["output"],
-                "confidence": None,
-                "targets": None,
-                "copies": 1,
-                "drop": row["drop"],
-            }
-            for row in outputs
-        ]
-        if run.task.is_classification:
-            details["agreement"] = _choose_labels(run, rows, outputs, made)
-        else:
-            _choose_answers(run, rows, outputs)
-        if not run.file("test.jsonl").exists():
-            kept = [row for row in rows if row["drop"] is None]
-            kept.sort(key=lambda row: row_seed(run.settings.seed, "held_out", row["id"]))
-            for row in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
-                row["drop"] = "held_out"
-        gold = [
-            {
-                "id": f"{DEMONSTRATION}{number}",
-                "input": example.input,
-                "output": example.output,
-                "confidence": 1.0,
-                "targets": None,
-                "copies": 1,
-                "drop": None,
-            }
-            for number, example in enumerate(run.task.examples, 1)
-        ]
-        rows = gold + rows
+        inputs = read_rows(run.file("inputs.jsonl"), InputRow)
+        outputs = read_rows(run.file("outputs.jsonl"), OutputRow)
+        pairs, agreement = _made_pairs(run, inputs, outputs)
+        examples = _example_pairs(run)
+        rows = examples + pairs
         if run.task.is_classification:
             _balance(run, rows)
         for row in rows:
             if row["drop"]:
                 row["copies"] = 0
         if run.settings.train_rows == "demonstrations":
-            _train_on_demonstrations(rows, len(gold))
+            _train_on_examples(rows, len(examples))
         write_rows(run.file("train.jsonl"), rows)
-        details["counts"] = _counts(rows)
-        details["report"] = data_report(list(made.values()), outputs, rows, run.task)
-        _tell(details["counts"], details["report"], details.get("agreement"))
-        if details["counts"]["kept"] <= len(gold):
+        counts = _counts(rows)
+        report = data_report(inputs, outputs, rows, run.task)
+        if agreement:
+            details["agreement"] = agreement
+        details |= {"counts": counts, "report": report}
+        _say_results(counts, report, agreement)
+        if counts["kept"] <= len(examples):
             raise SgLocalError(
-                f"no made pair passed the filters ({details['counts']['dropped']}): "
+                f"no made pair passed the filters ({counts['dropped']}): "
                 f"look at {run.file('train.jsonl')}; a clearer instruction or other examples help most"
             )
 
 
+def _made_pairs(
+    run: Run, inputs: Sequence[InputRow], outputs: Sequence[OutputRow]
+) -> tuple[list[PairRow], Agreement | None]:
+    """The answered inputs with what is chosen and dropped, and how well they fit their made-for labels."""
+    by_id = {row["id"]: row for row in inputs}
+    pairs: list[PairRow] = [
+        {
+            "id": row["id"],
+            "input": by_id[row["id"]]["input"],
+            "output": row["output"],
+            "confidence": None,
+            "targets": None,
+            "copies": 1,
+            "drop": row["drop"],
+        }
+        for row in outputs
+    ]
+    agreement = None
+    if run.task.is_classification:
+        agreement = _choose_labels(run, pairs, outputs, [by_id[row["id"]]["label"] for row in outputs])
+    else:
+        _choose_answers(run, pairs, outputs)
+    if not run.file("test.jsonl").exists():
+        kept = [pair for pair in pairs if pair["drop"] is None]
+        kept.sort(key=lambda pair: row_seed(run.settings.seed, "held_out", pair["id"]))
+        for pair in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
+            pair["drop"] = DropReason.HELD_OUT
+    return pairs, agreement
+
+
+def _example_pairs(run: Run) -> list[PairRow]:
+    return [
+        {
+            "id": f"{DEMONSTRATION}{number}",
+            "input": example.input,
+            "output": example.output,
+            "confidence": 1.0,
+            "targets": None,
+            "copies": 1,
+            "drop": None,
+        }
+        for number, example in enumerate(run.task.examples, 1)
+    ]
+
+
 def _choose_labels(
-    run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]], made: dict[int, dict[str, Any]]
-) -> dict[str, Any]:
-    """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well labels were followed."""
-    settings, labels = run.settings, run.task.labels
-    by_scores = settings.label_answers == "scores"
-    if not by_scores:
-        _choose_voted_labels(run, rows, outputs)
-    scored = [index for index, row in enumerate(rows) if row["drop"] is None]
-    if not scored:
-        return {}
-    asked = [made[rows[index]["id"]]["label"] for index in scored]
-    probabilities: list[list[float]] = []
-    if by_scores:
-        probabilities = _label_probabilities(run, [outputs[index] for index in scored])
-        _take_likeliest(run, [rows[index] for index in scored], probabilities)
-    agreed = sum(rows[index]["output"] == label for index, label in zip(scored, asked, strict=True))
-    chance = reliable = 1 / len(labels)
-    if by_scores and settings.agreement == "evidence":
-        reliable = reliability(agreed, len(scored), len(labels))
-    if reliable > chance:
-        probabilities = [
-            with_evidence(own, labels.index(label), reliable)
-            for own, label in zip(tempered(probabilities, reliable), asked, strict=True)
-        ]
-        _take_likeliest(run, [rows[index] for index in scored], probabilities)
-    follows = follows_labels(agreed, len(scored), len(labels))
-    used = settings.agreement == "always" or (settings.agreement == "auto" and follows)
-    if used:
-        for index, label in zip(scored, asked, strict=True):
-            if rows[index]["output"] != label:
-                rows[index]["drop"] = "disagreement"
-    left = [index for index in scored if rows[index]["drop"] is None]
-    keep = most_confident(
-        [rows[index]["output"] for index in left],
-        [rows[index]["confidence"] for index in left],
-        settings.keep_confident,
-    )
-    for index, kept in zip(left, keep, strict=True):
-        if not kept:
-            rows[index]["drop"] = "low_confidence"
+    run: Run, pairs: Sequence[PairRow], outputs: Sequence[OutputRow], made_for: Sequence[str | None]
+) -> Agreement | None:
+    """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well made-for labels fit."""
+    settings, n_labels = run.settings, len(run.task.labels)
+    if settings.label_answers == "samples":
+        _choose_voted_labels(run, pairs, outputs)
+    answered = [
+        (pair, output, label)
+        for pair, output, label in zip(pairs, outputs, made_for, strict=True)
+        if pair["drop"] is None
+    ]
+    if not answered:
+        return None
+    reliability = 1 / n_labels
+    if settings.label_answers == "scores":
+        scores = label_scores(
+            [output["label_logprobs"] for _, output, _ in answered],
+            [label for _, _, label in answered],
+            run.task.labels,
+            removes_bias=settings.calibrate,
+            weighs_evidence=settings.agreement == "evidence",
+        )
+        _take_likeliest(run, [pair for pair, _, _ in answered], scores.last)
+        agreed, reliability = scores.agreed, scores.reliability
+    else:
+        agreed = sum(pair["output"] == label for pair, _, label in answered)
+    follows = follows_labels(agreed, len(answered), n_labels)
+    used_as_filter = settings.agreement == "always" or (settings.agreement == "auto" and follows)
+    if used_as_filter:
+        for pair, _, label in answered:
+            if pair["output"] != label:
+                pair["drop"] = DropReason.DISAGREEMENT
+    _drop_least_confident(run, pairs, by_label=True)
     return {
-        "share": round(agreed / len(scored), 4),
-        "n_rows": len(scored),
-        "chance": round(chance, 4),
-        "p": float(f"{agreement_by_chance(agreed, len(scored), len(labels)):.3g}"),
-        "reliability": round(reliable, 4),
-        "used_as_filter": used,
+        "share": round(agreed / len(answered), 4),
+        "n_rows": len(answered),
+        "chance": round(1 / n_labels, 4),
+        "p": float(f"{agreement_by_chance(agreed, len(answered), n_labels):.3g}"),
+        "reliability": round(reliability, 4),
+        "used_as_filter": used_as_filter,
     }
 
 
-def _label_probabilities(run: Run, outputs: list[dict[str, Any]]) -> list[list[float]]:
-    """Each row's label probabilities over all its prompts, each prompt's own bias taken out first."""
-    by_prompt = []
-    for number in range(len(outputs[0]["label_logprobs"])):
-        scores = [[row["label_logprobs"][number][label] for label in run.task.labels] for row in outputs]
-        by_prompt.append(
-            calibrate(scores) if run.settings.calibrate else [label_probabilities(row) for row in scores]
-        )
-    return [ensemble(parts) for parts in zip(*by_prompt, strict=True)]
-
-
-def _take_likeliest(run: Run, rows: list[dict[str, Any]], probabilities: list[list[float]]) -> None:
-    """Gives each row its likeliest label, the margin as confidence, and the targets that are asked for."""
+def _take_likeliest(run: Run, pairs: Sequence[PairRow], probabilities: Probabilities) -> None:
+    """Gives each pair its likeliest label, the margin as confidence, and the targets that are asked for."""
     labels = run.task.labels
-    for row, own in zip(rows, probabilities, strict=True):
-        row["output"] = labels[own.index(max(own))]
-        row["confidence"] = round(margin(own), 4)
+    for pair, row in zip(pairs, probabilities, strict=True):
+        pair["output"] = labels[row.index(max(row))]
+        pair["confidence"] = round(margin(row), 4)
         if run.settings.label_targets == "soft":
-            shares = sharpened(own, run.settings.soft_temperature)
-            row["targets"] = {label: round(share, 4) for label, share in zip(labels, shares, strict=True)}
+            shares = sharpened(row, run.settings.soft_temperature)
+            pair["targets"] = {label: round(share, 4) for label, share in zip(labels, shares, strict=True)}
 
 
-def _choose_voted_labels(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+def _choose_voted_labels(run: Run, pairs: Sequence[PairRow], outputs: Sequence[OutputRow]) -> None:
     """Labels as the samples voted; drops what is no label, or was not agreed on."""
     labels = {normalize(label): label for label in run.task.labels}
-    for row, output in zip(rows, outputs, strict=True):
-        if row["drop"] is not None:
+    for pair, output in zip(pairs, outputs, strict=True):
+        if pair["drop"] is not None or pair["output"] is None:
             continue
-        row["output"] = labels.get(normalize(output["output"]), output["output"])
-        row["confidence"] = round(vote_margin(output["samples"]), 4)
-        if row["output"] not in labels.values():
-            row["drop"] = "no_label"
-        elif output["share"] < run.settings.min_share:
-            row["drop"] = "low_share"
+        label = labels.get(normalize(pair["output"]))
+        pair["confidence"] = round(vote_margin(output["samples"]), 4)
+        if label is None:
+            pair["drop"] = DropReason.NO_LABEL
+            continue
+        pair["output"] = label
+        if output["share"] < run.settings.min_share:
+            pair["drop"] = DropReason.LOW_SHARE
 
 
-def _choose_answers(run: Run, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-    """Drops answers that are noise, of another form than the demonstrations', not agreed on, or unsure."""
+def _choose_answers(run: Run, pairs: Sequence[PairRow], outputs: Sequence[OutputRow]) -> None:
+    """Drops answers that are noise, of another form than the examples', not agreed on, or unsure."""
     settings, rules = run.settings, rules_of(run.task)
-    for row, output in zip(rows, outputs, strict=True):
-        if row["drop"] is not None:
+    for pair, output in zip(pairs, outputs, strict=True):
+        if pair["drop"] is not None or pair["output"] is None:
             continue
-        row["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
-        row["drop"] = answer_fault(settings, rules, row["input"], row["output"])
+        pair["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
+        pair["drop"] = answer_fault(settings, rules, pair["input"], pair["output"])
         # Samples of a high temperature agree little, and the choice by information does not rest on it.
         by_agreement = settings.choose_by != "information"
-        if row["drop"] is None and by_agreement and output["share"] < settings.min_share:
-            row["drop"] = "low_share"
-    left = [row for row in rows if row["drop"] is None]
-    confidences = [row["confidence"] for row in left]
-    keep = most_confident([""] * len(left), confidences, settings.keep_confident)
-    for row, is_kept in zip(left, keep, strict=True):
-        if not is_kept:
-            row["drop"] = "low_confidence"
+        if pair["drop"] is None and by_agreement and output["share"] < settings.min_share:
+            pair["drop"] = DropReason.LOW_SHARE
+    _drop_least_confident(run, pairs, by_label=False)
 
 
-def _answer_confidence(output: dict[str, Any], choose_by: str) -> float:
+def _answer_confidence(output: OutputRow, choose_by: str) -> float:
     """Of a free answer, by the measure that it was chosen by."""
     if choose_by == "votes":
         return vote_margin(output["samples"])
-    return float(output["information"] if choose_by == "information" else output["share"])
+    return output["information"] if choose_by == "information" else output["share"]
 
 
-def _balance(run: Run, rows: list[dict[str, Any]]) -> None:
+def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool) -> None:
+    """Keeps the share keep_confident of the rows that are not dropped, of each label where there are labels."""
+    kept = [pair for pair in pairs if is_kept(pair)]
+    is_confident = most_confident(
+        [pair["output"] if by_label else "" for pair in kept],
+        [pair["confidence"] for pair in kept],
+        run.settings.keep_confident,
+    )
+    for pair, stays in zip(kept, is_confident, strict=True):
+        if not stays:
+            pair["drop"] = DropReason.LOW_CONFIDENCE
+
+
+def _balance(run: Run, rows: Sequence[PairRow]) -> None:
     """Equal numbers for each label that occurs, by repeating rows, the most confident ones first."""
-    left = [row for row in rows if row["drop"] is None]
-    left.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
-    copies = balancing_copies([row["output"] for row in left], run.settings.max_copies)
-    for row, count in zip(left, copies, strict=True):
+    kept = [row for row in rows if is_kept(row)]
+    kept.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
+    copies = balancing_copies([row["output"] for row in kept], run.settings.max_copies)
+    for row, count in zip(kept, copies, strict=True):
         row["copies"] = count
         if count == 0:
-            row["drop"] = "balance"
+            row["drop"] = DropReason.BALANCE
 
 
-def _train_on_demonstrations(rows: list[dict[str, Any]], n_demonstrations: int) -> None:
-    """Gives the copies of all rows to the demonstrations, which come first: the same number of steps."""
+def _train_on_examples(rows: Sequence[PairRow], n_examples: int) -> None:
+    """Gives the copies of all rows to the examples, which come first: the same number of steps."""
     copies = sum(row["copies"] for row in rows)
     for index, row in enumerate(rows):
-        row["copies"] = len(range(index, copies, n_demonstrations)) if index < n_demonstrations else 0
+        row["copies"] = len(range(index, copies, n_examples)) if index < n_examples else 0
 
 
-def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    kept = [row for row in rows if row["drop"] is None]
+def _counts(rows: Sequence[PairRow]) -> Counts:
+    kept = [row for row in rows if is_kept(row)]
     outputs = Counter(row["output"] for row in kept)
-    counts = {
+    counts: Counts = {
         "rows": len(rows),
         "kept": len(kept),
         "copies": sum(row["copies"] for row in kept),
-        "dropped": dict(sorted(Counter(row["drop"] for row in rows if row["drop"]).items())),
+        "dropped": dict(sorted(Counter(str(row["drop"]) for row in rows if row["drop"]).items())),
     }
     if len(outputs) <= 20:
         counts["kept_by_output"] = dict(sorted(outputs.items()))
     return counts
 
 
-def _tell(counts: dict[str, Any], report: dict[str, Any], agreement: dict[str, Any] | None) -> None:
+def _say_results(counts: Counts, report: DataReport, agreement: Agreement | None) -> None:
     """The table of what was made and dropped, and what in it looks bad."""
     for line in report_lines(report, agreement):
         say(f"  {line}".rstrip())

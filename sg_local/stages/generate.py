@@ -1,10 +1,10 @@
 """Stage 1: the model invents inputs for the task (SELF-GUIDE, section 3.1).
 
 reads  task.toml
-writes inputs.jsonl
+writes inputs.jsonl   InputRow of selfguide/rows.py
     {"id": 7, "input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417}
 
-How inputs are asked for is chosen by a trial of each way (selfguide/probe.py), unless it is set. Finished trials are
+How inputs are asked for is chosen by a trial of each way (selfguide/trials.py), unless it is set. Finished trials are
 kept in .probe.jsonl, for a second call and for the manifest.
 
 Rows are made and written in calls of ROWS_PER_CALL. A call's rows depend on the task, the settings and the calls
@@ -15,8 +15,6 @@ import functools
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import SgLocalError
@@ -28,29 +26,30 @@ from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import generating_model
 from sg_local.run.directory import Run
-from sg_local.run.in_flight import DROP, guarded_call, whole_calls
+from sg_local.run.in_flight import guarded_call, whole_calls
 from sg_local.run.prompt import template_source
-from sg_local.selfguide.filters import Pool, Rules, form_fault, rules_of, text_fault
-from sg_local.selfguide.metrics import is_label
-from sg_local.selfguide.probe import Trial, chosen
+from sg_local.selfguide.filters import Pool, Rules, input_fault, rules_of
+from sg_local.selfguide.labels import label_scores
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
-from sg_local.selfguide.selection import n_as_asked
+from sg_local.selfguide.rows import DropReason, InputRow, Trial
+from sg_local.selfguide.trials import best_style
 from sg_local.settings import input_limit
 from sg_local.task import Task
 
 ROWS_PER_CALL = 64
 N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
-_PROBE = ".probe.jsonl"
+_TRIALS = ".probe.jsonl"
+_TRIAL_SEEDS = "probe"  # seeds come from this word: with another one, trial inputs would be others
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
 
-Made = tuple[list[dict[str, Any]], list[Completion | None]]  # rows of inputs.jsonl to fill, and their texts
+Made = tuple[list[InputRow], list[Completion | None]]  # rows to fill, and their texts
 
 
 def run_generate(run: Run) -> None:
     """Makes inputs until n_inputs passed the filters, or the attempts are used up."""
     with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]) as details:
         path = run.file("inputs.jsonl")
-        rows = whole_calls(recover_rows(path), ROWS_PER_CALL)
+        rows = whole_calls(recover_rows(path, InputRow), ROWS_PER_CALL)
         write_rows(path, rows)
         wanted = run.settings.n_inputs
         attempts = ATTEMPTS_PER_INPUT * max(wanted, ROWS_PER_CALL)
@@ -72,12 +71,12 @@ def run_generate(run: Run) -> None:
             style = rows[0]["prompt"] if rows else run.settings.input_prompt
             if style == "auto":
                 style = _chosen_style(run, engine, template, rules)
-            trials = recover_rows(run.file(_PROBE))
-            holds_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
+            trials = recover_rows(run.file(_TRIALS), Trial)
+            needs_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
             while kept < wanted and len(rows) < attempts:
                 earlier = [row["input"] for row in rows if row["drop"] is None]
                 ids = range(len(rows), len(rows) + ROWS_PER_CALL)
-                requests, new = _asked(run, engine, template, style, ids, earlier)
+                requests, new = _requests(run, engine, template, style, ids, earlier)
 
                 def answer(
                     places: Sequence[int], requests: list[Request] = requests
@@ -85,20 +84,20 @@ def run_generate(run: Run) -> None:
                     return list(generate(engine, [requests[place] for place in places]))
 
                 completions = guarded_call(run, "generate", ids, answer, lambda _place: None)
-                _judge(run, rules, pool, new, completions, holds_form)
+                _judge(run, rules, pool, new, completions, needs_form)
                 append_rows(path, new)
                 rows += new
-                found = sum(row["drop"] is None for row in new)
-                advance(min(found, wanted - kept))
-                kept += found
+                n_new = sum(row["drop"] is None for row in new)
+                advance(min(n_new, wanted - kept))
+                kept += n_new
             details.update(counters(engine))
         if trials:
             details["probe"] = trials
-        drops = Counter(row["drop"] for row in rows if row["drop"])
+        drops = Counter(str(row["drop"]) for row in rows if row["drop"])
         details["counts"] = {"made": len(rows), "kept": kept, "dropped": dict(sorted(drops.items()))}
         if kept == 0:
             advice = "a longer instruction or other examples help most"
-            if drops["marks"]:
+            if drops[DropReason.MARKS]:
                 advice += ", or --no-form-filter, where inputs may lack the marks of the examples"
             raise SgLocalError(
                 f"none of {len(rows)} made inputs passed the filters ({dict(drops)}): look at {path}; {advice}"
@@ -107,7 +106,7 @@ def run_generate(run: Run) -> None:
             say(f"generate: {kept} of {wanted} inputs after {len(rows)} attempts; going on with these")
 
 
-def _asked(
+def _requests(
     run: Run,
     engine: Engine,
     template: ChatTemplate,
@@ -115,12 +114,13 @@ def _asked(
     row_ids: Sequence[int],
     earlier: Sequence[str] = (),
     purpose: str = "generate",
-) -> tuple[list[Request], list[dict[str, Any]]]:
+) -> tuple[list[Request], list[InputRow]]:
     """Requests for new inputs, each label in turn, and the rows that they will fill."""
     settings, task = run.settings, run.task
-    shown = [len(engine.tokenizer.encode_plain(example.input)) for example in task.examples]
-    limit = input_limit(settings.max_input_tokens, shown)
-    requests, rows = [], []
+    example_tokens = [len(engine.tokenizer.encode_plain(example.input)) for example in task.examples]
+    limit = input_limit(settings.max_input_tokens, example_tokens)
+    requests: list[Request] = []
+    rows: list[InputRow] = []
     for row_id in row_ids:
         seed = row_seed(settings.seed, purpose, row_id)
         label = task.labels[row_id % len(task.labels)] if task.labels else None
@@ -161,28 +161,20 @@ def _judge(
     run: Run,
     rules: Rules,
     pool: Pool,
-    rows: list[dict[str, Any]],
+    rows: list[InputRow],
     completions: Sequence[Completion | None],
-    holds_form: bool,
+    needs_form: bool,
 ) -> None:
     """Fills in the inputs, and drops those that a filter refuses, in their order; kept ones join the pool."""
-    settings, labels = run.settings, run.task.labels
-    bounds = rules.input_characters if settings.length_filter else None
-    form = rules.input_form if holds_form else None
     for row, completion in zip(rows, completions, strict=True):
         if completion is None:
-            row["drop"] = DROP
+            row["drop"] = DropReason.CRASH
             continue
-        text = completion.text.strip()
-        row["input"] = text
-        row["drop"] = (
-            "cut_off"
-            if completion.finish_reason == "length"
-            else text_fault(text, rules.noise, bounds)
-            or (form_fault(text, form) if form else None)
-            or ("label" if is_label(text, labels) else None)
-            or pool.fault(text)
-        )
+        text = row["input"] = completion.text.strip()
+        if completion.finish_reason == "length":
+            row["drop"] = DropReason.CUT_OFF
+            continue
+        row["drop"] = input_fault(run.settings, rules, run.task.labels, pool, text, needs_form=needs_form)
         if row["drop"] is None:
             pool.add(text)
 
@@ -192,62 +184,73 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
 
     Where no trial input has the demonstrations' form, that filter would drop everything, and is left out.
     """
-    path = run.file(_PROBE)
-    kept = [Trial(**row) for row in recover_rows(path)]
+    path = run.file(_TRIALS)
+    finished = recover_rows(path, Trial)
     trials: list[Trial] = []
 
     @functools.cache  # the same inputs are judged with the form filter, and without it where that drops all
     def made(style: str) -> Made:
         return _trial_inputs(run, engine, template, style)
 
-    for holds_form in [True, False] if run.settings.form_filter else [False]:
-        trials = [trial for trial in kept if trial.form_filter == holds_form]
+    for needs_form in [True, False] if run.settings.form_filter else [False]:
+        trials = [trial for trial in finished if trial["form_filter"] == needs_form]
         for style in INPUT_PROMPTS[len(trials) :]:
-            trials.append(_judged(run, engine, template, rules, made(style), holds_form))
-            append_rows(path, [asdict(trials[-1])])
-        if any(trial.good for trial in trials):
+            trials.append(_trial(run, engine, template, rules, made(style), needs_form))
+            append_rows(path, trials[-1:])
+        if any(trial["good"] for trial in trials):
             break
-        if holds_form:
+        if needs_form:
             say("generate: no trial input has the form of the examples; trying with inputs of any form")
-    style = chosen(trials, len(run.task.labels))
-    shown = ", ".join(
-        f"{trial.style} {trial.good}/{trial.made}"
-        + (f" ({trial.agreement:.0%} of them as asked)" if trial.agreement is not None else "")
+    style = best_style(trials, len(run.task.labels))
+    results = ", ".join(
+        f"{trial['style']} {trial['good']}/{trial['made']}"
+        + (f" ({trial['agreement']:.0%} of them as asked)" if trial["agreement"] is not None else "")
         for trial in trials
     )
-    say(f"generate: asking by {style}, after {N_TRIALS} trial inputs each; good ones: {shown}")
+    say(f"generate: asking by {style}, after {N_TRIALS} trial inputs each; good ones: {results}")
     return style
 
 
 def _trial_inputs(run: Run, engine: Engine, template: ChatTemplate, style: str) -> Made:
-    requests, rows = _asked(run, engine, template, style, range(N_TRIALS), purpose="probe")
+    requests, rows = _requests(run, engine, template, style, range(N_TRIALS), purpose=_TRIAL_SEEDS)
 
     def answer(places: Sequence[int]) -> list[Completion | None]:
         return list(generate(engine, [requests[place] for place in places]))
 
-    return rows, guarded_call(run, f"probe {style}", range(N_TRIALS), answer, lambda _place: None)
+    return rows, guarded_call(run, f"trial {style}", range(N_TRIALS), answer, lambda _place: None)
 
 
-def _judged(
-    run: Run, engine: Engine, template: ChatTemplate, rules: Rules, made: Made, holds_form: bool
+def _trial(
+    run: Run, engine: Engine, template: ChatTemplate, rules: Rules, made: Made, needs_form: bool
 ) -> Trial:
     """What one way of asking gave: its trial inputs through the filters, and how often they are as asked."""
-    labels = run.task.labels
     rows, completions = made
     style = rows[0]["prompt"]
     pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
-    _judge(run, rules, pool, rows, completions, holds_form)
+    _judge(run, rules, pool, rows, completions, needs_form)
     good = [row for row in rows if row["drop"] is None]
-    if not labels or not good:
-        return Trial(style, len(rows), len(good), None, holds_form)
+    agreement = _agreement(run, engine, template, style, good) if run.task.labels and good else None
+    return {
+        "style": style,
+        "made": len(rows),
+        "good": len(good),
+        "agreement": agreement,
+        "form_filter": needs_form,
+    }
+
+
+def _agreement(run: Run, engine: Engine, template: ChatTemplate, style: str, rows: list[InputRow]) -> float:
+    """Share of trial inputs whose highest label score is that of the made-for label, 0..1."""
 
     def score(places: Sequence[int]) -> list[dict[str, float] | None]:
-        texts = [good[place]["input"] for place in places]
+        texts = [rows[place]["input"] for place in places]
         return score_labels(engine, template, run.task, texts, lambda _n_inputs: None)
 
-    ids = [row["id"] for row in good]
-    scores = guarded_call(run, f"probe {style}, label scores", ids, score, lambda _place: None)
-    told = [(row["label"], own) for row, own in zip(good, scores, strict=True) if own is not None]
-    logprobs = [[own[label] for label in labels] for _, own in told]
-    agreed = n_as_asked(logprobs, [labels.index(label) for label, _ in told])
-    return Trial(style, len(rows), len(good), round(agreed / len(told), 4) if told else 0.0, holds_form)
+    ids = [row["id"] for row in rows]
+    scores = guarded_call(run, f"trial {style}, label scores", ids, score, lambda _place: None)
+    made_for = [row["label"] for row, logprobs in zip(rows, scores, strict=True) if logprobs is not None]
+    scored = [[logprobs] for logprobs in scores if logprobs is not None]
+    if not scored:
+        return 0.0
+    agreed = label_scores(scored, made_for, run.task.labels, removes_bias=True, weighs_evidence=False).agreed
+    return round(agreed / len(scored), 4)

@@ -27,6 +27,7 @@ from sg_local.proof.working_copies import training_weights
 from sg_local.run.directory import Run
 from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
+from sg_local.selfguide.rows import PairRow, is_kept
 
 ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
@@ -93,14 +94,12 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
         limit = min(run.settings.n_ctx, model.n_ctx_train)
-        for row in read_rows(run.file("train.jsonl")):
-            if row["drop"] is not None:
-                continue
+        for row in filter(is_kept, read_rows(run.file("train.jsonl"), PairRow)):
             # A demonstration is not shown above itself: its answer would stand in its own prompt.
             shown = [example for example in demonstrations(run) if example.input != row["input"]]
             messages = answer_messages(run.task.instruction, row["input"], shown)
             prompt = tuple(tokenizer.encode_prompt(template, messages))
-            targets = row.get("targets") or {row["output"]: 1.0}
+            targets = row["targets"] or {row["output"]: 1.0}
             (answer, weight), *others = [
                 (tuple(tokenizer.encode_answer(template, messages, text)), share)
                 for text, share in targets.items()

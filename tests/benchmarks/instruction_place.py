@@ -23,8 +23,8 @@ from sg_local.llama.engine import Engine
 from sg_local.proof.working_copies import generating_model
 from sg_local.run.directory import Run, open_run
 from sg_local.run.prompt import template_source
-from sg_local.selfguide.prompts import INSTRUCTION_PLACES, Layout
-from sg_local.selfguide.selection import n_as_asked
+from sg_local.selfguide.labels import label_scores
+from sg_local.selfguide.prompts import INSTRUCTION_PLACES, PromptVariant
 
 
 def main() -> None:
@@ -59,11 +59,14 @@ def agreement(run: Run, engine: Engine, place: str, n_inputs: int) -> float:
     )
     shares = []
     for turn in range(len(examples)):
-        layout = Layout(place, (*examples[turn:], *examples[:turn]))
-        scores = score_labels(engine, template, run.task, texts, lambda _n_inputs: None, layout)
-        told = [(row["label"], own) for row, own in zip(rows, scores, strict=True) if own]
-        logprobs = [[own[label] for label in labels] for _, own in told]
-        shares.append(n_as_asked(logprobs, [labels.index(label) for label, _ in told]) / len(told))
+        variant = PromptVariant(place, (*examples[turn:], *examples[:turn]))
+        scores = score_labels(engine, template, run.task, texts, lambda _n_inputs: None, variant)
+        scored = [(row["label"], logprobs) for row, logprobs in zip(rows, scores, strict=True) if logprobs]
+        made_for, logprobs = zip(*scored, strict=True)
+        agreed = label_scores(
+            [[prompt] for prompt in logprobs], made_for, labels, removes_bias=True, weighs_evidence=False
+        ).agreed
+        shares.append(agreed / len(scored))
     return statistics.fmean(shares)
 
 

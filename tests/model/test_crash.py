@@ -104,7 +104,7 @@ def test_where_every_row_crashes_the_run_stops_and_is_kept(run: Run, tmp_path: P
     assert [row["drop"] for row in read_rows(run.file("outputs.jsonl"))].count("crash") == 5
 
 
-def test_a_crash_in_the_probe_costs_one_trial_input(tmp_path: Path) -> None:
+def test_a_crash_in_a_trial_costs_one_trial_input(tmp_path: Path) -> None:
     labels = [f"label {number}" for number in range(26)] + ["boom", "label 27"]
     (tmp_path / "task.toml").write_text(
         f'name = "many"\ninstruction = "Sort."\nlabels = {labels}\n\n'

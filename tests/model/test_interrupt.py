@@ -136,7 +136,7 @@ def test_the_same_command_goes_on(run_dir: Path, command: list[object]) -> None:
     assert sum(row["drop"] is None for row in rows) >= 8
 
 
-def test_a_stage_that_goes_on_keeps_the_numbers_of_its_probe(run_dir: Path, command: list[object]) -> None:
+def test_a_stage_that_goes_on_keeps_the_numbers_of_its_trials(run_dir: Path, command: list[object]) -> None:
     run = open_run(run_dir)
     probe = run.manifest()["stages"]["generate"]["probe"]
     assert [trial["style"] for trial in probe] == ["meta", "turns", "list"]

@@ -38,9 +38,8 @@ GAIN = {"of": TUNED, "mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdic
 def write_inputs(run: Run, rows: Rows) -> None:
     """What generate writes; a row says what is special about it."""
     with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
-        write_rows(
-            run.file("inputs.jsonl"), [{"label": None, "drop": None, "seed": 0, **row} for row in rows]
-        )
+        defaults = {"label": None, "prompt": "turns", "drop": None, "seed": 0}
+        write_rows(run.file("inputs.jsonl"), [defaults | row for row in rows])
 
 
 def write_outputs(run: Run, rows: Rows) -> None:
@@ -52,7 +51,8 @@ def write_outputs(run: Run, rows: Rows) -> None:
 def write_train_rows(run: Run, rows: Rows) -> None:
     """What curate writes."""
     with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]):
-        write_rows(run.file("train.jsonl"), [{"drop": None, **row} for row in rows])
+        defaults = {"confidence": None, "targets": None, "copies": 1, "drop": None}
+        write_rows(run.file("train.jsonl"), [defaults | row for row in rows])
 
 
 def write_stage(

@@ -209,7 +209,7 @@ def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
     outputs = [
         {
             "id": number,
-            "samples": [text],
+            "samples": [text or ""],
             "output": text,
             "share": share,
             "drop": drop if text is None else None,

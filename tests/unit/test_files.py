@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pytest
 from hypothesis import given
@@ -261,7 +261,7 @@ def test_rows_that_do_not_fit_are_not_appended_at_all(tmp_path: Path) -> None:
 def test_no_rows_make_no_file(tmp_path: Path) -> None:
     append_rows(tmp_path / "a.jsonl", [])
     assert names(tmp_path) == []
-    assert recover_rows(tmp_path / "a.jsonl") == []
+    assert recover_rows(tmp_path / "a.jsonl", dict) == []
 
 
 def test_recovery_at_every_byte_gives_the_complete_rows_and_appending_goes_on(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_recovery_at_every_byte_gives_the_complete_rows_and_appending_goes_on(tm
     for n_bytes in range(len(whole) + 1):
         path.write_bytes(whole[:n_bytes])
         expected = ROWS[: (n_bytes >= first_end) + (n_bytes == len(whole))]
-        assert recover_rows(path) == expected
+        assert recover_rows(path, dict) == expected
         append_rows(path, ROWS)
         assert read_rows(path) == expected + ROWS
 
@@ -281,7 +281,7 @@ def test_recovery_at_every_byte_gives_the_complete_rows_and_appending_goes_on(tm
 def test_recovery_cuts_off_a_torn_last_line(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"id": 1}\n' + torn)
-    assert recover_rows(path) == [{"id": 1}]
+    assert recover_rows(path, dict) == [{"id": 1}]
     assert path.read_bytes() == b'{"id": 1}\n'
 
 
@@ -293,7 +293,7 @@ def test_recovery_refuses_what_no_kill_leaves_behind_and_keeps_it(tmp_path: Path
     path.write_bytes(b'{"id": 1}\n' + middle + b'{"id": 2}\n')
     before = path.read_bytes()
     with pytest.raises(InputError, match="line 2"):
-        recover_rows(path)
+        recover_rows(path, dict)
     assert path.read_bytes() == before
 
 
@@ -387,4 +387,64 @@ def test_any_rows_survive_the_disk(
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     write_rows(path, rows)
     assert read_rows(path) == rows
-    assert recover_rows(path) == rows
+    assert recover_rows(path, dict) == rows
+
+
+class Reading(TypedDict):
+    """A kind of row with every type that rows have."""
+
+    id: int | str
+    share: float
+    drop: str | None
+    samples: NotRequired[list[str]]
+    logprobs: NotRequired[dict[str, float] | None]
+
+
+GOOD: dict[str, Any] = {"id": 7, "share": 1, "drop": None}
+
+
+def test_rows_of_a_kind_may_hold_more_and_lack_what_is_not_required(tmp_path: Path) -> None:
+    rows = [GOOD, GOOD | {"id": "a", "samples": ["x"], "logprobs": {"a": -1.5}, "note": [1]}]
+    for path in (tmp_path / "a.jsonl", tmp_path / "b.jsonl"):
+        write_rows(path, rows)
+    assert read_rows(tmp_path / "a.jsonl", Reading) == rows
+    assert recover_rows(tmp_path / "b.jsonl", Reading) == rows
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"id": True}, "id is True, not int | str"),
+        ({"share": "0.5"}, "share is '0.5', not float"),
+        ({"share": None}, "share is None, not float"),
+        ({"drop": 0}, "drop is 0, not str | None"),
+        ({"samples": [1]}, "samples is [1], not list[str]"),
+        ({"samples": None}, "samples is None, not list[str]"),
+        ({"logprobs": {"a": [0.5]}}, "logprobs is {'a': [0.5]}, not dict[str, float] | None"),
+    ],
+)
+def test_a_row_of_another_kind_is_refused_with_its_line(tmp_path: Path, wrong: Any, fault: str) -> None:
+    path = tmp_path / "a.jsonl"
+    write_rows(path, [GOOD, GOOD | wrong, {"id": 8}])
+    for read in (read_rows, recover_rows):
+        with pytest.raises(InputError) as error:
+            read(path, Reading)
+        assert str(error.value).splitlines() == [
+            f"{path}, line 2: {fault}",
+            f"{path}, line 3: the row has no drop",
+            f"{path}, line 3: the row has no share",
+        ]
+
+
+def test_the_last_line_of_a_growing_file_may_be_torn(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for torn in ('{"id": 8, "sha', '{"id": '):
+        path.write_text(json.dumps(GOOD) + "\n" + torn)
+        assert read_rows(path, Reading, is_growing=True) == [GOOD]
+        with pytest.raises(InputError, match="line 2"):
+            read_rows(path, Reading)
+    path.write_text(json.dumps(GOOD))  # whole, and only the newline is missing
+    assert read_rows(path, Reading, is_growing=True) == [GOOD]
+    path.write_text('{"id": \n' + json.dumps(GOOD))
+    with pytest.raises(InputError, match="line 1"):
+        read_rows(path, Reading, is_growing=True)

@@ -44,7 +44,7 @@ def test_crashes_count_for_their_own_part_alone(new_run: Run) -> None:
 
 
 def test_a_part_that_is_repeated_leaves_the_crashes_of_a_later_one_counted(new_run: Run) -> None:
-    """As in the probe: each start of the stage goes through the first part again."""
+    """As in the trials: each start of the stage goes through the first part again."""
     for _ in range(2):
         assert call(new_run, "first")[1] == "11 of 4"
         with pytest.raises(SystemExit):

@@ -1,6 +1,5 @@
 """The numbers of made data, their table and warnings, and the life of one row."""
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from command_line import Call, Contents
 from finished_run import write_inputs, write_outputs, write_train_rows
 from messages import assert_says
 
-from sg_local.files import read_rows
-from sg_local.report.explain import REASONS
+from sg_local.files import read_rows, write_rows
 from sg_local.report.made_data import data_report, report_lines, warnings
 from sg_local.run.directory import Run, create_or_open_run, lock_run
-from sg_local.settings import Settings
+from sg_local.selfguide.rows import DropReason
+from sg_local.settings import Settings, as_flag
 from sg_local.stages.curate import run_curate
 from sg_local.task import Example, Task, load_task
 
@@ -422,6 +421,26 @@ def test_without_calibration_no_score_is_called_calibrated(
     assert found["label_scores"]["login"] == {"raw": 0.5, "calibrated": None, "with_evidence": None}
 
 
+def test_a_made_for_label_that_curate_did_not_believe_is_no_evidence(
+    sg: Call, tmp_path: Path, task: Path, model: Path
+) -> None:
+    """Of 6 labels chance is 0.1667 in the manifest, which is more than 1/6."""
+    labels = ["refund", "login", "c", "d", "e", "f"]
+    task.write_text(task.read_text().replace('["refund", "login"]', json.dumps(labels)))
+    run, _ = create_or_open_run(tmp_path / "six", load_task(task), model, Settings())
+    write_inputs(run, made(*((f"message {n}", labels[n % 5 + 1], None) for n in range(10))))
+    outputs = [
+        {"id": n, "label_logprobs": [{label: -float(n + place) for place, label in enumerate(labels)}]}
+        for n in range(10)
+    ]
+    write_outputs(run, [{"output": "refund", **row} for row in outputs])
+    run_curate(run)
+    agreement = run.manifest()["stages"]["curate"]["agreement"]
+    assert agreement["reliability"] == agreement["chance"] == 0.1667
+    scores = json.loads(sg("explain", run.path, "0", "--json").stdout)["label_scores"]
+    assert {score["with_evidence"] for score in scores.values()} == {None}
+
+
 def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model: Path) -> None:
     task.write_text('name = "free"\ninstruction = "Go."\n\n[[examples]]\ninput = "a"\noutput = "b"\n')
     run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
@@ -464,25 +483,28 @@ def test_fewer_rows_than_labels_are_not_told_as_none_expected() -> None:
     assert any("'login'" in line and "less than one" in line for line in lines)
 
 
-def test_every_reason_to_drop_a_row_is_explained() -> None:
-    """Those that the code writes: `row["drop"] = "x"`, and what a filter returns."""
-    package = Path(__file__).parents[2] / "sg_local"
-    written = set()
-    for name in ("selfguide/filters.py", "stages/generate.py", "stages/annotate.py", "stages/curate.py"):
-        for node in ast.walk(ast.parse((package / name).read_text("utf-8"))):
-            if isinstance(node, ast.Return) and name == "selfguide/filters.py":
-                written |= texts_in(node)
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(("['drop']", "drop")):
-                written |= texts_in(node.value)
-    assert written - {"drop", "input", "output"} - REASONS.keys() == set()  # these three are keys of rows
-    assert {"copy", "near_duplicate", "cut_off", "unfinished", "balance"} <= written
-    assert {setting for _, setting in REASONS.values() if setting} <= Settings().as_dict().keys()
+@pytest.mark.parametrize("reason", DropReason)
+def test_every_reason_to_drop_a_row_is_explained(sg: Call, new_run: Run, reason: DropReason) -> None:
+    write_inputs(new_run, [{"id": 0, "input": "Pay me.", "label": "refund", "drop": reason}])
+    flag = (
+        f" ({as_flag(reason.setting, getattr(new_run.settings, reason.setting))})" if reason.setting else ""
+    )
+    told = sg("explain", new_run.path, "0").stdout
+    assert reason.meaning
+    assert f"dropped: {reason.value}: {reason.meaning}{flag}\n" in told
 
 
-def texts_in(tree: ast.AST) -> set[str]:
-    """Literal words in an expression."""
-    return {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()
-    }
+def test_a_persons_own_word_for_a_drop_is_told_as_it_stands(sg: Call, new_run: Run) -> None:
+    write_inputs(new_run, [{"id": 0, "input": "Pay me.", "label": "refund", "drop": "not ours"}])
+    assert "dropped: not ours\n" in sg("explain", new_run.path, "0").stdout
+
+
+def test_a_row_that_a_person_broke_is_refused_with_its_line(sg: Call, told_run: Run) -> None:
+    rows = read_rows(told_run.file("train.jsonl"))
+    rows[1]["copies"] = "two"
+    del rows[2]["drop"]
+    write_rows(told_run.file("train.jsonl"), rows)
+    result = sg("explain", told_run.path, "0")
+    assert result.exit_code == 2
+    assert "train.jsonl, line 2: copies is 'two', not int" in result.stderr
+    assert "train.jsonl, line 3: the row has no drop" in result.stderr

@@ -10,8 +10,8 @@ from sg_local.selfguide.prompts import (
     answer_messages,
     input_request,
     input_stops,
-    layouts,
     list_request,
+    prompt_variants,
 )
 from sg_local.task import Example, Task, example_names, load_task
 
@@ -42,19 +42,19 @@ def test_demonstrations_are_earlier_turns_and_the_instruction_stands_once():
     ]
 
 
-def test_layouts_move_the_instruction_and_rotate_the_demonstrations():
-    first, second, third, fourth = layouts(TASK.examples, 4)
+def test_prompt_variants_move_the_instruction_and_rotate_the_demonstrations():
+    first, second, third, fourth = prompt_variants(TASK.examples, 4)
     assert first == ("system", TASK.examples)  # the prompt that is evaluated
     assert second == ("first_turn", TASK.examples[::-1])
     assert third == ("every_turn", TASK.examples)
     assert fourth == ("system", TASK.examples[::-1])
     three = (*TASK.examples, Example("claim: G. perspective: H.", "support"))
-    assert len(set(layouts(three, 9))) == 9
-    assert len(layouts(TASK.examples[:1], 9)) == 3  # there are no more
+    assert len(set(prompt_variants(three, 9))) == 9
+    assert len(prompt_variants(TASK.examples[:1], 9)) == 3  # there are no more
 
 
 @pytest.mark.parametrize(("place", "n_times"), [("system", 1), ("first_turn", 1), ("every_turn", 3)])
-def test_the_instruction_stands_where_the_layout_says(place: str, n_times: int):
+def test_the_instruction_stands_where_the_variant_says(place: str, n_times: int):
     messages = answer_messages(TASK.instruction, "claim: E.", TASK.examples, place)
     texts = [message["content"] for message in messages]
     assert sum(TASK.instruction in text for text in texts) == n_times
