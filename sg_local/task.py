@@ -65,11 +65,6 @@ class Task:
     def is_classification(self) -> bool:
         return bool(self.labels)
 
-    @property
-    def metric(self) -> str:
-        """How answers are scored: "exact_match" for classification, "rouge_l" for generation."""
-        return "exact_match" if self.labels else "rouge_l"
-
 
 def example_names() -> list[str]:
     """The names of the tasks that ship with the package, sorted."""

@@ -19,6 +19,7 @@ from sg_local.cli import cli
 from sg_local.files import write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.run.directory import Run, create_or_open_run
+from sg_local.selfguide.metrics import metric_of
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -195,7 +196,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
     gains["gain_over_best"] = gains.get("gain_over_label_scoring", gains["gain"])
     return {
         "task": run.task.name,
-        "metric": run.task.metric,
+        "metric": metric_of(run.task),
         "n_rows": 2,
         "rows_from": "the task's test file",
         "contenders": dict.fromkeys(names, entry),

@@ -17,7 +17,8 @@ from sg_local.errors import InputError
 from sg_local.files import write_rows
 from sg_local.report.ablation import BASELINES, markdown, summary
 from sg_local.run.directory import Run, open_run
-from sg_local.selfguide.contenders import MANY_SHOT
+from sg_local.selfguide.contenders import Contender
+from sg_local.selfguide.evaluation import prediction_row
 from sg_local.settings import STAGES, Settings
 
 Call = Callable[..., Result]
@@ -67,21 +68,26 @@ class Stages:
             "label_distance": 0.1,
             "demonstrations": 9,
         }
-        gain = {"mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdict": "better"}
+        gain = {"of": "tuned_merged", "over": "base_few_shot", "mean": 0.5, "interval_95": [0.2, 0.8]}
+        gain |= {"p": 0.001, "verdict": "better"}
         names = ["base_zero_shot", "base_few_shot", "base_label_scoring", "tuned_adapter", "tuned_merged"]
-        names += [MANY_SHOT] if run.settings.many_shot else []
+        names += [Contender.MANY_SHOT] if run.settings.many_shot else []
         with run.stage("evaluate", reads=[], writes=["evaluation.json", "predictions/tuned_merged.jsonl"]):
             run.file("predictions").mkdir(exist_ok=True)
             untuned.write_text(f"answers of {name}\n")
-            for contender, n_right in (("tuned_merged", right), (MANY_SHOT, 10)):
+            for contender, n_right in (("tuned_merged", right), (Contender.MANY_SHOT, 10)):
                 write_rows(
                     run.file(f"predictions/{contender}.jsonl"),
-                    [{"input": f"{row}", "exact_match": float(row < n_right)} for row in range(N_ROWS)],
+                    [
+                        prediction_row(f"{row}", "yes" if row < n_right else "no", "yes")
+                        for row in range(N_ROWS)
+                    ],
                 )
             told = {
                 "task": run.task.name,
                 "metric": "exact_match",
                 "n_rows": N_ROWS,
+                "rows_from": "the task's test file",
                 "contenders": dict.fromkeys(names, entry),
                 "gain": gain,
                 "gain_over_label_scoring": gain,

@@ -17,6 +17,7 @@ from sg_local.files import write_rows
 from sg_local.report.bench import markdown, row_of, summary
 from sg_local.run.directory import Run, lock_run, open_run
 from sg_local.run.pipeline import run_stage
+from sg_local.selfguide.metrics import metric_of
 
 Call = Callable[..., Result]
 Finish = Callable[[Run], None]
@@ -83,7 +84,7 @@ def stages(finish: Finish, monkeypatch: pytest.MonkeyPatch) -> Stages:
 def test_all_three_formats_are_read(task: Path, tasks: Path) -> None:
     found = load_tasks(tasks)
     assert [task.name for task, _ in found] == ["boxes", "crates", "task1_polite"]
-    assert [task.metric for task, _ in found] == ["exact_match", "exact_match", "rouge_l"]
+    assert [metric_of(task) for task, _ in found] == ["exact_match", "exact_match", "rouge_l"]
     assert [len(rows) for _, rows in found] == [1, 1, 300]
     assert [len(rows) for _, rows in load_tasks(tasks, n_test_rows=7)] == [1, 1, 7]
     assert load_tasks(tasks / "tasks") == found

@@ -17,9 +17,10 @@ import sg_local.stages.evaluate as many_shot
 from sg_local.files import read_rows, write_rows
 from sg_local.llama.engine import Counters
 from sg_local.llama.generation import Completion
-from sg_local.report.scores import gain_over_best, score_table
+from sg_local.report.scores import score_table
 from sg_local.run.directory import Run
 from sg_local.run.pipeline import run_stage
+from sg_local.selfguide.evaluation import gain_over_best
 from sg_local.task import Example
 
 ONE_OF_TWO = [
@@ -171,6 +172,28 @@ def test_the_strongest_opponent_is_named_and_the_first_among_equals(
     scores = evaluation["contenders"]
     scores["base_few_shot"]["exact_match"]["mean"] = scores["base_label_scoring"]["exact_match"]["mean"]
     assert gain_over_best(evaluation) == evaluation["gain"]
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_answers_that_are_there_are_kept_unless_they_lack_a_score(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill, and as another version, with other metrics, left them."""
+    path = finished_run.file("predictions/base_few_shot.jsonl")
+    kept = finished_run.file("predictions/tuned_merged.jsonl").read_bytes()
+    rows = read_rows(path)
+    write_rows(path, [{key: value for key, value in row.items() if key != "rouge_l"} for row in rows])
+    opened = []
+
+    def open_with(_settings: object, model: Path, adapter: Path | None) -> Scripted:
+        opened.append((adapter or model).name)
+        return Scripted(opened[-1])
+
+    monkeypatch.setattr(evaluate, "open_with", open_with)
+    evaluate.run_evaluate(finished_run)
+    assert opened == [finished_run.model.path.name]
+    assert read_rows(path) == rows
+    assert finished_run.file("predictions/tuned_merged.jsonl").read_bytes() == kept
 
 
 @pytest.mark.usefixtures("evaluation")
