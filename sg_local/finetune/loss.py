@@ -2,8 +2,8 @@
 
     batch_loss(model, tensors(batch, model.config, "cpu")) -> 0.7050, differentiable
 
-What the output matrix makes of the prompt's tokens is never computed: with a vocabulary of 49,152 that would be most of
-the memory of a small model's training.
+The logits of the prompt's tokens are never computed: with a vocabulary of 49,152 they would take most of the memory
+that training a small model needs.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from typing import Any
 
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch, within_window
 
-# Relative differences between a tree and the padded batch that rounding explains: measured 3e-6 in float32. A mask that
-# is ignored differs by about 1.
+# Relative differences between a tree and the padded batch that rounding explains: measured 3e-6 in float32. With an
+# ignored mask they are about 1.
 MAX_DIFFERENCE_FLOAT32 = 1e-3
 MAX_DIFFERENCE_16_BIT = 5e-2
 
@@ -59,10 +59,14 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     causal = model.get_base_model()
     decoder = getattr(causal, causal.base_model_prefix)
     mask = inputs.get("attention_mask")
-    if mask is not None and type(decoder).forward.__module__.startswith("unsloth."):
-        # Unsloth's own forward (on GPUs) leaves masks out of training unless told so, and takes zeros and ones.
+    if type(decoder).forward.__module__.startswith("unsloth."):
+        # Unless told so, Unsloth's own forward (on GPUs) cuts a batch at the model's context and leaves masks out of
+        # training. It takes a mask that is added to the scores: 0 is visible.
+        decoder._unsloth_allow_packed_overlength = True
         decoder._unsloth_keep_padding_mask = True
-        mask = mask.float()
+        if isinstance(mask, torch.Tensor):
+            lowest = torch.finfo(torch.float32).min
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
     hidden = decoder(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],

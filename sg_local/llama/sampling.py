@@ -2,8 +2,8 @@
 
     repeat penalty -> top-k | -> top-p -> min-p -> temperature -> a draw with the request's seed
 
-What stands before the bar depends on the tokens so far alone: it is done once for all requests that share them, and
-leaves top-k candidates of a whole vocabulary. What comes after has a state, the request's own random numbers.
+The part before the bar depends on the tokens so far alone. It is done once for all requests that share them, and leaves
+the top-k candidates of the whole vocabulary. The part after the bar has a state: the request's own random numbers.
 """
 
 import ctypes
@@ -17,8 +17,10 @@ import numpy.typing as npt
 from sg_local.llama.tree import TokenIds
 
 PENALIZED_TOKENS = (
-    64  # the repeat penalty looks at so many, those of the prompt too, as llama.cpp's server does
+    64  # the repeat penalty looks at the last 64, the prompt's included, as llama.cpp's server does
 )
+
+GROUP_SIZE = 64  # logits of which only the maximum is looked at first
 
 _CANDIDATE = np.dtype(
     [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
@@ -26,7 +28,7 @@ _CANDIDATE = np.dtype(
 
 
 class Parameters(Protocol):
-    """How a request wants to be sampled; `generation.Request` is one."""
+    """The sampling parameters of a request; `generation.Request` has them."""
 
     @property
     def temperature(self) -> float: ...
@@ -43,7 +45,7 @@ class Parameters(Protocol):
 
 
 class Sampling:
-    """The part of one request's sampling that has a state. To be closed."""
+    """The part of one request's sampling that has a state. Close it after use."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -96,14 +98,16 @@ class Choice:
         return token
 
     def _shared(self, repeat_penalty: float, top_k: int) -> tuple[npt.NDArray[Any], bool]:
-        """The candidates that are left before the requests' own samplers, and whether they are sorted."""
-        candidates = np.zeros(len(self._logits), _CANDIDATE)
-        candidates["id"] = np.arange(len(self._logits))
-        candidates["logit"] = self._logits
+        """The candidates that the requests' own samplers start from, and whether they are sorted."""
+        # A penalty may lift a token from far below, so that all of them stay candidates.
+        ids = near_top(self._logits, top_k) if repeat_penalty == 1 else np.arange(len(self._logits))
+        candidates = np.zeros(len(ids), _CANDIDATE)
+        candidates["id"] = ids
+        candidates["logit"] = self._logits[ids]
         array = _token_data_array(candidates, False)
         if repeat_penalty != 1:
             penalties = llama_cpp.llama_sampler_init_penalties(
-                len(candidates), PENALIZED_TOKENS, repeat_penalty, 0.0, 0.0
+                len(self._logits), PENALIZED_TOKENS, repeat_penalty, 0.0, 0.0
             )
             for token in (*self._prompt[-PENALIZED_TOKENS:], *self._answer)[-PENALIZED_TOKENS:]:
                 llama_cpp.llama_sampler_accept(penalties, token)
@@ -114,6 +118,21 @@ class Choice:
             llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
             llama_cpp.llama_sampler_free(sampler)
         return candidates[: array.size].copy(), bool(array.sorted)
+
+
+def near_top(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Ids, ascending, among which the k highest logits are, with few others; all ids where k is 0 or large.
+
+    The vocabulary is parted into groups. At least k logits reach the k-th highest of the groups' maxima, so no lower
+    one is among the k highest. Copying and sorting the whole vocabulary takes ten times as long.
+    """
+    n_groups = len(logits) // GROUP_SIZE
+    if not 0 < k < n_groups:
+        return np.arange(len(logits))
+    maxima = logits[: n_groups * GROUP_SIZE].reshape(GROUP_SIZE, n_groups).max(axis=0)
+    bound = np.partition(maxima, n_groups - k)[n_groups - k]
+    ids = np.flatnonzero(logits >= bound)
+    return ids if len(ids) >= k else np.arange(len(logits))  # fewer where logits are no numbers
 
 
 def _token_data_array(candidates: npt.NDArray[Any], is_sorted: bool) -> Any:
