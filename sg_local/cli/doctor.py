@@ -17,13 +17,11 @@ def doctor(as_json: bool) -> None:
 
     from sg_local.plan.doctor import examine
     from sg_local.progress import printable
+    from sg_local.report.checks import finding_lines
 
     findings = examine()
     if as_json:
         click.echo(json.dumps(findings, indent=1))
         return
     for finding in findings:
-        mark = "ok     " if finding["ok"] else "missing"
-        click.echo(printable(f"{mark} {finding['what']:18} {finding['found']}"))
-        if finding["fix"]:
-            click.echo(printable(f"{'':26} -> {finding['fix']}"))
+        click.echo(printable("\n".join(finding_lines(finding))))

@@ -1,4 +1,4 @@
-"""What this machine lists: its NVIDIA cards, and the one that is used.
+"""What this machine has: its NVIDIA cards and the one that is used, its memory and disk.
 
 nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 """
@@ -6,6 +6,19 @@ nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is, in bytes; 0 for memory that the system does not tell, gpu_bytes 0 without a GPU."""
+
+    gpu: str
+    gpu_bytes: int
+    host_bytes: int
+    run_disk_bytes: int  # free where the run's directory will be
+    store_disk_bytes: int  # free where models and working copies are
+    is_one_disk: bool
 
 
 def nvidia_gpus() -> list[str]:

@@ -1,13 +1,14 @@
 """Is a run still what its manifest says: hashes, the base's fingerprint, and the exported files beside torch.
 
-    ok   adapter.gguf                         sha256 3f2a...
-    ok   parity                               adapter within 0.031 logits of torch, ...
+    verify_run(run, with_parity=True)
+    -> Passed("adapter.gguf", "sha256 3f2a..."), Passed("parity", "adapter within 0.031 logits of torch, ...")
 
 Raises SgLocalError with every fault; changes nothing.
 """
 
 from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import sha256_file
@@ -17,8 +18,15 @@ from sg_local.run.directory import Run
 from sg_local.settings import STAGES, without_removed
 
 
-def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
-    """Yields a line for each thing that is as it was; raises at the end where something is not."""
+class Passed(NamedTuple):
+    """A check that passes, and what shows it."""
+
+    what: str
+    evidence: str
+
+
+def verify_run(run: Run, *, with_parity: bool) -> Iterator[Passed]:
+    """Yields each check that passes; raises at the end where one does not."""
     if with_parity:
         _require_packages()
     run.check_model()
@@ -27,7 +35,7 @@ def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
     if sha256_file(run.model.path) != run.model.sha256:
         faults.append(f"the base model {run.model.path} is no longer the file that the run began with")
     else:
-        yield _ok(run.model.path.name, f"sha256 {run.model.sha256[:16]}")
+        yield Passed(run.model.path.name, f"sha256 {run.model.sha256[:16]}")
     if not faults:
         yield from _exported(run, faults)
     if with_parity and not faults:
@@ -36,7 +44,7 @@ def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
         raise SgLocalError("\n".join(faults))
 
 
-def _files(run: Run, faults: list[str]) -> Iterator[str]:
+def _files(run: Run, faults: list[str]) -> Iterator[Passed]:
     """What every stage read and wrote, against its manifest entry."""
 
     @cache
@@ -55,7 +63,7 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
             elif sha256_of(name) != expected:
                 faults.append(f"{run.file(name)} is not what {stage} wrote: {redo}")
             else:
-                yield _ok(name, f"sha256 {expected[:16]}")
+                yield Passed(name, f"sha256 {expected[:16]}")
         for name, expected in stages[stage]["reads"].items():
             if sha256_of(name) != expected:
                 faults.append(
@@ -66,27 +74,27 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
 
 
-def _exported(run: Run, faults: list[str]) -> Iterator[str]:
+def _exported(run: Run, faults: list[str]) -> Iterator[Passed]:
     expected = fingerprint(run.model.path)
     for name in ("adapter.gguf", "model.gguf"):
-        found = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
-        if found != expected:
+        carried = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
+        if carried != expected:
             faults.append(
-                f"{run.file(name)} was made for another base (fingerprint {found}, expected {expected}): "
+                f"{run.file(name)} was made for another base (fingerprint {carried}, expected {expected}): "
                 f"`sg-local export {run.path} --redo`"
             )
         else:
-            yield _ok(name, f"made for this base, fingerprint {expected[:16]}")
+            yield Passed(name, f"made for this base, fingerprint {expected[:16]}")
 
 
-def _parity(run: Run, faults: list[str]) -> Iterator[str]:
+def _parity(run: Run, faults: list[str]) -> Iterator[Passed]:
     from sg_local.proof.parity import measure_run
 
     parity = measure_run(run, run.file("adapter.gguf"), run.file("model.gguf"))
     if parity.faults():
         faults += parity.faults()
         return
-    yield _ok(
+    yield Passed(
         "parity",
         f"adapter within {parity.max_logit_difference:.3f} logits of torch, "
         f"model.gguf mean KL {parity.mean_kl_nats:.4f} nats, same first choice {parity.argmax_equal_share:.1%}",
@@ -100,7 +108,3 @@ def _require_packages() -> None:
         require_training_packages(("torch", "transformers", "peft"))
     except InputError as error:
         raise InputError(f"{error}; or leave the comparison with torch out: --no-parity") from error
-
-
-def _ok(what: str, found: str) -> str:
-    return f"ok   {what:36} {found}"

@@ -38,7 +38,7 @@ def share(part: float) -> str:
     return f"{part:.1%}"
 
 
-def memory(n_bytes: int) -> str:
+def size(n_bytes: int) -> str:
     """Bytes of memory or disk; "-" for none."""
     if not n_bytes:
         return "-"

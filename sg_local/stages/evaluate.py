@@ -77,7 +77,7 @@ class Way(NamedTuple):
 def run_evaluate(run: Run) -> None:
     """Answers the test rows with every contender and writes the scores."""
     run.require("evaluate")
-    ways = _ways(run)
+    ways = ways_to_answer(run)
     writes = ["evaluation.json", *map(predictions_file, ways)]
     reads = ["test.jsonl" if run.file("test.jsonl").exists() else "train.jsonl", "adapter.gguf", "model.gguf"]
     if run.settings.many_shot and "train.jsonl" not in reads:
@@ -107,7 +107,8 @@ def run_evaluate(run: Run) -> None:
         details["counts"] = {"rows": len(rows)}
 
 
-def _ways(run: Run) -> dict[Contender, Way]:
+def ways_to_answer(run: Run) -> dict[Contender, Way]:
+    """How each contender answers, in the order of the tables, but for the first lines of few-shot answers."""
     base, tuned_demonstrations = run.model.path, demonstrations(run)
     ways = {
         Contender.ZERO_SHOT: Way(base, None, ()),

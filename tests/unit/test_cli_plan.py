@@ -79,7 +79,7 @@ def test_plan_is_for_the_gpu_that_is_here(sg: Call, task: Path, nvidia: Path, tm
 
 
 def test_plan_checks_task_and_model(sg: Call, task: Path, model: Path) -> None:
-    assert "llama.block_count is 0" in sg("plan", task, "--model", model).stderr
+    assert "llama.block_count is missing" in sg("plan", task, "--model", model).stderr
     assert sg("plan", task, "--model", model).exit_code == 2
     assert "missing.gguf" in one_line(sg("plan", task, "--model", "missing.gguf"), 2)
     assert "mising" in one_line(sg("plan", "mising"), 2)

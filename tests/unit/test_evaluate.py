@@ -19,6 +19,7 @@ from sg_local.llama.generation import Completion
 from sg_local.report.scores import score_table
 from sg_local.run.directory import Run
 from sg_local.run.pipeline import run_stage
+from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import gain_over_best
 from sg_local.task import Example
 
@@ -153,6 +154,14 @@ def test_answers_that_are_there_are_kept_unless_they_lack_a_score(
     assert [opened[:2] for opened in engine.opened] == [(finished_run.model.path.name, None)]
     assert read_rows(path) == rows
     assert finished_run.file("predictions/tuned_merged.jsonl").read_bytes() == kept
+
+
+def test_every_contender_that_is_expected_has_its_way_to_answer(finished_run: Run) -> None:
+    free = replace(finished_run, task=replace(finished_run.task, labels=()))
+    for run in (finished_run, free):
+        with_labels = run.task.is_classification
+        expected = {contender for contender in Contender if contender.is_expected(with_labels=with_labels)}
+        assert set(evaluate.ways_to_answer(run)) == expected
 
 
 @pytest.mark.usefixtures("engine")

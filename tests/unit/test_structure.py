@@ -32,7 +32,7 @@ LAYERS = [
     {"plan.sizes"},
     {"models", "task", "settings", "dimensions"},
     {"files", "gguf_header", "progress"},
-    {"architectures", "gguf_values"},
+    {"architectures", "gguf_values", "selfguide.contenders"},
     {"errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
