@@ -69,9 +69,9 @@ class Way(NamedTuple):
     demonstrations: Sequence[Example]
     scores_labels: bool = False
 
-    def served(self) -> Served:
-        file = self.adapter or self.model
-        return Served(file.name, sha256_file(file), len(self.demonstrations))
+    @property
+    def served(self) -> Path:
+        return self.adapter or self.model
 
 
 def run_evaluate(run: Run) -> None:
@@ -100,8 +100,12 @@ def run_evaluate(run: Run) -> None:
                 writes.append(predictions_file(Contender.FIRST_LINE))
                 write_rows(run.file(writes[-1]), first_lines)
                 answered[Contender.FIRST_LINE] = first_lines
-        served = {contender: way.served() for contender, way in ways.items()}
-        served[Contender.FIRST_LINE] = served[Contender.FEW_SHOT]
+        ways[Contender.FIRST_LINE] = ways[Contender.FEW_SHOT]
+        sha256 = {file: sha256_file(file) for file in {way.served for way in ways.values()}}
+        served = {
+            contender: Served(way.served.name, sha256[way.served], len(way.demonstrations))
+            for contender, way in ways.items()
+        }
         evaluation = evaluation_of(run.task, answered, served, source)
         write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         details["counts"] = {"rows": len(rows)}
