@@ -20,16 +20,11 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, copy_file
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
+from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
 from sg_local.run.pipeline import failure, run_pipeline, with_full_paths
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
-from sg_local.selfguide.evaluation import (
-    metric_mean,
-    predictions_file,
-    read_evaluation,
-    read_predictions,
-    scores_of,
-)
+from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
 from sg_local.selfguide.metrics import metric_of
 from sg_local.selfguide.statistics import Difference, average, difference
 from sg_local.settings import STAGES, Settings, resolve_settings

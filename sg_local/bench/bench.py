@@ -26,6 +26,7 @@ from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.report import ablation as ablation_table
 from sg_local.report.bench import Results, results_markdown, row_of, summary
+from sg_local.report.scores import read_evaluation
 from sg_local.run.directory import (
     BaseModel,
     Run,
@@ -38,7 +39,6 @@ from sg_local.run.directory import (
     versions,
 )
 from sg_local.run.pipeline import check_task, failure, run_pipeline, with_full_paths
-from sg_local.selfguide.evaluation import read_evaluation
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task

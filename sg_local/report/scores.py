@@ -7,24 +7,47 @@ tuned_merged                0.710  0.615 - 0.790
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
 
+from sg_local.errors import InputError
+from sg_local.files import read_json, read_rows
 from sg_local.report import tables
 from sg_local.run.directory import Run
 from sg_local.selfguide.contenders import BASELINE, TUNED
 from sg_local.selfguide.evaluation import (
     Evaluation,
+    PredictionRow,
     gain_over_best,
     gains,
+    is_evaluation,
+    is_prediction,
     metric_mean,
     metrics_of,
-    read_evaluation,
 )
 from sg_local.selfguide.metrics import LabelCounts
 from sg_local.selfguide.statistics import Verdict
 
-# One label for nine rows of ten, where less than three quarters have it, is told in a line.
+MAX_EVALUATION_BYTES = 1 << 20
+# A line says so where one label is given to nine rows of ten, and less than three quarters have it.
 ONE_ANSWER = 0.9
 LESS_THAN = 0.75
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation of a run. Raises InputError where it is missing or damaged."""
+    value = read_json(path, MAX_EVALUATION_BYTES)
+    if not is_evaluation(value):
+        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parent} --redo` makes it anew")
+    return value
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    """The answers of a contender. Raises InputError where they are missing or damaged."""
+    rows = read_rows(path)
+    if not all(map(is_prediction, rows)):
+        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parents[1]} --redo` makes it anew")
+    return cast(list[PredictionRow], rows)
 
 
 def score_table(run: Run) -> str:

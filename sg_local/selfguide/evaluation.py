@@ -8,11 +8,8 @@ What is there for each metric stands under the metric's key, the gain over an op
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, TypeGuard, cast
 
-from sg_local.errors import InputError
-from sg_local.files import read_json, read_rows
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.metrics import (
     METRICS,
@@ -25,8 +22,6 @@ from sg_local.selfguide.metrics import (
 )
 from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
 from sg_local.task import Example, Task
-
-MAX_EVALUATION_BYTES = 1 << 20
 
 
 class PredictionRow(TypedDict):
@@ -183,20 +178,20 @@ def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
     return all(isinstance(text, str) for text in texts) and all(_is_number(row.get(item)) for item in Metric)
 
 
-def read_predictions(path: Path) -> list[PredictionRow]:
-    """The answers of a contender. Raises InputError where they are missing or damaged."""
-    rows = read_rows(path)
-    if not all(map(is_prediction, rows)):
-        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parents[1]} --redo` makes it anew")
-    return cast(list[PredictionRow], rows)
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation of a run. Raises InputError where it is missing or damaged."""
-    value = read_json(path, MAX_EVALUATION_BYTES)
-    if not _is_evaluation(value):
-        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parent} --redo` makes it anew")
-    return value
+def is_evaluation(value: object) -> TypeGuard[Evaluation]:
+    """Whether a value has all that is compared and told; what earlier versions did not write may be missing."""
+    match value:
+        case {"task": str(), "metric": str(metric), "n_rows": int(), "contenders": dict(contenders), **rest}:
+            keys = [opponent.gain_key for opponent in OPPONENTS] + ["gain_over_best"]
+            return (
+                metric in METRICS
+                and isinstance(rest.get("rows_from"), str)
+                and {BASELINE, TUNED} <= contenders.keys()
+                and all(_has_scores(scores, metric) for scores in contenders.values())
+                and BASELINE.gain_key in rest
+                and all(_is_gain(rest[key]) for key in keys if key in rest)
+            )
+    return False
 
 
 def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served) -> ContenderScores:
@@ -233,21 +228,6 @@ def _gain(answered: Mapping[Contender, Sequence[PredictionRow]], opponent: Conte
 def _values(typed: Mapping[str, object]) -> Mapping[str, object]:
     """A TypedDict with the keys that its type does not name."""
     return typed
-
-
-def _is_evaluation(value: object) -> TypeGuard[Evaluation]:
-    match value:
-        case {"task": str(), "metric": str(metric), "n_rows": int(), "contenders": dict(contenders), **rest}:
-            keys = [opponent.gain_key for opponent in OPPONENTS] + ["gain_over_best"]
-            return (
-                metric in METRICS
-                and isinstance(rest.get("rows_from"), str)
-                and {BASELINE, TUNED} <= contenders.keys()
-                and all(_has_scores(scores, metric) for scores in contenders.values())
-                and BASELINE.gain_key in rest
-                and all(_is_gain(rest[key]) for key in keys if key in rest)
-            )
-    return False
 
 
 def _has_scores(scores: object, metric: str) -> bool:

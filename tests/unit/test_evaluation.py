@@ -9,6 +9,7 @@ import pytest
 
 from sg_local.errors import InputError
 from sg_local.files import write_rows
+from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     Served,
@@ -20,8 +21,6 @@ from sg_local.selfguide.evaluation import (
     metrics_of,
     prediction_row,
     predictions_file,
-    read_evaluation,
-    read_predictions,
     scores_of,
 )
 from sg_local.selfguide.metrics import Metric
