@@ -27,7 +27,7 @@ from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
 from sg_local.selfguide.metrics import metric_of
 from sg_local.selfguide.statistics import Difference, average, difference
-from sg_local.settings import STAGES, Settings, resolve_settings
+from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
 from sg_local.task import Example, load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
@@ -50,9 +50,8 @@ class Switch:
 
     @property
     def first_stage(self) -> str:
-        """The first stage that reads the setting."""
-        group = _group(self.name)
-        return STAGES[0] if group == "engine" else group
+        """The first stage that may read the setting."""
+        return declared_for(self.name) or STAGES[0]
 
     @property
     def earlier(self) -> tuple[str, ...]:
@@ -92,7 +91,7 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
         switch = Switch(name, getattr(changed, name))
         if getattr(settings, name) == switch.value:
             faults.add(f"--ablate {text}: {name} has this value already: give another")
-        elif _group(name) == STAGES[-1]:
+        elif switch.first_stage == STAGES[-1]:
             faults.add(
                 f"--ablate {text}: {name} changes what is scored, and no tuned model: give it to the whole bench"
             )
@@ -175,11 +174,6 @@ def compared(switch: Switch, run: Run, switched: Run) -> AblationRow:
         row["many_shot_demonstrations"] = many_shot["demonstrations"]
         row["gain_over_many_shot"] = _difference(default, _scores(switched, Contender.MANY_SHOT))
     return row
-
-
-def _group(name: str) -> str:
-    [group] = [item.metadata["group"] for item in fields(Settings) if item.name == name]
-    return str(group)
 
 
 def _scores(run: Run, contender: Contender) -> tuple[float, ...]:

@@ -12,16 +12,21 @@ def doctor(as_json: bool) -> None:
     sg-local doctor
 
     Looks at packages, processor, memory, disk, GPU and models, and says what to do where something is missing.
+
+    Exit code 0: all that is needed is there; 1: something is missing.
     """
     import json
 
-    from sg_local.plan.doctor import examine
+    from sg_local.errors import SgLocalError
+    from sg_local.plan.doctor import examine, missing
     from sg_local.progress import printable
     from sg_local.report.checks import finding_lines
 
     findings = examine()
     if as_json:
         click.echo(json.dumps(findings, indent=1))
-        return
-    for finding in findings:
-        click.echo(printable("\n".join(finding_lines(finding))))
+    else:
+        for finding in findings:
+            click.echo(printable("\n".join(finding_lines(finding))))
+    if lacks := missing(findings):
+        raise SgLocalError(f"missing: {', '.join(lacks)}; what to do is said beside each")

@@ -15,7 +15,7 @@ from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.run.directory import Run
-from sg_local.settings import STAGES, without_removed
+from sg_local.settings import STAGES
 
 
 class Passed(NamedTuple):
@@ -69,8 +69,9 @@ def _files(run: Run, faults: list[str]) -> Iterator[Passed]:
                 faults.append(
                     f"{run.file(name)} is not what {stage} read: `sg-local {stage} {run.path} --redo`"
                 )
-        recorded = stages[stage].get("settings", run.settings.as_dict())
-        if without_removed(recorded, run.file("manifest.json")) != run.settings.as_dict():
+        may_read = run.settings.seen_by(stage).as_dict()
+        recorded = stages[stage].get("settings", may_read)  # an earlier version recorded all settings
+        if {name: recorded.get(name) for name in may_read} != may_read:
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
 
 

@@ -1,8 +1,8 @@
 """What was checked, as lines to read: of a machine (`doctor`) and of a run (`verify`).
 
-finding_lines({"what": "torch", "ok": False, "found": "not installed", "fix": "pip install 'sg-local[train]'"})
+finding_lines({"what": "torch", "ok": False, "needed": True, "found": "not installed", "fix": "pip install …"})
 missing torch              not installed
-                           -> pip install 'sg-local[train]'
+                           -> pip install …
 passed_line("adapter.gguf", "sha256 3f2a…")
 ok   adapter.gguf                         sha256 3f2a…
 """
@@ -11,18 +11,19 @@ from typing import TypedDict
 
 
 class Finding(TypedDict):
-    """What a machine has of one thing that is needed, and what to do where that is too little."""
+    """What a machine has of one thing, and what to do where that is too little."""
 
     what: str
     ok: bool
+    needed: bool  # by every run
     found: str
     fix: str | None
 
 
 def finding_lines(finding: Finding) -> list[str]:
     """What there is, and under it what to do."""
-    mark = "ok     " if finding["ok"] else "missing"
-    lines = [f"{mark} {finding['what']:18} {finding['found']}"]
+    mark = "ok" if finding["ok"] else "missing" if finding["needed"] else "advice"
+    lines = [f"{mark:7} {finding['what']:18} {finding['found']}"]
     return [*lines, f"{'':26} -> {finding['fix']}"] if finding["fix"] else lines
 
 

@@ -63,7 +63,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory with its task, base model and settings."""
+    """One run directory with its task, base model and settings: in a stage, those that it may read."""
 
     path: Path
     task: Task
@@ -203,9 +203,7 @@ def make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
-        ) from error
+        raise SgLocalError(f"{path} cannot be made ({error.strerror}): choose another directory") from error
 
 
 @contextmanager
@@ -223,7 +221,7 @@ def lock_run(path: Path) -> Iterator[None]:
         raise InputError(f"another sg-local is working on {path}: wait for it, or end it") from None
     except OSError as error:
         raise SgLocalError(
-            f"{path} cannot be written ({error.strerror or error}): choose another with --run DIR"
+            f"{path} cannot be written ({error.strerror or error}): choose another directory"
         ) from error
     try:
         remove_leftovers(path)
@@ -388,10 +386,10 @@ def _is_begun(path: Path) -> bool:
         ours = (".lock", *_FIRST_FILES, *(f".{name}." for name in _FIRST_FILES))
         if strange := [item.name for item in path.iterdir() if not item.name.startswith(ours)]:
             raise InputError(
-                f"{path} holds other files ({min(strange)}) and is no run: choose another with --run DIR"
+                f"{path} holds other files ({min(strange)}) and is no run: choose another directory"
             )
     elif path.exists():
-        raise InputError(f"{path} is not a directory: choose another with --run DIR")
+        raise InputError(f"{path} is not a directory: choose another directory")
     return False
 
 
@@ -413,7 +411,7 @@ def _open_same_run(
     if before:
         raise InputError(
             f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
-            "call it as it was begun, or begin a new run with --run DIR"
+            "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
         )
     return old
 

@@ -98,7 +98,7 @@ def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
             run.forget_from(stage, keep_partial=False)
         body: Callable[[Run], None] = getattr(import_module(f"sg_local.stages.{stage}"), f"run_{stage}")
         try:
-            body(run)
+            body(replace(run, settings=run.settings.seen_by(stage)))
         except SgLocalError as error:
             if _is_tied:
                 write_text(run.file(_REASON), str(error))

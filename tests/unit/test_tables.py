@@ -3,7 +3,7 @@
 import pytest
 
 from sg_local.report import tables
-from sg_local.report.checks import finding_lines, passed_line
+from sg_local.report.checks import Finding, finding_lines, passed_line
 
 
 def test_numbers_look_alike_in_all_tables() -> None:
@@ -38,10 +38,11 @@ def test_a_value_breaks_no_markdown_row() -> None:
 
 
 def test_checks_say_what_to_do() -> None:
-    assert finding_lines({"what": "gguf", "ok": True, "found": "0.17", "fix": None}) == [
-        "ok      gguf               0.17"
-    ]
-    [found, fix] = finding_lines({"what": "gguf", "ok": False, "found": "not installed", "fix": "install it"})
-    assert found == "missing gguf               not installed"
-    assert fix.split() == ["->", "install", "it"]
+    there: Finding = {"what": "gguf", "ok": True, "needed": True, "found": "0.17", "fix": None}
+    assert finding_lines(there) == ["ok      gguf               0.17"]
+    gone: Finding = {**there, "ok": False, "found": "not installed", "fix": "install it"}
+    first, second = finding_lines(gone)
+    assert first == "missing gguf               not installed"
+    assert second.split() == ["->", "install", "it"]
+    assert finding_lines({**gone, "needed": False})[0] == "advice  gguf               not installed"
     assert passed_line("parity", "0.03").split() == ["ok", "parity", "0.03"]
