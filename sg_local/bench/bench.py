@@ -22,7 +22,7 @@ from typing import Any
 from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, read_json, write_text
-from sg_local.finetune.process import require_trainer
+from sg_local.finetune.environment import require_trainer
 from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.report import ablation as ablation_table

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import signal_name
-from sg_local.finetune.process import NEEDED
+from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
 from sg_local.run.directory import total_memory_bytes
 

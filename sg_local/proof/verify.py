@@ -94,7 +94,7 @@ def _parity(run: Run, faults: list[str]) -> Iterator[str]:
 
 
 def _require_packages() -> None:
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
     try:
         require_training_packages(("torch", "transformers", "peft"))

@@ -168,7 +168,7 @@ def end_with_parent() -> None:
 
 def _require_training(run: Run, stages: tuple[str, ...]) -> None:
     """Raises InputError now, and not after the hours of the stages before, where training cannot work."""
-    from sg_local.finetune.process import require_trainer
+    from sg_local.finetune.environment import require_trainer
 
     if "train" in stages and not run.is_finished("train"):
         require_trainer(run.settings.trainer)

@@ -42,7 +42,7 @@ FINER = "Q8_0"  # of model.gguf, where the base's own types are too coarse
 
 def run_export(run: Run) -> None:
     """Writes the adapter, the merged model and the Modelfile, and proves that they are the trained model."""
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
     run.require("export")
     require_training_packages(("torch", "transformers", "peft"))
@@ -70,7 +70,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     Of the settings it reads quant and those of the engine. Raises InputError where the adapter or the model cannot be
     exported or out_dir has such files, and SgLocalError where the proof fails; then nothing is left behind.
     """
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
     require_training_packages(("torch", "transformers", "peft"))
     base = describe_base(resolve_model(model_source))

@@ -14,8 +14,8 @@ from collections import Counter
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows
 from sg_local.finetune.batches import TrainRow
+from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.load import TrainSettings
-from sg_local.finetune.process import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
 from sg_local.gguf_header import read_model_header

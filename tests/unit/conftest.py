@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from gguf_bytes import TinyTensor, Value, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
-import sg_local.finetune.process as process
+import sg_local.finetune.environment as environment
 from sg_local.cli import cli
 from sg_local.files import write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
@@ -115,8 +115,8 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = process.find_spec
-    monkeypatch.setattr(process, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    find_spec = environment.find_spec
+    monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "torch" else find_spec(name))
 
 
 @pytest.fixture
