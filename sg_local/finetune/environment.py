@@ -63,9 +63,14 @@ def go_offline() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def prepare_process(work_dir: Path) -> None:
-    """Goes offline and moves into work_dir, which is made if need be. Call it before the heavy imports."""
+def prepare_process(work_dir: Path, *, on_gpu: bool = False) -> None:
+    """Goes offline and moves into work_dir, which is made if need be. Call it before the heavy imports.
+
+    on_gpu: this machine has a card, and training on the CPU in its place would be a mistake.
+    """
     go_offline()
+    if on_gpu:
+        os.environ["UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
     work_dir.mkdir(parents=True, exist_ok=True)
     # One GPU: with several, the trainer would spread a batch over copies of the model. The user's choice holds.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

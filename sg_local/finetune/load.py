@@ -6,10 +6,12 @@ Unsloth is faster and smaller on NVIDIA, AMD and Intel GPUs; PEFT runs wherever 
 files. Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314) for load_in_4bit: NF4 with double quantization.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
 
 
@@ -37,6 +39,13 @@ class TrainSettings:
         return self.gradient_checkpointing == "always" or (self.gradient_checkpointing == "auto" and has_gpu)
 
 
+def has_bfloat16() -> bool:
+    """Whether the GPU computes in bfloat16 by itself; older ones emulate it, slowly."""
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def load_with_lora(
     weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings, max_tokens: int
 ) -> tuple[Any, Any]:
@@ -59,10 +68,13 @@ def _load_with_unsloth(
 
     has_gpu = torch.cuda.is_available()
     write_stand_in_tokenizer(Path("tokenizer"), vocabulary)
+    trained_for = _base_config(weights_dir)["max_position_embeddings"]
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(weights_dir),
         tokenizer_name="tokenizer",
-        max_seq_length=max_tokens,
+        # Beyond its context Unsloth would stretch a model's positions (RoPE scaling), which no program that serves it
+        # does. A batch may be longer: its positions restart with every row.
+        max_seq_length=min(max_tokens, trained_for),
         dtype=None if has_gpu else torch.float32,
         load_in_4bit=settings.load_in_4bit,
         local_files_only=True,
@@ -81,6 +93,53 @@ def _load_with_unsloth(
     return model, tokenizer
 
 
+def require_card(card: str, trainer: str) -> None:
+    """Raises InputError where torch cannot use the card of this machine: training would go on, many times slower."""
+    if not card:
+        return
+    reason = ""
+    if trainer == "unsloth":
+        try:
+            import unsloth  # noqa: F401 - before torch, which it patches
+        except (NotImplementedError, RuntimeError, ImportError) as error:
+            reason = f"Unsloth says: {' '.join(str(error).split()):.200}"
+    if not reason:
+        import torch
+
+        if torch.cuda.is_available():
+            return
+        reason = f"torch {torch.__version__} finds none"
+    raise InputError(
+        f"this machine has a card ({card}), and training cannot use it ({reason}): `sg-local doctor` names the fix; to "
+        "train on the CPU all the same, set CUDA_VISIBLE_DEVICES= (empty) and call again"
+    )
+
+
+def require_same_positions(model: Any, weights_dir: Path) -> None:
+    """Raises SgLocalError where the loaded model turns positions otherwise than the base's configuration says."""
+    expected = _base_config(weights_dir).get("rope_parameters") or {}
+    config = model.get_base_model().config
+    loaded = getattr(config, "rope_parameters", None) or {}
+    changed = {
+        key: (value, loaded[key])
+        for key, value in expected.items()
+        if key in loaded and loaded[key] != value and not isinstance(value, dict)
+    }
+    if loaded.get("factor", 1.0) != expected.get("factor", 1.0):
+        changed["factor"] = (expected.get("factor", 1.0), loaded["factor"])
+    if changed:
+        told = ", ".join(f"{key} is {now!r} and not {before!r}" for key, (before, now) in changed.items())
+        raise SgLocalError(
+            f"the trainer changed the model's rotary positions ({told}): nothing was trained; take --trainer peft, and "
+            "please report it"
+        )
+
+
+def _base_config(weights_dir: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((weights_dir / "config.json").read_text("utf-8"))
+    return config
+
+
 def _load_with_peft(weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings) -> tuple[Any, Any]:
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -90,7 +149,7 @@ def _load_with_peft(weights_dir: Path, vocabulary: Vocabulary, settings: TrainSe
     has_gpu = torch.cuda.is_available()
     dtype = torch.float32
     if has_gpu:
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        dtype = torch.bfloat16 if has_bfloat16() else torch.float16
     quantization = None
     if settings.load_in_4bit:
         quantization = BitsAndBytesConfig(

@@ -59,10 +59,14 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     causal = model.get_base_model()
     decoder = getattr(causal, causal.base_model_prefix)
     mask = inputs.get("attention_mask")
-    if mask is not None and type(decoder).forward.__module__.startswith("unsloth."):
-        # Unsloth's own forward (on GPUs) leaves masks out of training unless told so, and takes zeros and ones.
+    if type(decoder).forward.__module__.startswith("unsloth."):
+        # Unless told so, Unsloth's own forward (on GPUs) cuts a batch at the model's context and leaves masks out of
+        # training. It takes a mask that is added to the scores: 0 is visible.
+        decoder._unsloth_allow_packed_overlength = True
         decoder._unsloth_keep_padding_mask = True
-        mask = mask.float()
+        if isinstance(mask, torch.Tensor):
+            lowest = torch.finfo(torch.float32).min
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
     hidden = decoder(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],

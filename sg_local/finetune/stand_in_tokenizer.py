@@ -32,11 +32,17 @@ def write_stand_in_tokenizer(directory: Path, vocabulary: Vocabulary) -> None:
         # Equal texts at two ids are told apart, or the later one would push out the earlier.
         ids[token if token not in ids else f"{token}\ue000{index}"] = index
     names = {index: token for token, index in ids.items()}
+    # No row is padded with it, but on GPUs Unsloth enlarges the vocabulary where it finds no padding token, or EOS in
+    # its place; so any other token has to do.
+    special = (vocabulary.bos, vocabulary.eos)
+    pad = vocabulary.pad
+    if pad not in names or pad == vocabulary.eos:
+        pad = next((index for index in names if index not in special), vocabulary.eos)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(ids, unk_token=names[vocabulary.eos])),
         bos_token=names.get(vocabulary.bos),
         eos_token=names[vocabulary.eos],
         unk_token=names[vocabulary.eos],
-        pad_token=names.get(vocabulary.pad, names[vocabulary.eos]),
+        pad_token=names[pad],
     )
     tokenizer.save_pretrained(str(directory))

@@ -11,16 +11,22 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sg_local.errors import InputError
+from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
-from sg_local.finetune.load import TrainSettings, load_with_lora
+from sg_local.finetune.load import (
+    TrainSettings,
+    has_bfloat16,
+    load_with_lora,
+    require_card,
+    require_same_positions,
+)
 from sg_local.finetune.loss import batch_loss, check_tree, tensors
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.progress import say
@@ -37,21 +43,26 @@ def train_adapter(
     base: str,
     settings: TrainSettings,
     on_step: Callable[[int], None],
+    *,
+    card: str = "",
 ) -> dict[str, Any]:
     """Trains on the rows and saves the adapter into adapter_dir; call `prepare_process` first.
 
     Works in the current directory, which `prepare_process` made. Goes on with a whole checkpoint of the same training
     (rows, settings, `base`: a hash of the base model) if checkpoints_dir has one.
 
-    on_step is told the number of optimizer steps since its last call. Returns loss by step, token counts and whether
+    on_step is told the number of optimizer steps since its last call. card: the name of the card that the training
+    should use, "" for none. Returns loss by step, token counts and whether
     trees were used. Raises InputError when the training diverged (a loss that is no number).
     """
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)
     longest = max(row.n_tokens for row in rows)
-    with _quiet():
+    with _quiet(), memory_told(settings):
         # First of all: it imports Unsloth, which patches what is imported after it.
+        require_card(card, settings.trainer)
         model, tokenizer = load_with_lora(weights_dir, vocabulary, settings, longest * settings.batch_size)
+        require_same_positions(model, weights_dir)
 
         import torch
         from transformers import PrinterCallback, TrainerCallback
@@ -84,7 +95,7 @@ def train_adapter(
     checkpoint = last_complete(checkpoints_dir, key)
     if checkpoint:
         say(f"train: going on from {checkpoint.name}")
-    with _quiet():
+    with _quiet(), memory_told(settings):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
     if any(loss != loss for loss in losses):
@@ -133,7 +144,7 @@ def row_trainer(
             return tensors(batch, self.model.config)
 
     has_gpu = torch.cuda.is_available()
-    use_bf16 = has_gpu and torch.cuda.is_bf16_supported()
+    use_bf16 = has_bfloat16()
     # The rows stay here; TRL wants to see ids and labels.
     dataset = Dataset.from_list(
         [
@@ -180,14 +191,22 @@ def row_trainer(
 
 def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, Any]:
     """Trees, where the first rows give the same loss and gradient as padded; else padded, and length-grouped."""
+    import torch
+
     reason = None
     if not settings.prompt_tree:
         reason = "--no-prompt-tree"
     elif settings.lora_dropout > 0:
         reason = f"--lora-dropout {settings.lora_dropout} would be drawn once for what rows share"
     else:
+        model = trainer.model.train()
+        if hasattr(model, "for_training"):
+            # Unsloth's trainer leaves the model as for inference, without checkpointing: much more memory.
+            model.for_training()
         try:
-            check = check_tree(trainer.model.train(), rows, trainer.loss_of)
+            check = check_tree(model, rows, trainer.loss_of)
+        except torch.OutOfMemoryError:  # no matter of trees; the training would end in it too
+            raise
         except RuntimeError as error:  # torch's own; a kernel that cannot take the mask
             reason = f"this model cannot be computed with a tree ({str(error).splitlines()[0]:.200})"
         else:
@@ -212,6 +231,28 @@ def _clean_config(path: Path) -> None:
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = None
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+@contextmanager
+def memory_told(settings: TrainSettings) -> Iterator[None]:
+    """Turns torch's word that memory ran out into ours, with what would make the training smaller."""
+    try:
+        yield
+    except (
+        RuntimeError
+    ) as error:  # torch's OutOfMemoryError is one, and so is what the CPU's allocator raises
+        text = str(error)
+        if "out of memory" not in text and "not enough memory" not in text:
+            raise
+        smaller = [] if settings.load_in_4bit else ["--load-in-4bit"]
+        smaller += [f"--batch-size {max(1, settings.batch_size // 2)}"] if settings.batch_size > 1 else []
+        smaller += [] if settings.gradient_checkpointing == "always" else ["--gradient-checkpointing always"]
+        raise SgLocalError(
+            f"memory ran out in training ({text.splitlines()[0]:.200}): start a run with {' or '.join(smaller)}; "
+            "`sg-local plan` tells beforehand what it needs"
+            if smaller
+            else f"memory ran out in training ({text.splitlines()[0]:.200}): take a smaller model"
+        ) from error
 
 
 @contextmanager

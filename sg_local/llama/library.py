@@ -18,6 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# One card, for torch too: set before llama.cpp starts CUDA, which reads it once in a process. The user's choice holds.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
 import llama_cpp
 
 from sg_local.errors import InputError
@@ -111,6 +114,10 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     _last_messages.clear()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
+    # One card, as `plan` and the training count on; none at all for 0 layers, where llama.cpp would still send large
+    # products to a card and round them there.
+    params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
+    params.main_gpu = -1 if params.n_gpu_layers == 0 else 0
     params.vocab_only = vocab_only
     with interrupt_later():
         pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)

@@ -17,6 +17,7 @@ from typing import Any
 from sg_local.errors import signal_name
 from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
+from sg_local.plan.machine import nvidia_gpus
 from sg_local.run.directory import total_memory_bytes
 
 Finding = dict[str, Any]
@@ -143,19 +144,6 @@ def _machine() -> Finding:
     processors = f"{os.cpu_count()} processors"
     total = total_memory_bytes()
     return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory" if total else processors)
-
-
-def nvidia_gpus() -> list[str]:
-    """Names and memory of the NVIDIA GPUs."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):  # the program is there, its driver or device is not
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def _gpu(gpus: list[str]) -> Finding:

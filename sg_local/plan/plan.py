@@ -16,7 +16,7 @@ from typing import Any
 
 from sg_local.gguf_header import read_model_header, require_supported
 from sg_local.models import model_store, resolve_model
-from sg_local.plan.doctor import nvidia_gpus
+from sg_local.plan.machine import nvidia_gpus
 from sg_local.plan.memory import (
     GIB,
     ModelSizes,

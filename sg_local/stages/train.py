@@ -22,6 +22,7 @@ from sg_local.gguf_header import read_model_header
 from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
+from sg_local.plan.machine import card_in_use
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import training_weights
 from sg_local.run.directory import Run
@@ -38,6 +39,7 @@ def run_train(run: Run) -> None:
     with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
         rows, dropped, vocabulary = _tokenized(run)
         settings = _train_settings(run)
+        card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
         final = run.file("adapter").resolve()
@@ -47,7 +49,7 @@ def run_train(run: Run) -> None:
         # Code that others could write must not be imported from: the work directory begins empty.
         shutil.rmtree(work, ignore_errors=True)
         weights_dir = training_weights(run).resolve()  # the trainer works in another directory
-        prepare_process(work)
+        prepare_process(work, on_gpu=bool(card))
         try:
             with progress("train", steps, "steps") as advance:
                 details["training"] = train_adapter(
@@ -59,6 +61,7 @@ def run_train(run: Run) -> None:
                     run.model.sha256,
                     settings,
                     advance,
+                    card=card,
                 )
         finally:
             os.chdir(here)

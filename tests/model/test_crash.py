@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from finished_run import write_inputs
 from tiny_models import write_tiny_llama
 
-from sg_local.files import read_rows, write_rows
+from sg_local.files import read_rows
 from sg_local.run.directory import Run, create_or_open_run, open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
@@ -48,17 +49,8 @@ def run(tmp_path: Path) -> Run:
     model = write_tiny_llama(tmp_path / "tiny.gguf")
     settings = Settings(prompt_format="vicuna", n_samples=2, max_new_tokens=3, n_ctx=512)
     run, _ = create_or_open_run(tmp_path / "run", load_task(str(tmp_path / "task.toml")), model, settings)
-    inputs = [
-        {
-            "id": number + 100,
-            "input": "boom" if number == 26 else f"abc {number}",
-            "label": None,
-            "drop": None,
-        }
-        for number in range(N_ROWS)
-    ]
-    with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
-        write_rows(run.file("inputs.jsonl"), inputs)
+    texts = ["boom" if number == 26 else f"abc {number}" for number in range(N_ROWS)]
+    write_inputs(run, [{"id": number + 100, "input": text} for number, text in enumerate(texts)])
     return run
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import Result
-from gguf_bytes import TinyTensor
 
 from sg_local.run.directory import Run
 
@@ -19,9 +18,6 @@ ROOT = Path(__file__).parents[2]
 
 Call = Callable[..., Result]
 Contents = Callable[[Path], dict[str, bytes]]
-
-BASE = {"general.architecture": "llama", "llama.context_length": 128}
-TENSORS = [TinyTensor("token_embd.weight", (32, 2))]
 
 
 def in_a_process(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":

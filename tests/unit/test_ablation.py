@@ -11,93 +11,20 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from finished_run import ScriptedStages, write_train_rows
 
 from sg_local.bench.ablation import Switch, parse_switches
 from sg_local.errors import InputError
-from sg_local.files import write_rows
+from sg_local.files import read_rows
 from sg_local.report.ablation import BASELINES, markdown, summary
 from sg_local.run.directory import Run, open_run
-from sg_local.selfguide.contenders import MANY_SHOT
 from sg_local.settings import STAGES, Settings
 
 Call = Callable[..., Result]
 
-WRITES = {
-    "generate": ["inputs.jsonl"],
-    "annotate": ["outputs.jsonl"],
-    "curate": ["train.jsonl"],
-    "train": ["adapter/adapter_config.json"],
-    "export": ["adapter.gguf", "model.gguf", "Modelfile"],
-}
-N_ROWS = 40
-
-
-class Stages:
-    """In place of a stage's process; the tuned model is right on 30 of 40 rows, with a switch on `right`."""
-
-    def __init__(self) -> None:
-        self.ran: list[tuple[str, str]] = []  # (run, stage)
-        self.right = 20
-        self.untuned_answers: dict[str, str] = {}  # run -> what evaluate found of the untuned model's answers
-        self.failing: str | None = None
-
-    def __call__(self, run: Run, stage: str) -> int:
-        name = str(run.path).split("out/")[-1]
-        if name == self.failing:
-            return 1
-        self.ran.append((name, stage))
-        if stage == "evaluate":
-            self._evaluate(run, name)
-            return 0
-        with run.stage(stage, reads=[], writes=WRITES[stage]):
-            for path in WRITES[stage]:
-                run.file(path).parent.mkdir(exist_ok=True)
-                run.file(path).write_text(f"{name} {stage}")
-        return 0
-
-    def _evaluate(self, run: Run, name: str) -> None:
-        right = self.right if "ablations" in name else 30
-        untuned = run.file("predictions/base_few_shot.jsonl")
-        self.untuned_answers[name] = untuned.read_text() if untuned.exists() else ""
-        scores = {"mean": 0.5, "interval_95": [0.4, 0.6]}
-        entry = {
-            "exact_match": scores,
-            "rouge_l": scores,
-            "no_label_share": 0.0,
-            "label_distance": 0.1,
-            "demonstrations": 9,
-        }
-        gain = {"mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdict": "better"}
-        names = ["base_zero_shot", "base_few_shot", "base_label_scoring", "tuned_adapter", "tuned_merged"]
-        names += [MANY_SHOT] if run.settings.many_shot else []
-        with run.stage("evaluate", reads=[], writes=["evaluation.json", "predictions/tuned_merged.jsonl"]):
-            run.file("predictions").mkdir(exist_ok=True)
-            untuned.write_text(f"answers of {name}\n")
-            for contender, n_right in (("tuned_merged", right), (MANY_SHOT, 10)):
-                write_rows(
-                    run.file(f"predictions/{contender}.jsonl"),
-                    [{"input": f"{row}", "exact_match": float(row < n_right)} for row in range(N_ROWS)],
-                )
-            told = {
-                "task": run.task.name,
-                "metric": "exact_match",
-                "n_rows": N_ROWS,
-                "contenders": dict.fromkeys(names, entry),
-                "gain": gain,
-                "gain_over_label_scoring": gain,
-            }
-            run.file("evaluation.json").write_text(json.dumps(told))
-
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
-    found = Stages()
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", found)
-    return found
-
-
-@pytest.fixture
-def bench(sg: Call, task: Path, model: Path, stages: Stages) -> Call:
+def bench(sg: Call, task: Path, model: Path, stages: ScriptedStages) -> Call:
     directory = task.parent / "tasks"
     directory.mkdir()
     for name in ("inbox.toml", "inbox.test.jsonl"):
@@ -120,7 +47,7 @@ def bench(sg: Call, task: Path, model: Path, stages: Stages) -> Call:
     ],
 )
 def test_only_stages_that_the_setting_reaches_run_again(
-    bench: Call, stages: Stages, switch: str, again: tuple[str, ...]
+    bench: Call, stages: ScriptedStages, switch: str, again: tuple[str, ...]
 ) -> None:
     assert bench().exit_code == 0
     stages.ran.clear()
@@ -129,9 +56,9 @@ def test_only_stages_that_the_setting_reaches_run_again(
     name = f"ablations/{switch}/inbox"
     assert stages.ran == [(name, stage) for stage in again]
     for stage in STAGES[: STAGES.index(again[0])]:
-        for path in WRITES[stage]:
-            assert (Path("out") / name / path).read_text() == f"inbox {stage}"
-    assert stages.untuned_answers[name] == "answers of inbox\n"  # they do not depend on the setting
+        for path in open_run(Path("out/inbox")).manifest()["stages"][stage]["writes"]:
+            assert (Path("out") / name / path).read_bytes() == Path("out/inbox", path).read_bytes()
+    assert stages.baselines_there[name] == "inbox 0"  # they do not depend on the setting
     stages.ran.clear()
     result = bench("--ablate", switch)
     assert result.exit_code == 0
@@ -141,20 +68,19 @@ def test_only_stages_that_the_setting_reaches_run_again(
 
 @pytest.mark.parametrize("switch", ["n_ctx=512", "max_new_tokens=9", "prompt_format=vicuna"])
 def test_the_untuned_model_answers_again_where_the_setting_reaches_it(
-    bench: Call, stages: Stages, switch: str
+    bench: Call, stages: ScriptedStages, switch: str
 ) -> None:
     assert bench("--ablate", switch).exit_code == 0
-    assert stages.untuned_answers[f"ablations/{switch}/inbox"] == ""
+    assert stages.baselines_there[f"ablations/{switch}/inbox"] is None
 
 
 def test_what_was_taken_from_a_run_is_taken_again_where_the_run_was_redone(
-    bench: Call, stages: Stages
+    bench: Call, stages: ScriptedStages
 ) -> None:
     arguments = ("--ablate", "rank=8", "--ablate", "n_layouts=1", "--json")
     assert bench(*arguments).exit_code == 0
     run = open_run(Path("out/inbox"))
-    with run.stage("curate", reads=[], writes=["train.jsonl"]):
-        run.file("train.jsonl").write_text("other pairs")
+    write_train_rows(run, [{"id": 0, "input": "another pair", "output": "login"}])
     stages.ran.clear()
     alone = json.loads(bench("--json").stdout)
     # The run of rank=8 has pairs that the default has no longer; that of n_layouts=1 chose its own.
@@ -164,11 +90,13 @@ def test_what_was_taken_from_a_run_is_taken_again_where_the_run_was_redone(
     again = json.loads(bench(*arguments).stdout)
     assert stages.ran == [("ablations/rank=8/inbox", stage) for stage in STAGES[3:]]
     assert [row["switch"] for row in again["ablations"]] == ["n_layouts=1", "rank=8"]
-    assert Path("out/ablations/rank=8/inbox/train.jsonl").read_text() == "other pairs"
+    assert [row["input"] for row in read_rows(Path("out/ablations/rank=8/inbox/train.jsonl"))] == [
+        "another pair"
+    ]
 
 
 def test_an_interrupted_switch_goes_on_where_it_stopped(
-    bench: Call, stages: Stages, monkeypatch: pytest.MonkeyPatch
+    bench: Call, stages: ScriptedStages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(run: Run, stage: str) -> int:
         if "ablations" in str(run.path) and stage == "export":
@@ -183,7 +111,7 @@ def test_an_interrupted_switch_goes_on_where_it_stopped(
     assert stages.ran == [("ablations/n_layouts=1/inbox", stage) for stage in ("export", "evaluate")]
 
 
-def test_only_chosen_tasks_run_with_the_switch(bench: Call, stages: Stages, task: Path) -> None:
+def test_only_chosen_tasks_run_with_the_switch(bench: Call, stages: ScriptedStages, task: Path) -> None:
     directory = task.parent / "tasks"
     (directory / "crates.toml").write_text(
         (directory / "inbox.toml").read_text().replace('"inbox"', '"crates"')
@@ -196,8 +124,9 @@ def test_only_chosen_tasks_run_with_the_switch(bench: Call, stages: Stages, task
     assert found["ablations_summary"]["rank=8"]["interval_95"] == [0.25, 0.25]
 
 
-def test_a_value_that_is_a_path_stays_one_directory(bench: Call, stages: Stages, tmp_path: Path) -> None:
-    stages.failing = "no run"
+def test_a_value_that_is_a_path_stays_one_directory(
+    bench: Call, stages: ScriptedStages, tmp_path: Path
+) -> None:
     result = bench("--ablate", "base_weights=../../weights")
     assert result.exit_code == 1  # it is told as a failed run: there are no such weights
     [place] = Path("out/ablations").iterdir()
@@ -207,7 +136,7 @@ def test_a_value_that_is_a_path_stays_one_directory(bench: Call, stages: Stages,
     assert f"inbox with base_weights={given}" in json.loads(Path("out/bench.json").read_text())["failed"]
 
 
-def test_a_copy_that_was_set_aside_is_no_comparison(bench: Call, stages: Stages) -> None:
+def test_a_copy_that_was_set_aside_is_no_comparison(bench: Call, stages: ScriptedStages) -> None:
     assert bench("--ablate", "rank=8").exit_code == 0
     for name in ("old", "rank=08"):
         shutil.copytree("out/ablations/rank=8", f"out/ablations/{name}")
@@ -216,7 +145,9 @@ def test_a_copy_that_was_set_aside_is_no_comparison(bench: Call, stages: Stages)
     assert [row["switch"] for row in json.loads(result.stdout)["ablations"]] == ["rank=8"]
 
 
-def test_the_difference_is_told_over_the_same_rows_with_a_paired_test(bench: Call, stages: Stages) -> None:
+def test_the_difference_is_told_over_the_same_rows_with_a_paired_test(
+    bench: Call, stages: ScriptedStages
+) -> None:
     result = bench("--ablate", "n_layouts=1", "--ablate", "calibrate=false", "--json")
     found = json.loads(result.stdout)
     assert len(stages.ran) == 6 + 5 + 4
@@ -231,7 +162,9 @@ def test_the_difference_is_told_over_the_same_rows_with_a_paired_test(bench: Cal
     assert [row["task"] for row in found["tasks"]] == ["inbox"]  # a run with a switch is no task of its own
 
 
-def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(bench: Call, stages: Stages) -> None:
+def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(
+    bench: Call, stages: ScriptedStages
+) -> None:
     result = bench("--baselines")
     assert result.exit_code == 0, result.stderr
     name = f"ablations/{BASELINES}/inbox"
@@ -249,8 +182,8 @@ def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(bench: Call,
     assert [row["task"] for row in found["tasks"]] == ["inbox"]
 
 
-def test_every_task_runs_with_more_seeds_and_their_mean_is_told(bench: Call, stages: Stages) -> None:
-    stages.right = 24
+def test_every_task_runs_with_more_seeds_and_their_mean_is_told(bench: Call, stages: ScriptedStages) -> None:
+    stages.right_if_switched = 24
     result = bench("--seed", "7", "--seeds", "3", "--ablate", "rank=8")
     assert result.exit_code == 0, result.stderr
     assert [run for run, stage in stages.ran if stage == "evaluate"] == [
@@ -286,7 +219,7 @@ def test_a_seed_that_is_missing_for_a_task_leaves_its_place_empty() -> None:
 
 
 def test_baselines_are_added_to_a_finished_bench_and_only_they_score_many_pairs(
-    bench: Call, stages: Stages
+    bench: Call, stages: ScriptedStages
 ) -> None:
     assert bench("--many-shot").exit_code == 0
     stages.ran.clear()
@@ -296,19 +229,19 @@ def test_baselines_are_added_to_a_finished_bench_and_only_they_score_many_pairs(
     assert not open_run(Path("out/ablations/rank=8/inbox")).settings.many_shot
 
 
-def test_a_switch_that_fails_does_not_stop_the_others(bench: Call, stages: Stages) -> None:
-    stages.failing = "ablations/n_layouts=1/inbox"
+def test_a_switch_that_fails_does_not_stop_the_others(bench: Call, stages: ScriptedStages) -> None:
+    stages.failing = {"ablations/n_layouts=1/inbox"}
     result = bench("--ablate", "n_layouts=1", "--ablate", "rank=8")
     assert result.exit_code == 1
     assert "inbox with n_layouts=1" in result.stderr
     assert list(json.loads(Path("out/bench.json").read_text())["failed"]) == ["inbox with n_layouts=1"]
     assert ("ablations/rank=8/inbox", "evaluate") in stages.ran
-    stages.failing = None
+    stages.failing.clear()
     assert bench("--ablate", "n_layouts=1").exit_code == 0
     assert json.loads(Path("out/bench.json").read_text())["failed"] == {}
 
 
-def test_all_wrong_switches_are_told_at_once(bench: Call, stages: Stages) -> None:
+def test_all_wrong_switches_are_told_at_once(bench: Call, stages: ScriptedStages) -> None:
     result = bench(
         *(
             "--ablate",

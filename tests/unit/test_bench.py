@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from finished_run import ScriptedStages
 
 from sg_local.bench.bench import load_tasks
 from sg_local.errors import InputError, SgLocalError
@@ -17,6 +18,7 @@ from sg_local.files import write_rows
 from sg_local.report.bench import markdown, row_of, summary
 from sg_local.run.directory import Run, lock_run, open_run
 from sg_local.run.pipeline import run_stage
+from sg_local.settings import STAGES
 
 Call = Callable[..., Result]
 Finish = Callable[[Run], None]
@@ -54,27 +56,9 @@ def tasks(tmp_path: Path) -> Path:
     return directory
 
 
-class Stages:
-    """In place of a stage's process: the first stage of a run finishes all of them, or the task fails."""
-
-    def __init__(self, finish: Finish) -> None:
-        self.finish = finish
-        self.failing: set[str] = set()
-        self.ran: list[str] = []
-
-    def __call__(self, run: Run, stage: str) -> int:
-        if run.task.name in self.failing:
-            return 1
-        self.ran.append(run.task.name)
-        self.finish(run)
-        return 0
-
-
-@pytest.fixture
-def stages(finish: Finish, monkeypatch: pytest.MonkeyPatch) -> Stages:
-    found = Stages(finish)
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", found)
-    return found
+def all_stages(*runs: str) -> list[tuple[str, str]]:
+    """What ran where every stage of these runs did, one run after the other."""
+    return [(run, stage) for run in runs for stage in STAGES]
 
 
 # Reading
@@ -146,10 +130,12 @@ def test_a_directory_without_tasks(sg: Call, tmp_path: Path, name: str, told: st
 # Running
 
 
-def test_every_task_becomes_a_run_and_a_row(sg: Call, stages: Stages, tasks: Path, model: Path) -> None:
+def test_every_task_becomes_a_run_and_a_row(
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
+) -> None:
     result = sg("bench", tasks, "--model", model, "--n-inputs", 7)
     assert result.exit_code == 0, result.output
-    assert stages.ran == ["boxes", "crates", "task1_polite"]
+    assert stages.ran == all_stages("boxes", "crates", "task1_polite")
     place = Path("benches/everyday")
     assert open_run(place / "crates").settings.n_inputs == 7
     assert [row.output for row in open_run(place / "boxes").test_rows] == ["login"]
@@ -169,7 +155,7 @@ def test_every_task_becomes_a_run_and_a_row(sg: Call, stages: Stages, tasks: Pat
     assert begun["settings"]["n_inputs"] == 7
 
 
-def test_the_table_as_json(sg: Call, stages: Stages, tasks: Path, model: Path) -> None:
+def test_the_table_as_json(sg: Call, stages: ScriptedStages, tasks: Path, model: Path) -> None:
     result = sg("bench", tasks, "--model", model, "--run", "here", "--json")
     found = json.loads(result.stdout)
     assert found == json.loads(Path("here/results.json").read_text())
@@ -190,28 +176,28 @@ def test_the_table_as_json(sg: Call, stages: Stages, tasks: Path, model: Path) -
 
 
 def test_called_again_it_goes_on_with_what_is_missing(
-    sg: Call, stages: Stages, tasks: Path, model: Path
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
 ) -> None:
     arguments = ("bench", tasks, "--model", model)
     assert sg(*arguments, "--tasks", "crates").exit_code == 0
-    assert stages.ran == ["crates"]
+    assert stages.ran == all_stages("crates")
     result = sg(*arguments)
-    assert stages.ran == ["crates", "boxes", "task1_polite"]
+    assert stages.ran == all_stages("crates", "boxes", "task1_polite")
     assert "task 1 of 2: boxes" in result.stderr
     again = sg(*arguments, "--tasks=boxes")
     assert again.exit_code == 0
     assert "is finished, nothing to do" in again.stderr
     assert again.stdout == result.stdout  # nothing that is there is left out of the table
-    assert len(stages.ran) == 3
+    assert stages.ran == all_stages("crates", "boxes", "task1_polite")
 
 
 def test_a_task_that_fails_is_told_and_stops_no_other(
-    sg: Call, stages: Stages, tasks: Path, model: Path
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
 ) -> None:
     stages.failing = {"boxes"}
     result = sg("bench", tasks, "--model", model)
     assert result.exit_code == 1
-    assert stages.ran == ["crates", "task1_polite"]
+    assert stages.ran == all_stages("crates", "task1_polite")
     assert "Error: boxes: generate did not finish (see above)" in result.stderr
     assert "`sg-local bench` with the same arguments goes on" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: not finished: boxes;")
@@ -228,7 +214,7 @@ def test_a_task_that_fails_is_told_and_stops_no_other(
 
 
 def test_a_failed_task_may_be_finished_by_itself(
-    sg: Call, stages: Stages, tasks: Path, model: Path, finish: Finish
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path, finish: Finish
 ) -> None:
     stages.failing = {"boxes"}
     assert sg("bench", tasks, "--model", model, "--tasks=boxes").exit_code == 1
@@ -264,7 +250,7 @@ def test_why_a_stage_failed_is_recorded_in_its_own_words(
 
 
 def test_an_interruption_keeps_what_is_finished(
-    sg: Call, stages: Stages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(run: Run, stage: str) -> int:
         if run.task.name == "crates":
@@ -290,7 +276,7 @@ def test_an_interruption_keeps_what_is_finished(
 )
 def test_other_settings_are_refused(
     sg: Call,
-    stages: Stages,
+    stages: ScriptedStages,
     tasks: Path,
     model: Path,
     contents: Callable[[Path], dict[str, bytes]],
@@ -308,7 +294,7 @@ def test_other_settings_are_refused(
 
 
 def test_another_model_and_changed_tasks_are_refused(
-    sg: Call, stages: Stages, tasks: Path, model: Path
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
 ) -> None:
     assert sg("bench", tasks, "--model", model).exit_code == 0
     other = model.with_name("other.gguf")
@@ -322,7 +308,7 @@ def test_another_model_and_changed_tasks_are_refused(
     assert "is called with other test rows" in result.stderr
 
 
-def test_a_directory_that_is_no_bench(sg: Call, stages: Stages, tasks: Path, model: Path) -> None:
+def test_a_directory_that_is_no_bench(sg: Call, stages: ScriptedStages, tasks: Path, model: Path) -> None:
     Path("photos").mkdir()
     Path("photos/cat.jpg").touch()
     result = sg("bench", tasks, "--model", model, "--run", "photos")
@@ -337,7 +323,7 @@ def test_a_directory_that_is_no_bench(sg: Call, stages: Stages, tasks: Path, mod
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"model": {}, "settings": {}, "failed": {}}'])
-def test_a_damaged_bench(sg: Call, stages: Stages, tasks: Path, model: Path, text: str) -> None:
+def test_a_damaged_bench(sg: Call, stages: ScriptedStages, tasks: Path, model: Path, text: str) -> None:
     assert sg("bench", tasks, "--model", model, "--tasks=boxes").exit_code == 0
     Path("benches/everyday/bench.json").write_text(text)
     result = sg("bench", tasks, "--model", model, "--tasks=boxes")
@@ -360,7 +346,7 @@ def test_a_bench_with_settings_that_are_gone(sg: Call, stages: Stages, tasks: Pa
 
 
 def test_one_writer(
-    sg: Call, stages: Stages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sg_local.run.directory.LOCK_SECONDS", 0)
     Path("here").mkdir()

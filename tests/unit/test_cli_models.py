@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from command_line import BASE, TENSORS, Call
+from command_line import Call
+from finished_run import HEADER, TENSORS
 from gguf_bytes import tiny_gguf
 
 from sg_local.run.directory import Run
@@ -32,7 +33,7 @@ def test_a_model_shows_what_it_says_about_itself(sg: Call, finished_run: Run) ->
 def test_texts_from_files_steer_no_terminal(sg: Call, tmp_path: Path) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
     path = tmp_path / "evil.gguf"
-    path.write_bytes(tiny_gguf({**BASE, "general.name": evil, "general.license": evil}, TENSORS))
+    path.write_bytes(tiny_gguf({**HEADER, "general.name": evil, "general.license": evil}, TENSORS))
     result = sg("models", "show", path)
     assert result.exit_code == 0
     assert r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202e" in result.stdout

@@ -3,55 +3,24 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import Result
-from command_line import BASE, TENSORS, Call, one_line
+from command_line import Call, one_line
+from finished_run import HEADER, TENSORS
 from gguf_bytes import TinyTensor, tiny_gguf
+from scripted_engine import ScriptedEngine
 
-import sg_local.llama.asking as common_module
 import sg_local.predict as predict_module
 from sg_local.files import write_rows
-from sg_local.llama.engine import Counters
-from sg_local.llama.generation import Completion
 from sg_local.run.directory import Run
-
-
-class ScriptedEngine:
-    """Stands for llama.cpp: answers with the prompt's last word, and has room for 40 characters."""
-
-    def __init__(self) -> None:
-        self.tokenizer = SimpleNamespace(
-            chat_template=lambda source: source,
-            encode_prompt=lambda _template, messages: list(
-                "\n\n".join(message["content"] for message in messages).encode()
-            ),
-            encode_plain=lambda text: list(text.encode()),
-        )
-        self.asked: list[str] = []
-        self.counters = Counters()
-
-    def __enter__(self) -> "ScriptedEngine":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
-
-    def fits(self, n_prompt_tokens: int, _max_new_tokens: int) -> bool:
-        return n_prompt_tokens < 100
-
-    def generate(self, requests: list[Any], _on_finished: object) -> list[Completion]:
-        self.asked += [bytes(request.prompt).decode() for request in requests]
-        return [Completion(asked.split()[-1], (1,), "end") for asked in self.asked[-len(requests) :]]
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """Answers with the prompt's last word."""
     scripted = ScriptedEngine()
-    monkeypatch.setattr(predict_module, "open_with", lambda *_arguments: scripted)
-    monkeypatch.setattr(common_module, "generate", ScriptedEngine.generate)
+    scripted.replace_llama_cpp(monkeypatch)
     return scripted
 
 
@@ -154,9 +123,9 @@ def test_a_model_that_says_nonsense_about_its_task(
     sg: Call, engine: ScriptedEngine, tmp_path: Path, told: str
 ) -> None:
     path = tmp_path / "odd.gguf"
-    path.write_bytes(tiny_gguf({**BASE, "sg_local.task": json.dumps(RIGHT)}, TENSORS))
+    path.write_bytes(tiny_gguf({**HEADER, "sg_local.task": json.dumps(RIGHT)}, TENSORS))
     assert sg("predict", "--model", path, "-", input="one a\n").exit_code == 0
-    path.write_bytes(tiny_gguf({**BASE, "sg_local.task": told}, TENSORS))
+    path.write_bytes(tiny_gguf({**HEADER, "sg_local.task": told}, TENSORS))
     assert "give the task with --task" in one_line(sg("predict", "--model", path, "-", input="one a\n"), 2)
     assert sg("models", "show", path).exit_code == 0
 
@@ -224,7 +193,7 @@ def test_an_adapter_of_another_base(
     sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.gguf"
-    other.write_bytes(tiny_gguf(BASE, [TinyTensor("token_embd.weight", (32, 2), data=b"\x01" * 256)]))
+    other.write_bytes(tiny_gguf(HEADER, [TinyTensor("token_embd.weight", (32, 2), data=b"\x01" * 256)]))
     adapter = finished_run.file("adapter.gguf")
     line = one_line(sg("predict", "--model", other, "--adapter", adapter, "-", input="one a\n"), 2)
     assert f"{adapter} was made for another base than {other}: give the one it was tuned on" in line

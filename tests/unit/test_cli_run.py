@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import BASE, TENSORS, Call, Contents, given, in_a_process, one_line
+from command_line import Call, Contents, given, in_a_process, one_line
+from finished_run import HEADER, TENSORS
 from gguf_bytes import tiny_gguf
 
 from sg_local.files import write_rows
@@ -146,14 +147,14 @@ def test_a_full_disk_is_told_and_the_second_call_goes_on(
         (None, "is missing: give the path of a GGUF file"),
         (b"", "is empty; download it again"),
         (b"<!doctype html>", "is not a GGUF file"),
-        (tiny_gguf(BASE, TENSORS)[:-9], "truncated"),
+        (tiny_gguf(HEADER, TENSORS)[:-9], "truncated"),
         (
-            tiny_gguf({**BASE, "general.type": "adapter"}, TENSORS),
+            tiny_gguf({**HEADER, "general.type": "adapter"}, TENSORS),
             "is a LoRA adapter, not a model; give the base",
         ),
-        (tiny_gguf({**BASE, "general.architecture": "mamba"}, TENSORS), "has the architecture 'mamba'"),
-        (tiny_gguf(BASE), "holds a vocabulary only, no tensors"),
-        (tiny_gguf(BASE, TENSORS), "carries no chat template: say `--prompt-format vicuna` if"),
+        (tiny_gguf({**HEADER, "general.architecture": "mamba"}, TENSORS), "has the architecture 'mamba'"),
+        (tiny_gguf(HEADER), "holds a vocabulary only, no tensors"),
+        (tiny_gguf(HEADER, TENSORS), "carries no chat template: say `--prompt-format vicuna` if"),
     ],
     ids=["missing", "empty", "not a GGUF", "truncated", "adapter", "architecture", "vocabulary", "template"],
 )

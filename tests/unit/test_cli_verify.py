@@ -1,7 +1,8 @@
 """`sg-local verify`: what is as it was, and what is not."""
 
 import pytest
-from command_line import BASE, TENSORS, Call, one_line
+from command_line import Call, one_line
+from finished_run import HEADER, TENSORS
 from gguf_bytes import tiny_gguf
 
 from sg_local.run.directory import Run
@@ -46,7 +47,7 @@ def test_verify_tells_everything_that_is_wrong(sg: Call, finished_run: Run) -> N
 def test_verify_of_an_export_for_another_base(sg: Call, finished_run: Run) -> None:
     with finished_run.stage("export", reads=[], writes=["adapter.gguf", "model.gguf"]):
         finished_run.file("model.gguf").write_bytes(
-            tiny_gguf({**BASE, "sg_local.base_fingerprint": "\x1b[31m0000"}, TENSORS)
+            tiny_gguf({**HEADER, "sg_local.base_fingerprint": "\x1b[31m0000"}, TENSORS)
         )
     with finished_run.stage("evaluate", reads=[], writes=[]):
         pass

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import write_inputs, write_outputs
 
 from sg_local.errors import SgLocalError
-from sg_local.files import read_rows, write_rows
+from sg_local.files import read_rows
 from sg_local.run.directory import Run, create_or_open_run
 from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
@@ -26,12 +27,8 @@ output = "Could you please send me the report today?"
 
 def curated(run: Run, inputs: Rows, outputs: Rows) -> Rows:
     """train.jsonl of a run whose first two stages wrote these rows."""
-    with run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
-        write_rows(
-            run.file("inputs.jsonl"), [{"label": None, "drop": None, "seed": 0, **row} for row in inputs]
-        )
-    with run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
-        write_rows(run.file("outputs.jsonl"), [{"drop": None, **row} for row in outputs])
+    write_inputs(run, inputs)
+    write_outputs(run, outputs)
     run_curate(run)
     return read_rows(run.file("train.jsonl"))
 

@@ -1,7 +1,7 @@
 """Stage 6 with a scripted engine: who is asked what, and what evaluation.json says of the answers."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
-import sg_local.llama.asking as common
 import sg_local.stages.evaluate as evaluate
-import sg_local.stages.evaluate as many_shot
 from sg_local.files import read_rows, write_rows
-from sg_local.llama.engine import Counters
 from sg_local.llama.generation import Completion
 from sg_local.report.scores import gain_over_best, score_table
 from sg_local.run.directory import Run
@@ -28,61 +26,27 @@ ONE_OF_TWO = [
 ]
 
 
-class Scripted:
-    """Stands for llama.cpp: the base says "Refund, I think." with examples, the tuned files say "login".
-
-    Its label scores are right but for one: everything over 200 bytes does not fit.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.counters = Counters()
-        self.tokenizer = SimpleNamespace(
-            chat_template=lambda source: source,
-            encode_prompt=lambda _template, messages: list(
-                "\n".join(message["content"] for message in messages).encode()
-            ),
-            encode_answer=lambda _template, _messages, answer: list(answer.encode()),
-            encode_plain=lambda text: list(text.encode()),
-        )
-
-    def __enter__(self) -> "Scripted":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
-
-    def fits(self, n_prompt: int, n_new: int) -> bool:
-        return n_prompt + n_new < 200
+def login_if_tuned(file: str, _prompt: str) -> str:
+    return "login" if file in {"adapter.gguf", "model.gguf"} else "Refund, I think."
 
 
-def generate(
-    engine: Scripted, requests: Sequence[Any], on_finished: Callable[[int], None]
-) -> list[Completion]:
-    text = "login" if engine.name in {"adapter.gguf", "model.gguf"} else "Refund, I think."
-    for index in range(len(requests)):
-        on_finished(index)
-    return [Completion(text, (1,), "end") for _ in requests]
-
-
-def label_logprobs(
-    _engine: Scripted, prompts: Sequence[bytes], labels: Sequence[bytes], on_finished: Callable[[int], None]
-) -> list[list[float]]:
-    assert [bytes(label) for label in labels] == [b"refund", b"login"]
-    for index, prompt in enumerate(prompts):
-        assert b"I want my money back." in bytes(prompt)  # the demonstration
-        on_finished(index)
-    return [[-2.0, -0.1] if b"password" in bytes(prompt) else [-0.1, -2.0] for prompt in prompts]
+def label_logprobs(prompt: str, labels: list[str]) -> list[float]:
+    """Right for both test rows: login is likelier where the message names a password."""
+    assert labels == ["refund", "login"]
+    assert "I want my money back." in prompt  # the demonstration
+    return [-2.0, -0.1] if "password" in prompt else [-0.1, -2.0]
 
 
 @pytest.fixture
-def evaluation(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    scripted = ScriptedEngine(login_if_tuned, label_logprobs)
+    scripted.replace_llama_cpp(monkeypatch)
+    return scripted
+
+
+@pytest.fixture
+def evaluation(finished_run: Run, engine: ScriptedEngine) -> dict[str, Any]:
     """What the stage writes for the two test rows of the run, and for one that is too long."""
-    monkeypatch.setattr(
-        evaluate, "open_with", lambda _settings, model, adapter: Scripted((adapter or model).name)
-    )
-    monkeypatch.setattr(common, "generate", generate)
-    monkeypatch.setattr(common, "label_logprobs", label_logprobs)
     with open(finished_run.file("test.jsonl"), "a") as file:
         file.write(json.dumps({"input": "long " * 50, "output": "login"}) + "\n")
     assert run_stage(finished_run, "evaluate", redo=True)
@@ -207,18 +171,19 @@ def test_free_answers_have_no_labels_to_score(finished_run: Run) -> None:
 
 @pytest.mark.usefixtures("evaluation")
 def test_few_shot_answers_that_go_on_are_scored_by_their_first_line_too(
-    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+    finished_run: Run, engine: ScriptedEngine
 ) -> None:
     """As those of a model that was never tuned to chats; "login" is right for one row, and one does not fit."""
 
-    def going_on(
-        engine: Scripted, requests: Sequence[Any], on_finished: Callable[[int], None]
-    ) -> list[Completion]:
-        if engine.name in {"adapter.gguf", "model.gguf"}:
-            return generate(engine, requests, on_finished)
-        return [Completion("login \nInput: and so on", (1,), "length") for _ in requests]
+    def going_on(file: str, prompt: str) -> str | Completion:
+        tuned_answer = login_if_tuned(file, prompt)
+        return (
+            tuned_answer
+            if tuned_answer == "login"
+            else Completion("login \nInput: and so on", (1,), "length")
+        )
 
-    monkeypatch.setattr(common, "generate", going_on)
+    engine.answer = going_on
     assert run_stage(finished_run, "evaluate", redo=True)
     found = json.loads(finished_run.file("evaluation.json").read_text())
     few_shot, first_line = (
@@ -270,8 +235,8 @@ def test_many_shots_are_each_label_in_turn_the_surest_first_as_many_as_fit(
         assert vocab_only
         yield SimpleNamespace(n_ctx_train=n_ctx_train)
 
-    monkeypatch.setattr(many_shot, "load_model", load_model)
-    monkeypatch.setattr(many_shot, "Tokenizer", lambda _model: Scripted("base").tokenizer)
+    monkeypatch.setattr(evaluate, "load_model", load_model)
+    monkeypatch.setattr(evaluate, "Tokenizer", lambda _model: ScriptedTokenizer())
     gold = {"id": "demonstration-1", "input": "I want my money back.", "output": "refund", "drop": None}
     made = [
         {"id": number, "input": text, "output": label, "confidence": confidence, "drop": drop}
@@ -280,5 +245,5 @@ def test_many_shots_are_each_label_in_turn_the_surest_first_as_many_as_fit(
     write_rows(finished_run.file("train.jsonl"), [gold, *made])
     run = replace(finished_run, settings=replace(finished_run.settings, max_new_tokens=100))
     rows = [Example("Pay.", "refund"), Example("My password is wrong, help me.", "login")]
-    found = many_shot.many_shots(run, rows)
+    found = evaluate.many_shots(run, rows)
     assert [shown.input for shown in found] == [*wanted, "I want my money back."]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from finished_run import write_inputs, write_outputs, write_train_rows
 
-from sg_local.files import read_rows, write_rows
+from sg_local.files import read_rows
 from sg_local.report.explain import REASONS
 from sg_local.report.made_data import data_report, report_lines, warnings
 from sg_local.run.directory import Run, create_or_open_run, lock_run
@@ -279,42 +280,24 @@ def test_nothing_made_is_a_report_too() -> None:
 @pytest.fixture
 def told_run(new_run: Run) -> Run:
     """Three rows: one in training, one that annotate saw last, one that generate dropped."""
-    with new_run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
-        write_rows(
-            new_run.file("inputs.jsonl"),
-            [
-                {"id": 0, "input": "Pay me.", "label": "refund", "prompt": "turns", "drop": None, "seed": 5},
-                {
-                    "id": 1,
-                    "input": "In \x1b[31mred",
-                    "label": "login",
-                    "prompt": "turns",
-                    "drop": None,
-                    "seed": 6,
-                },
-                {
-                    "id": 2,
-                    "input": "x" * 5000,
-                    "label": "login",
-                    "prompt": "turns",
-                    "drop": "length",
-                    "seed": 7,
-                },
-            ],
-        )
-    with new_run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
-        scores = [{"refund": -0.1, "login": -3.0}]
-        write_rows(
-            new_run.file("outputs.jsonl"),
-            [{"id": n, "label_logprobs": scores, "output": "refund", "drop": None} for n in (0, 1)],
-        )
-    with new_run.stage("curate", ["inputs.jsonl", "outputs.jsonl"], ["train.jsonl"]):
-        rows: Rows = [
-            {"id": "demonstration-1", "input": "Money back.", "output": "refund", "drop": None, "copies": 1},
-            {"id": 0, "input": "Pay me.", "output": "refund", "confidence": 0.9, "drop": None, "copies": 2},
+    write_inputs(
+        new_run,
+        [
+            {"id": 0, "input": "Pay me.", "label": "refund", "prompt": "turns", "seed": 5},
+            {"id": 1, "input": "In \x1b[31mred", "label": "login", "prompt": "turns", "seed": 6},
+            {"id": 2, "input": "x" * 5000, "label": "login", "prompt": "turns", "drop": "length", "seed": 7},
+        ],
+    )
+    scores = [{"refund": -0.1, "login": -3.0}]
+    write_outputs(new_run, [{"id": n, "label_logprobs": scores, "output": "refund"} for n in (0, 1)])
+    write_train_rows(
+        new_run,
+        [
+            {"id": "demonstration-1", "input": "Money back.", "output": "refund", "copies": 1},
+            {"id": 0, "input": "Pay me.", "output": "refund", "confidence": 0.9, "copies": 2},
             {"id": 1, "input": "In red", "output": "refund", "drop": "low_confidence", "copies": 0},
-        ]
-        write_rows(new_run.file("train.jsonl"), rows)
+        ],
+    )
     return new_run
 
 
@@ -403,23 +386,16 @@ def test_label_scores_are_told_as_curate_weighed_them(sg: Call, new_run: Run) ->
     """raw -> without the bias of all rows -> with the label that was asked for; the last gives curate's confidence."""
     logprobs = [(-0.1, -6.0), (-6.0, -0.1)] * 18 + [(-0.6, -0.8), (-0.8, -0.6), (-0.1, -9.0), (-9.0, -0.1)]
     asked = ["refund", "login"] * 18 + ["login", "refund", "login", "refund"]
-    with new_run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
-        rows = made(*((f"message {n}", label, None) for n, label in enumerate(asked)))
-        write_rows(new_run.file("inputs.jsonl"), rows)
-    with new_run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
-        outputs: Rows = [
-            {
-                "id": n,
-                "label_logprobs": [
-                    {"refund": first, "login": second},
-                    {"refund": first - 1, "login": second},
-                ],
-                "output": "refund",
-                "drop": None,
-            }
-            for n, (first, second) in enumerate(logprobs)
-        ]
-        write_rows(new_run.file("outputs.jsonl"), outputs)
+    write_inputs(new_run, made(*((f"message {n}", label, None) for n, label in enumerate(asked))))
+    outputs = [
+        {
+            "id": n,
+            "label_logprobs": [{"refund": first, "login": second}, {"refund": first - 1, "login": second}],
+            "output": "refund",
+        }
+        for n, (first, second) in enumerate(logprobs)
+    ]
+    write_outputs(new_run, outputs)
 
     def scores(row_id: int) -> dict[str, dict[str, float | None]]:
         found = sg("curate", new_run.path, "--explain", row_id, "--json").stdout
@@ -443,11 +419,9 @@ def test_without_calibration_no_score_is_called_calibrated(
 ) -> None:
     settings = Settings(calibrate=False, agreement="never")
     run, _ = create_or_open_run(tmp_path / "plain", load_task(task), model, settings)
-    with run.stage("generate", ["task.toml"], ["inputs.jsonl"]):
-        write_rows(run.file("inputs.jsonl"), made(("a", "login", None)))
-    with run.stage("annotate", ["inputs.jsonl"], ["outputs.jsonl"]):
-        row = {"id": 0, "label_logprobs": [{"refund": -1.0, "login": -1.0}], "output": "refund", "drop": None}
-        write_rows(run.file("outputs.jsonl"), [row])
+    write_inputs(run, made(("a", "login", None)))
+    row = {"id": 0, "label_logprobs": [{"refund": -1.0, "login": -1.0}], "output": "refund"}
+    write_outputs(run, [row])
     found = json.loads(sg("curate", run.path, "--explain", "0", "--json").stdout)
     assert found["label_scores"]["login"] == {"raw": 0.5, "calibrated": None, "with_evidence": None}
 
@@ -455,10 +429,9 @@ def test_without_calibration_no_score_is_called_calibrated(
 def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model: Path) -> None:
     task.write_text('name = "free"\ninstruction = "Go."\n\n[[examples]]\ninput = "a"\noutput = "b"\n')
     run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())
-    write_rows(run.file("inputs.jsonl"), made(("What?", None, None)))
+    write_inputs(run, made(("What?", None, None)))
     samples = ["That.", "That.", "", "\x1b[2J"]
-    row = {"id": 0, "samples": samples, "output": "That.", "share": 0.5, "drop": None}
-    write_rows(run.file("outputs.jsonl"), [row])
+    write_outputs(run, [{"id": 0, "samples": samples, "output": "That.", "share": 0.5}])
     told = sg("curate", run.path, "--explain", "0").stdout
     assert "    2 of 4         That." in told
     assert "    1 of 4         (not at its end after --max-new-tokens)" in told

@@ -78,7 +78,7 @@ MEASURED: list[tuple[ModelSizes, dict[str, Any], str, int]] = [
     (RANDOM_321M, {}, "train", 3_542_433_792),
 ]
 
-# What README.md assumes of a row: 256 tokens that all rows share, 256 of its own.
+# What plan/README.md assumes of a row: 256 tokens that all rows share, 256 of its own.
 ROWS = TaskTokens(instruction=256, demonstrations=512, input=200, answer=56, test_rows=300)
 
 
@@ -282,22 +282,19 @@ def test_its_numbers_are_those_of_the_code_that_it_tells_about(finished_run: Run
             assert there(given, on_gpu) == memory.uses_checkpointing(given, on_gpu)  # type: ignore[arg-type]
 
 
-# README
+# The manual
 
-
-def section() -> str:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    return readme[readme.index("## A GPU, and Vicuna-7b-v1.5") : readme.index("## How it is laid out")]
+MANUAL = (ROOT / "sg_local" / "plan" / "README.md").read_text("utf-8")
 
 
 def table(first_cell: str) -> list[list[str]]:
-    """The rows of the table of this section whose head begins so."""
-    lines = section()[section().index(f"| {first_cell} |") :].partition("\n\n")[0].splitlines()[2:]
+    """The rows of the manual's table whose head begins so."""
+    lines = MANUAL[MANUAL.index(f"| {first_cell} |") :].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def largest(name: str, values: range | tuple[int, ...], step: str, gib: int, settings: Settings) -> str:
-    """The largest of the values with which a step fits a card, as the README has it."""
+    """The largest of the values with which a step fits a card, as the manual has it."""
     found = [
         value
         for value in values
@@ -307,10 +304,10 @@ def largest(name: str, values: range | tuple[int, ...], step: str, gib: int, set
     return str(max(found)) if found else "none"
 
 
-def test_the_readme_has_the_steps_of_a_7b_model() -> None:
-    assert "Estimated" in section()
+def test_the_manual_has_the_stages_of_a_7b_model() -> None:
+    assert "Estimated" in MANUAL
     settings = Settings(load_in_4bit=True)
-    for row, step in zip(table("step"), ("generate", "train", "export"), strict=True):
+    for row, step in zip(table("stage"), ("generate", "train", "export"), strict=True):
         item = need(step, LLAMA_2_7B, settings)
         expected = [f"{n_bytes / GIB:.1f} GiB" for n_bytes in (item.gpu_bytes, item.host_bytes)]
         assert [cell.partition(":")[0] for cell in row[1:3]] == expected, step
@@ -318,7 +315,7 @@ def test_the_readme_has_the_steps_of_a_7b_model() -> None:
             assert row[3].startswith(f"{item.disk_bytes / GIB:.1f} GiB"), step
 
 
-def test_the_readme_says_what_fits_which_card() -> None:
+def test_the_manual_says_what_fits_which_card() -> None:
     contexts = range(1024, 131_072, 1024)
     batches = (1, 2, 4, 8, 16, 32, 64)
     in_4_bit = Settings(load_in_4bit=True)
@@ -335,8 +332,8 @@ def test_the_readme_says_what_fits_which_card() -> None:
     assert table("card") == expected, expected
 
 
-def test_the_readme_says_how_near_the_estimates_are() -> None:
-    found = re.search(r"its numbers are\s+([\d.]+) to\s+([\d.]+) times", section())
+def test_the_manual_says_how_near_the_estimates_are() -> None:
+    found = re.search(r"they\s+are\s+([\d.]+)\s+to\s+([\d.]+)\s+times", MANUAL)
     assert found
     ratios = [ratio(*item) for item in MEASURED]
     assert found.groups() == (f"{min(ratios):.1f}", f"{max(ratios):.1f}")

@@ -1,35 +1,25 @@
 """What the proof of an export opens where; nothing is computed here."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+from scripted_engine import ScriptedEngine
 
 import sg_local.finetune.reference as reference
 import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
 from sg_local.run.directory import Run
-from sg_local.settings import Settings
 
 
 def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_served(
     finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A 7B model's 16-bit copy needs 13.5 GB: on the card that serves it in 4 bits, every export would have failed.
-    opened = []
-
-    @contextmanager
-    def open_with(settings: Settings, path: Path, *_: Any, **__: Any) -> Iterator[Any]:
-        opened.append((path.name, settings.n_gpu_layers))
-        yield SimpleNamespace(tokenizer=None)
-
+    engine = ScriptedEngine()
+    engine.replace_llama_cpp(monkeypatch)
     logits = np.zeros((2, 5), np.float32)
-    monkeypatch.setattr(parity, "open_with", open_with)
     monkeypatch.setattr(parity, "f16_gguf", lambda *_: Path("f16.gguf"))
     monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
     monkeypatch.setattr(parity, "sequence_logits", lambda *_: logits)
@@ -38,7 +28,11 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     run = finished_run
     files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
     parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
-    assert opened == [("f16.gguf", 0), ("f16.gguf", 0), ("model.gguf", -1)]
+    assert engine.opened == [
+        ("f16.gguf", None, 0),
+        ("f16.gguf", "adapter.gguf", 0),
+        ("model.gguf", None, -1),
+    ]
 
 
 def parity_of(mean_kl_nats: float) -> parity.Parity:

@@ -28,7 +28,7 @@ LAYERS = [
     {"chat.modelfile"},
     {"selfguide"},
     {"chat"},
-    {"run.directory", "plan.memory"},  # from here on the shared vocabulary
+    {"run.directory", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
     {"models", "task", "settings"},
     {"files", "gguf_header", "progress"},
     {"errors"},
@@ -178,7 +178,9 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
 def test_the_vocabulary_is_light() -> None:
     vocabulary = [
-        name for names in LAYERS[LAYERS.index({"run.directory", "plan.memory"}) :] for name in sorted(names)
+        name
+        for names in LAYERS[LAYERS.index({"run.directory", "plan.memory", "plan.machine"}) :]
+        for name in sorted(names)
     ]
     assert not HEAVY & modules_after("\n".join(f"import sg_local.{name}" for name in vocabulary))
 

@@ -1,0 +1,28 @@
+"""What this machine lists: its NVIDIA cards, and the one that is used.
+
+nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
+"""
+
+import os
+import shutil
+import subprocess
+
+
+def nvidia_gpus() -> list[str]:
+    """Names and memory of the NVIDIA GPUs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # the program is there, its driver or device is not
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def card_in_use() -> str:
+    """Name and memory of the card that llama.cpp and torch should use; "" where there is none, or it is hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return ""
+    return next(iter(nvidia_gpus()), "")

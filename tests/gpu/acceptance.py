@@ -1,0 +1,379 @@
+"""Does everything that needs a card, on random models, and prints a line for each check and a table at the end.
+
+    PASS 7B: generate beside llama_decode   tokens_per_second 2310, wall_over_decode 1.06
+    FAIL 7B: training in 24 GiB             error CUDA out of memory ...
+
+Every check is of two things side by side in one run: the card and the processor, the product and llama_decode alone,
+what was used and what `plan` says. Bounds are those of the project; none is of this script alone. Exit code 1 where a
+check fails. The numbers are also written to acceptance.json, into $OUT where that is set.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MIB = 2**20
+
+MAX_WALL_OVER_DECODE = 1.10
+MIN_SHARE_OF_LLAMA_DECODE = 0.8
+MAX_SCORE_DIFFERENCE_NATS = 0.3  # llama.cpp quantizes activations differently on a card
+MAX_TIE_LOGITS = 0.2  # two tokens that are nearer than this may change places
+MAX_MIB_LEFT = 64  # on the card when a process has ended
+
+
+class Results:
+    """The checks so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def check(self, name: str, is_good: bool, **numbers: Any) -> None:
+        self.rows.append({"name": name, "ok": bool(is_good), **numbers})
+        text = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in numbers.items()
+        )
+        print(f"{'PASS' if is_good else 'FAIL'} {name}   {text}", flush=True)
+
+
+class Card:
+    """The most that the card held while the body ran, above what it held before, in MiB."""
+
+    def __enter__(self) -> "Card":
+        self.before = self.peak = used_mib()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            self.peak = max(self.peak, used_mib())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        time.sleep(0.5)
+        self.left_mib = used_mib() - self.before
+        self.mib = self.peak - self.before
+
+
+def used_mib() -> int:
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
+    except (OSError, subprocess.SubprocessError):
+        return 0
+
+
+class Acceptance:
+    """The parts; each is one of --only."""
+
+    def __init__(self, work: Path, on_cpu: bool) -> None:
+        from random_model import TINY, TWO_LAYERS, VICUNA_7B, write_random_llama
+
+        self.work, self.on_cpu, self.results = work, on_cpu, Results()
+        self.layers = "0" if on_cpu else "-1"
+        self.small, self.large = work / "small.gguf", work / "large.gguf"
+        started = time.time()
+        for path, shape in (
+            (self.small, TINY if on_cpu else TWO_LAYERS),
+            (self.large, TINY if on_cpu else VICUNA_7B),
+        ):
+            if not path.exists():
+                write_random_llama(path, shape)
+        print(f"models ready after {time.time() - started:.0f} s", flush=True)
+
+    def _child(self, name: str, *arguments: object, timeout: int = 300) -> dict[str, Any]:
+        """A function of work.py; {"error": ...} where it failed."""
+        started = time.time()
+        command = [sys.executable, "-u", str(HERE / "work.py"), name, *map(str, arguments)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired:
+            return {"error": f"no end after {timeout} s"}
+        (self.work / f"{name}-{len(self.results.rows)}.log").write_text(done.stderr + done.stdout)
+        if done.returncode:
+            return {"error": f"exit code {done.returncode}: " + " | ".join(done.stderr.splitlines()[-8:])}
+        return {**json.loads(done.stdout.splitlines()[-1]), "seconds": round(time.time() - started, 1)}
+
+    def _sg_local(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "SG_LOCAL_HOME": str(self.work / "home")}
+        command = [sys.executable, "-m", "sg_local", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=self.work, check=False
+        )
+        (self.work / f"sg-local-{arguments[0]}-{len(self.results.rows)}.log").write_text(
+            done.stderr + done.stdout
+        )
+        return done
+
+    def _planned_mib(self, step: str, gpu_gib: float, *flags: str) -> float:
+        told = self._sg_local(
+            "plan", "support-inbox", "--model", self.large, "--json", "--gpu-memory", gpu_gib, *flags
+        )
+        steps = json.loads(told.stdout)["steps"]
+        return float(next(item["gpu_bytes"] for item in steps if item["step"] == step)) / MIB
+
+    def environment(self) -> None:
+        """Which versions, and that llama.cpp and torch see the card."""
+        import llama_cpp
+        import torch
+
+        offers = bool(llama_cpp.llama_supports_gpu_offload())
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        self.results.check(
+            "llama.cpp and torch see the card",
+            self.on_cpu or (offers and torch.cuda.is_available()),
+            card=card,
+            torch=torch.__version__,
+            llama_cpp=llama_cpp.__version__,
+            offers_gpu=offers,
+        )
+
+    def agreement(self) -> None:
+        """The same label scores and greedy answers on the card and on the processor."""
+        on, off = (self._child("scores", self.small, layers) for layers in (self.layers, "0"))
+        if "error" in on or "error" in off:
+            self.results.check("label scores on card and processor", False, card=on, processor=off)
+        else:
+            pairs = [
+                (a, b)
+                for x, y in zip(on["scores"], off["scores"], strict=True)
+                for a, b in zip(x, y, strict=True)
+            ]
+            worst = max(abs(a - b) for a, b in pairs)
+            self.results.check(
+                "label scores on card and processor",
+                worst <= MAX_SCORE_DIFFERENCE_NATS,
+                worst_nats=worst,
+                seconds=[on["seconds"], off["seconds"]],
+            )
+        on, off = (self._child("answers", self.small, layers) for layers in (self.layers, "0"))
+        if "error" in on or "error" in off:
+            self.results.check("greedy answers on card and processor", False, card=on, processor=off)
+            return
+        parted = []
+        for one, other, leads in zip(on["answers"], off["answers"], off["leads"], strict=True):
+            place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+            if place is not None:
+                parted.append(leads[place])
+        self.results.check(
+            "greedy answers on card and processor, but for ties",
+            all(lead <= MAX_TIE_LOGITS for lead in parted),
+            answers=len(on["answers"]),
+            parted_by_logits=[round(lead, 3) for lead in parted],
+        )
+
+    def speed(self) -> None:
+        """Generation, annotation, evaluation and scoring of a 7B beside llama_decode alone; memory beside plan."""
+        with Card() as card:
+            found = self._child("speed", self.large, 8 if self.on_cpu else 96, self.layers)
+        if "error" in found:
+            self.results.check("7B: 32 sequences", False, **found)
+            return
+        alone = found["llama_decode_tokens_per_second"]
+        for name in ("generate", "annotate", "evaluate"):
+            rate, ratio = found[f"{name}_tokens_per_second"], found[f"{name}_wall_over_decode"]
+            self.results.check(
+                f"7B: {name}: wall over decode",
+                self.on_cpu or ratio <= MAX_WALL_OVER_DECODE,
+                tokens_per_second=rate,
+                llama_decode_alone=alone,
+                wall_over_decode=ratio,
+            )
+        self.results.check(
+            "7B: label scoring",
+            found["scored_prompts_per_second"] > 0,
+            prompts_per_second=found["scored_prompts_per_second"],
+            wall_over_decode=found["score_wall_over_decode"],
+        )
+        self.results.check(
+            "7B: generate as fast as llama_decode alone",
+            self.on_cpu or found["generate_tokens_per_second"] >= MIN_SHARE_OF_LLAMA_DECODE * alone,
+            share=found["generate_tokens_per_second"] / alone,
+        )
+        planned = self._planned_mib("generate", 24, "--n-ctx", "8192")
+        self.results.check(
+            "7B: generate within its plan, and the card as it was",
+            self.on_cpu or (card.mib <= planned and card.left_mib <= MAX_MIB_LEFT),
+            used_mib=card.mib,
+            planned_mib=round(planned),
+            left_mib=card.left_mib,
+        )
+
+    def small_card(self) -> None:
+        """Generating with a 7B where another process holds all but 7.4 GiB of the card."""
+        if self.on_cpu:
+            return
+        ballast = (
+            "import torch, time, sys\n"
+            "n = torch.cuda.mem_get_info()[0] - int(float(sys.argv[1]) * 2**30)\n"
+            "x = torch.empty(n, dtype=torch.uint8, device='cuda')\n"
+            "print('held', flush=True)\n"
+            "time.sleep(600)\n"
+        )
+        holder = subprocess.Popen([sys.executable, "-c", ballast, "7.36"], stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout
+            holder.stdout.readline()
+            found = self._child("speed", self.large, 8, "-1")
+            self.results.check("7B: 32 sequences in a card of 8 GB", "error" not in found, **found)
+        finally:
+            holder.kill()
+            holder.wait()
+
+    def training(self) -> None:
+        """Unsloth in 4 and in 16 bit, rows as a tree and padded, in cards of 24 and of 8 GB."""
+        # batches, bits, GiB of the card, tokens of a row, of these shared, id of the padding token, the model
+        cases: list[tuple[str, str, float, int, int, int, Path]] = [
+            ("tree", "16", 0, 64, 32, 2, self.small),
+            ("padded", "16", 0, 64, 32, -1, self.small),
+            ("tree", "4", 22, 520, 256, 0, self.large),
+            ("tree", "4", 7.36, 128, 64, 2, self.large),
+        ]
+        if self.on_cpu:
+            cases = [("tree", "16", 0, 64, 32, 2, self.small), ("padded", "16", 0, 64, 32, -1, self.small)]
+        for number, (batches, bits, gpu_gib, n_tokens, n_shared, pad, model) in enumerate(cases):
+            weights = self.work / f"weights-{model.stem}"
+            if not weights.exists():
+                made = self._child("weights", model, weights)
+                if "error" in made:
+                    self.results.check(f"weights of {model.stem}", False, **made)
+                    continue
+            with Card() as card:
+                found = self._child(
+                    "train", self.work / f"train-{number}", weights, gpu_gib, batches, bits, n_tokens, n_shared, pad
+                )  # fmt: skip
+            name = f"training {model.stem}, {bits} bit, {batches}, rows of {n_tokens}, pad {pad}" + (
+                f", {gpu_gib} GiB" if gpu_gib else ""
+            )
+            if "error" in found:
+                self.results.check(name, False, **found)
+                continue
+            rope = found.get("rope") or {}
+            n_linear = found["n_linear_4bit"]
+            is_good = (
+                found["batches"] == batches
+                and rope.get("rope_type", "default") == "default"
+                and (n_linear > 0) == (bits == "4")
+                and found["first_loss"] is not None
+                and card.left_mib <= MAX_MIB_LEFT
+            )
+            self.results.check(
+                name,
+                is_good,
+                **{
+                    key: found[key]
+                    for key in (
+                        *("batches", "padded_because", "tree_check", "rope", "dtype", "attention", "forward"),
+                        *("device", "n_linear_4bit", "first_loss", "last_loss", "step_seconds", "loaded_mib"),
+                        *("peak_mib", "seconds"),
+                    )
+                    if key in found
+                },
+                card_mib=card.mib,
+                left_mib=card.left_mib,
+            )
+
+    def proof(self) -> None:
+        """A random adapter on the small model: exported, merged, and compared with torch."""
+        from random_adapter import write_random_adapter
+
+        adapter = self.work / "adapter"
+        write_random_adapter(adapter, self.small)
+        with Card() as card:
+            done = self._sg_local(
+                "export", "--adapter", adapter, "--model", self.small, "--out", self.work / "exported"
+            )
+        said = " ".join(line for line in done.stderr.splitlines() if "logits" in line or "Error" in line)
+        self.results.check("the export is proved", done.returncode == 0, said=said[-500:], card_mib=card.mib)
+
+    def loop(self) -> None:
+        """The whole loop on the real small model, with the settings of a card: made, trained, exported, scored."""
+        parts = sorted((ROOT / "build/gpu").glob("smollm2.part*"))
+        model = self.work / "smollm2.gguf"
+        if len(parts) == 2 and not model.exists():
+            model.write_bytes(b"".join(part.read_bytes() for part in parts))
+        source: object = model if model.exists() else "smollm2-135m"
+        size = ["--preset", "quick", *(["--n-inputs", "24", "--epochs", "1"] if self.on_cpu else [])]
+        started = time.time()
+        with Card() as card:
+            done = self._sg_local(
+                "run", "support-inbox", "--model", source, *size, "--load-in-4bit", "--run", self.work / "run"
+            )
+        manifest_file = self.work / "run/manifest.json"
+        stages = json.loads(manifest_file.read_text())["stages"] if manifest_file.exists() else {}
+        training = stages.get("train", {}).get("training", {})
+        scored = self.work / "run/evaluation.json"
+        means = {}
+        if scored.exists():
+            contenders = json.loads(scored.read_text())["contenders"]
+            means = {name: entry["exact_match"]["mean"] for name, entry in contenders.items()}
+        self.results.check(
+            "the whole loop",
+            done.returncode == 0
+            and training.get("batches") == "tree"
+            and (self.on_cpu or training.get("device") != "cpu"),
+            seconds={name: entry["seconds"] for name, entry in stages.items()},
+            all_seconds=round(time.time() - started),
+            training={key: value for key, value in training.items() if key != "loss"},
+            exact_match=means,
+            card_mib=card.mib,
+            said="" if done.returncode == 0 else done.stderr[-800:],
+        )
+
+
+PARTS: dict[str, Callable[[Acceptance], None]] = {
+    "environment": Acceptance.environment,
+    "agreement": Acceptance.agreement,
+    "training": Acceptance.training,
+    "speed": Acceptance.speed,
+    "proof": Acceptance.proof,
+    "loop": Acceptance.loop,
+    "small_card": Acceptance.small_card,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cpu", action="store_true", help="tiny models, without a card")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/tmp/sg-local-gpu/work"), help="where models are made"
+    )
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    acceptance = Acceptance(given.work, given.cpu)
+    for name in given.only:
+        started = time.time()
+        try:
+            PARTS[name](acceptance)
+        except Exception as error:  # the other parts still run
+            acceptance.results.check(name, False, error=f"{type(error).__name__}: {error}"[:500])
+        print(f"     {name} took {time.time() - started:.0f} s", flush=True)
+    rows = acceptance.results.rows
+    place = Path(os.environ.get("OUT", given.work)) / "acceptance.json"
+    place.write_text(json.dumps(rows, indent=1, default=str) + "\n")
+    failed = [row["name"] for row in rows if not row["ok"]]
+    print(
+        f"{len(rows) - len(failed)} of {len(rows)} checks passed"
+        + "".join(f"\n  FAIL {name}" for name in failed)
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""What training on a card asks for, shown where there is none: Unsloth's GPU code takes other masks and tokenizers.
+
+Each of these was seen on Unsloth's GPU stack; on a card itself tests/gpu/run tries them.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sg_local.errors import InputError, SgLocalError
+from sg_local.finetune import load
+from sg_local.finetune.batches import TrainRow, tree_batch
+from sg_local.finetune.load import require_card, require_same_positions
+from sg_local.finetune.loss import batch_loss, tensors
+from sg_local.finetune.process import go_offline
+from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
+
+for package in ("torch", "transformers", "peft", "trl"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+TOKENS = ["<unk>", "<s>", "</s>", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "pad"), [(1, 2, -1), (1, 2, 2), (-1, 0, -1), (0, 0, 0), (1, 2, 99), (1, 2, 4)]
+)
+def test_the_padding_token_is_there_and_is_not_the_end_token(
+    tmp_path: Path, bos: int, eos: int, pad: int
+) -> None:
+    go_offline()
+    from transformers import AutoTokenizer
+
+    write_stand_in_tokenizer(tmp_path, Vocabulary(TOKENS, bos, eos, pad))
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    assert tokenizer.eos_token_id == eos
+    assert tokenizer.pad_token_id != eos
+    assert 0 <= tokenizer.pad_token_id < len(TOKENS) == len(tokenizer)
+    if pad == 4:
+        assert tokenizer.pad_token_id == 4
+
+
+def test_unsloths_forward_gets_an_additive_mask_that_is_kept_and_not_cut() -> None:
+    go_offline()
+    import torch
+
+    seen: dict[str, Any] = {}
+
+    class Decoder(torch.nn.Module):
+        def forward(self, **inputs: Any) -> Any:
+            seen.update(inputs)
+            return SimpleNamespace(last_hidden_state=torch.zeros(*inputs["input_ids"].shape, 4))
+
+    Decoder.forward.__module__ = "unsloth.models.llama"
+    decoder, head = Decoder(), torch.nn.Linear(4, 9)
+    causal = SimpleNamespace(base_model_prefix="model", model=decoder, get_output_embeddings=lambda: head)
+    model = SimpleNamespace(get_base_model=lambda: causal)
+    batch = tree_batch([TrainRow((1, 5, 6), (7, 2)), TrainRow((1, 5, 8), (3, 2))])
+    batch_loss(model, tensors(batch, SimpleNamespace()))
+    mask = seen["attention_mask"][0, 0]
+    assert batch.visible is not None
+    assert mask.dtype == torch.float32
+    # As Unsloth reads it: 0 is visible, the lowest number is not.
+    assert mask.eq(0).tolist() == batch.visible.tolist()
+    assert set(mask[mask != 0].tolist()) == {torch.finfo(torch.float32).min}
+    assert decoder._unsloth_keep_padding_mask is True
+    assert decoder._unsloth_allow_packed_overlength is True
+
+
+@pytest.mark.parametrize(
+    ("loaded", "fault"),
+    [
+        ({"rope_type": "default", "rope_theta": 10000.0}, None),
+        ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 7.8}, "rope_type is 'linear'"),
+        ({"rope_theta": 10000.0, "factor": 2.0}, "factor is 2.0"),
+        ({"rope_type": "default", "rope_theta": 500000.0}, "rope_theta is 500000.0"),
+    ],
+)
+def test_positions_that_the_trainer_stretched_are_refused(
+    tmp_path: Path, loaded: dict[str, Any], fault: str | None
+) -> None:
+    expected = {"rope_type": "default", "rope_theta": 10000.0}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": expected}))
+    config = SimpleNamespace(rope_parameters=loaded)
+    model = SimpleNamespace(get_base_model=lambda: SimpleNamespace(config=config))
+    if fault is None:
+        require_same_positions(model, tmp_path)
+        return
+    with pytest.raises(SgLocalError, match=fault):
+        require_same_positions(model, tmp_path)
+
+
+def test_unsloth_is_asked_for_no_more_than_the_models_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(*_: Any, **named: Any) -> tuple[str, str]:
+            asked.update(named)
+            return "model", "tokenizer"
+
+        @staticmethod
+        def get_peft_model(model: str, **_: Any) -> str:
+            return model
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
+    settings: Any = SimpleNamespace(
+        trainer="unsloth", rank=4, alpha=4.0, lora_dropout=0.0, target_modules=("q_proj",), load_in_4bit=True, seed=0,
+        uses_checkpointing=lambda has_gpu: has_gpu,
+    )  # fmt: skip
+    go_offline()
+    load.load_with_lora(tmp_path, Vocabulary(TOKENS, 1, 2, 0), settings, 8 * 520)
+    assert asked["max_seq_length"] == 4096
+    load.load_with_lora(tmp_path, Vocabulary(TOKENS, 1, 2, 0), settings, 700)
+    assert asked["max_seq_length"] == 700
+
+
+def test_a_card_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu_in_silence() -> None:
+    go_offline()
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch has a card here")
+    require_card("", "peft")
+    with pytest.raises(InputError, match=r"NVIDIA X.*CUDA_VISIBLE_DEVICES"):
+        require_card("NVIDIA X, 24576 MiB", "peft")
+
+
+def test_memory_that_ran_out_is_told_with_what_makes_the_training_smaller() -> None:
+    go_offline()
+    import torch
+
+    from sg_local.finetune.train import memory_told
+
+    settings: Any = SimpleNamespace(load_in_4bit=False, batch_size=8, gradient_checkpointing="auto")
+    with (
+        pytest.raises(
+            SgLocalError, match=r"--load-in-4bit or --batch-size 4 or --gradient-checkpointing always"
+        ),
+        memory_told(settings),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(RuntimeError, match="size of tensor a"), memory_told(settings):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")

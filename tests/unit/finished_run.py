@@ -1,0 +1,178 @@
+"""The one writer of what the stages write: a run with its files, without a model, through the same `Run.stage`.
+
+write_inputs(run, [{"id": 0, "input": "Log me in."}])     # generate; write_outputs, write_train_rows: the next two
+write_stage(run, "export")                                # any stage, with rows and files of its own
+finish_run(run)                                           # all of them: tuned +0.5 over the base
+ScriptedStages()(run, "export")                           # in place of a stage's process
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf_bytes import TinyTensor, Value, tiny_gguf
+
+from sg_local.files import read_rows, write_rows
+from sg_local.gguf_io.fingerprint import fingerprint
+from sg_local.run.directory import Run
+from sg_local.selfguide.contenders import BASELINE, LABEL_SCORING, MANY_SHOT, TUNED
+from sg_local.settings import STAGES
+from sg_local.stages.export import EXPORTED
+from sg_local.stages.train import ADAPTER_FILES
+
+Rows = Sequence[Mapping[str, Any]]
+
+HEADER: dict[str, Value] = {"general.architecture": "llama", "llama.context_length": 128}
+TENSORS = [TinyTensor("token_embd.weight", (32, 2))]
+MODEL: dict[str, Value] = {
+    **HEADER,
+    "general.name": "tiny",
+    "tokenizer.chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+}
+N_ROWS = 2
+MESSAGE = "Log me in."
+GAIN = {"of": TUNED, "mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdict": "better"}
+
+
+def write_inputs(run: Run, rows: Rows) -> None:
+    """What generate writes; a row says what is special about it."""
+    with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
+        write_rows(
+            run.file("inputs.jsonl"), [{"label": None, "drop": None, "seed": 0, **row} for row in rows]
+        )
+
+
+def write_outputs(run: Run, rows: Rows) -> None:
+    """What annotate writes."""
+    with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]):
+        write_rows(run.file("outputs.jsonl"), [{"drop": None, **row} for row in rows])
+
+
+def write_train_rows(run: Run, rows: Rows) -> None:
+    """What curate writes."""
+    with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]):
+        write_rows(run.file("train.jsonl"), [{"drop": None, **row} for row in rows])
+
+
+def write_stage(
+    run: Run, stage: str, message: str = MESSAGE, right: Mapping[str, int] | None = None, n_rows: int = N_ROWS
+) -> None:
+    """What a stage writes. `message` is in all its files; `right` says how many rows who has right, of n_rows."""
+    if stage == "generate":
+        write_inputs(run, [{"id": 0, "input": message, "label": "login"}])
+    elif stage == "annotate":
+        write_outputs(run, [{"id": 0, "output": "login", "samples": [message]}])
+    elif stage == "curate":
+        write_train_rows(run, [{"id": 0, "input": message, "output": "login"}])
+    elif stage == "train":
+        with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)):
+            run.file("adapter").mkdir(exist_ok=True)
+            for name in ADAPTER_FILES:
+                run.file(name).write_text(json.dumps({"message": message}))
+    elif stage == "export":
+        with run.stage("export", reads=list(ADAPTER_FILES), writes=list(EXPORTED)):
+            _write_export(run, message)
+    else:
+        _write_evaluation(run, message, right or {}, n_rows)
+
+
+def finish_run(run: Run) -> None:
+    """Every stage, one after the other."""
+    for stage in STAGES:
+        write_stage(run, stage)
+
+
+class ScriptedStages:
+    """In place of a stage's process: it writes what the stage would, or ends with 1 where the run is to fail.
+
+    The tuned model has right 30 rows of 40, in a run of an ablation as many as `right_if_switched` says.
+    """
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str]] = []  # (run, stage)
+        self.failing: set[str] = set()  # runs
+        self.right_if_switched = 20
+        self.baselines_there: dict[str, str | None] = {}  # run -> whose few-shot answers evaluate came upon
+
+    def __call__(self, run: Run, stage: str) -> int:
+        name = self.name_of(run)
+        if name in self.failing:
+            return 1
+        self.ran.append((name, stage))
+        if stage == "evaluate":
+            answers = run.file(f"predictions/{BASELINE}.jsonl")
+            self.baselines_there[name] = read_rows(answers)[0]["input"] if answers.exists() else None
+        right = self.right_if_switched if "ablations" in name else 30
+        write_stage(run, stage, name, {TUNED: right, MANY_SHOT: 10}, n_rows=40)
+        return 0
+
+    @staticmethod
+    def name_of(run: Run) -> str:
+        """The run's path in the directory of its bench: inbox, ablations/rank=8/inbox."""
+        parts = Path(run.path).parts
+        return "/".join(parts[-3:] if "ablations" in parts else parts[-1:])
+
+
+def _write_export(run: Run, message: str) -> None:
+    carried_task = {
+        "name": run.task.name,
+        "instruction": run.task.instruction,
+        "labels": list(run.task.labels),
+        "examples": [],
+        "max_new_tokens": 9,
+        "prompt_format": "gguf",
+    }
+    tuned = {
+        **MODEL,
+        "general.description": message,
+        "sg_local.base_fingerprint": fingerprint(run.model.path),
+        "sg_local.task": json.dumps(carried_task),
+    }
+    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS))
+    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS))
+    run.file("Modelfile").write_text(f"FROM ./model.gguf\n# {message}\n")
+
+
+def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: int) -> None:
+    scores = {"mean": 0.5, "interval_95": [0.1, 0.9]}
+    entry: dict[str, Any] = {"exact_match": scores, "rouge_l": scores, "demonstrations": 1}
+    names = ["base_zero_shot", BASELINE, "tuned_adapter", TUNED]
+    gains = {"gain": {**GAIN, "over": BASELINE}}
+    if run.task.is_classification:
+        entry |= {"no_label_share": 0.0, "label_distance": 0.1}
+        names.insert(2, LABEL_SCORING)
+        gains["gain_over_label_scoring"] = {**GAIN, "over": LABEL_SCORING, "mean": 0.25}
+    gains["gain_over_best"] = gains.get("gain_over_label_scoring", gains["gain"])
+    if run.settings.many_shot:
+        names.append(MANY_SHOT)
+    evaluation = {
+        "task": run.task.name,
+        "metric": run.task.metric,
+        "n_rows": n_rows,
+        "rows_from": "the task's test file",
+        "contenders": {
+            name: {**entry, **({"demonstrations": 9} if name == MANY_SHOT else {})} for name in names
+        },
+        **gains,
+    }
+    predictions = {name: f"predictions/{name}.jsonl" for name in names}
+    reads = ["test.jsonl", "adapter.gguf", "model.gguf"]
+    with run.stage("evaluate", reads=reads, writes=["evaluation.json", *predictions.values()]):
+        run.file("predictions").mkdir(exist_ok=True)
+        for name, path in predictions.items():
+            n_right = right.get(name, n_rows // 2)
+            write_rows(
+                run.file(path),
+                [
+                    {
+                        "input": f"{message} {row}",
+                        "prediction": "login" if row < n_right else "refund",
+                        "reference": "login",
+                        "exact_match": float(row < n_right),
+                        "rouge_l": float(row < n_right),
+                    }
+                    for row in range(n_rows)
+                ],
+            )
+        run.file("evaluation.json").write_text(json.dumps(evaluation))
