@@ -330,7 +330,9 @@ def test_a_damaged_bench(sg: Call, stages: ScriptedStages, tasks: Path, model: P
     assert (result.exit_code, "bench.json is damaged" in result.stderr) == (2, True)
 
 
-def test_a_bench_with_settings_that_are_gone(sg: Call, stages: Stages, tasks: Path, model: Path) -> None:
+def test_a_bench_with_settings_that_are_gone(
+    sg: Call, stages: ScriptedStages, tasks: Path, model: Path
+) -> None:
     call = ("bench", tasks, "--model", model, "--tasks=boxes")
     assert sg(*call).exit_code == 0
     path = Path("benches/everyday/bench.json")

@@ -1,7 +1,7 @@
 """Stage 6 with a scripted engine: who is asked what, and what evaluation.json says of the answers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
