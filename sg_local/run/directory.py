@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sg_local.files import (
     read_toml,
     remove_leftovers,
     sha256_file,
+    toml_text,
     write_rows,
     write_text,
 )
@@ -365,18 +366,8 @@ def create_or_open_run(
         (path / "test.jsonl").unlink(missing_ok=True)
         if test_rows:
             write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
-        model_table = {
-            "path": str(base.path),
-            "sha256": base.sha256,
-            "size_bytes": base.size_bytes,
-            "licence": base.licence,
-            "prompt_format": base.prompt_format,
-        }
-        # Last: with this file it is a run.
-        write_text(
-            path / "settings.toml",
-            _toml_table("model", model_table) + _toml_table("settings", settings.as_dict()),
-        )
+        begun_with = {"model": {**asdict(base), "path": str(base.path)}, "settings": settings.as_dict()}
+        write_text(path / "settings.toml", toml_text(begun_with))  # last: with this file it is a run
     return open_run(path), True
 
 
@@ -451,12 +442,3 @@ def _is_entry(entry: Any) -> bool:
         and all(isinstance(item, str) for pair in entry[key].items() for item in pair)
         for key in ("reads", "writes")
     )
-
-
-def _toml_table(name: str, values: dict[str, Any]) -> str:
-    # For str, int, float and bool, a JSON literal is a TOML literal, but for U+007F, which TOML wants escaped.
-    lines = [
-        f"{key} = {json.dumps(value, ensure_ascii=False, allow_nan=False)}".replace("\x7f", "\\u007F")
-        for key, value in values.items()
-    ]
-    return f"[{name}]\n" + "\n".join(lines) + "\n\n"
