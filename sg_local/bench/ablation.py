@@ -21,8 +21,11 @@ from sg_local.files import Faults, copy_file, read_json, read_rows
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, OVER_MANY_SHOT, SEED, Row
 from sg_local.report.scores import MAX_EVALUATION_BYTES
-from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
-from sg_local.run.pipeline import failure, run_pipeline, with_full_paths
+from sg_local.run.begin import create_or_open_run, with_full_paths
+from sg_local.run.directory import Run, open_run
+from sg_local.run.lock import lock_run
+from sg_local.run.pipeline import run_pipeline
+from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, LABEL_SCORING, MANY_SHOT, TUNED
 from sg_local.selfguide.metrics import paired_difference, paired_test, verdict
 from sg_local.settings import STAGES, Settings, resolve_settings
@@ -132,7 +135,7 @@ def is_current(switch: Switch, run: Run, switched: Run) -> bool:
 def why_failed(switch: Switch, task_name: str, bench: Path, error: SgLocalError) -> str:
     """The reason in the words of the stage that failed, if it left any."""
     path = switch.place(bench) / task_name
-    return (failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
+    return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
 def comparisons(bench: Path) -> list[Row]:

@@ -28,18 +28,17 @@ from sg_local.progress import say
 from sg_local.report import ablation as ablation_table
 from sg_local.report.bench import markdown, row_of, summary
 from sg_local.report.scores import MAX_EVALUATION_BYTES
-from sg_local.run.directory import (
-    BaseModel,
-    Run,
+from sg_local.run.begin import (
+    check_task,
     create_or_open_run,
     describe_model,
     differences,
-    lock_run,
-    make_directory,
-    open_run,
-    versions,
+    with_full_paths,
 )
-from sg_local.run.pipeline import check_task, failure, run_pipeline, with_full_paths
+from sg_local.run.directory import BaseModel, Run, open_run, versions
+from sg_local.run.lock import lock_run, make_directory
+from sg_local.run.pipeline import run_pipeline
+from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task
@@ -121,7 +120,7 @@ def run_bench(
                 run_pipeline(run, command="bench")
                 failed.pop(run.task.name, None)
             except SgLocalError as error:
-                failed[run.task.name] = failure(run) or str(error)
+                failed[run.task.name] = reason_of_failure(run) or str(error)
                 say(f"Error: {run.task.name}: {error}")
             _write_bench(path, model, settings, failed)
             write_results(path, failed)

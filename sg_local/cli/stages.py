@@ -25,7 +25,7 @@ def run_one(stage: str, run_dir: Path, redo: bool) -> "Run":
     """Runs one stage of a run, or says that there is nothing to do."""
     from sg_local.progress import say
     from sg_local.run.directory import open_run
-    from sg_local.run.pipeline import run_stage
+    from sg_local.run.stage import run_stage
 
     run = open_run(run_dir)
     if not run_stage(run, stage, redo=redo):
@@ -39,10 +39,9 @@ def _stage_command(stage: str) -> click.Command:
     @REDO_OPTION
     def command(run_dir: Path, redo: bool) -> None:
         from sg_local.progress import printable
-        from sg_local.run.pipeline import is_tied
 
         run = run_one(stage, run_dir, redo)
-        if stage == "evaluate" and not is_tied():
+        if stage == "evaluate":
             from sg_local.report.scores import score_table
 
             click.echo(printable(score_table(run)))

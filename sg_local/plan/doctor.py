@@ -17,8 +17,7 @@ from typing import Any
 from sg_local.errors import signal_name
 from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
-from sg_local.plan.machine import nvidia_gpus
-from sg_local.run.directory import total_memory_bytes
+from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 
 Finding = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What this machine lists: its NVIDIA cards, and the one that is used.
+"""What this machine says of itself: its memory, its NVIDIA cards, and the one that is used.
 
 nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 """
@@ -6,6 +6,14 @@ nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 import os
 import shutil
 import subprocess
+
+
+def total_memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def nvidia_gpus() -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sg_local.gguf_header import read_model_header, require_supported
 from sg_local.models import model_store, resolve_model
-from sg_local.plan.machine import nvidia_gpus
+from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import (
     GIB,
     ModelSizes,
@@ -28,8 +28,7 @@ from sg_local.plan.memory import (
     remedies,
     task_tokens,
 )
-from sg_local.run.directory import total_memory_bytes
-from sg_local.run.pipeline import check_task
+from sg_local.run.begin import check_task
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.

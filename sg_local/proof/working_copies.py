@@ -22,9 +22,10 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_json, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import model_store
+from sg_local.plan.machine import total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.progress import say
-from sg_local.run.directory import BaseModel, Run, total_memory_bytes, versions
+from sg_local.run.directory import BaseModel, Run, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 

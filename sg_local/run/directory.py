@@ -1,4 +1,4 @@
-"""A run directory: what it is made of, which stages are finished, and who may write to it.
+"""A run directory: what it is made of, and which stages are finished.
 
     runs/support-inbox/
       task.toml  test.jsonl  settings.toml     copied and resolved once, never rewritten
@@ -10,33 +10,20 @@ A stage is finished when its manifest entry is written, and that is the last thi
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sg_local.errors import InputError, SgLocalError
-from sg_local.files import (
-    copy_file,
-    read_json,
-    read_rows,
-    read_toml,
-    remove_leftovers,
-    sha256_file,
-    toml_text,
-    write_rows,
-    write_text,
-)
-from sg_local.models import Model, find_by_path
-from sg_local.settings import STAGES, Settings, as_flag, resolve_settings, without_removed
-from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
+from sg_local.errors import InputError
+from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
+from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
+from sg_local.task import Example, Task, load_task, load_test_rows
 
 MAX_MANIFEST_BYTES = 16 << 20
-LOCK_SECONDS = 5.0  # a stage whose `run` was killed ends within a second or two
 
 # Files that a stage writes piece by piece and goes on with when it is called again.
 _PIECES = {
@@ -47,8 +34,6 @@ _PIECES = {
 }
 # Where a person may have edited what a stage had read. Weights are left to `verify`: hashing them takes minutes.
 _EDITABLE = {".jsonl", ".toml"}
-# What a run that was killed while it was made may have left: these, and temporaries of the files.
-_FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
 
 
 @dataclass(frozen=True)
@@ -199,40 +184,6 @@ class Run:
         write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def make_directory(path: Path) -> None:
-    """Makes the directory of a run, or of many. Raises SgLocalError where it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
-        ) from error
-
-
-@contextmanager
-def lock_run(path: Path) -> Iterator[None]:
-    """Holds a run directory for one writer, and clears away the temporaries of killed ones.
-
-    Raises InputError where another process holds it, and SgLocalError where the directory cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise InputError(f"another sg-local is working on {path}: wait for it, or end it") from None
-    except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be written ({error.strerror or error}): choose another with --run DIR"
-        ) from error
-    try:
-        remove_leftovers(path)
-        yield
-    finally:
-        lock.release()
-
-
 def versions() -> dict[str, str]:
     """Versions of what this process could have used, without importing any of it."""
     from importlib.metadata import PackageNotFoundError, version
@@ -265,49 +216,6 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def total_memory_bytes() -> int:
-    """The machine's memory; 0 where the system does not say (Windows)."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
-
-
-def describe_base(path: Path, prompt_format: str = "gguf") -> BaseModel:
-    """The facts of a model file, with or without a chat template.
-
-    Raises InputError when it is no model that can be finetuned here.
-    """
-    from sg_local.gguf_header import read_model_header, require_supported
-
-    try:
-        str(path.resolve()).encode()
-    except UnicodeEncodeError as error:  # settings.toml could not hold it
-        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
-    header = read_model_header(path)
-    require_supported(header)
-    listed: Model | None = find_by_path(path)
-    if prompt_format == "auto":
-        prompt_format = listed.prompt_format if listed else "gguf"
-    licence = str(header.metadata.get("general.license", "unknown"))
-    if listed:  # with the notice that some licences want to be passed on
-        licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
-    return BaseModel(path.resolve(), sha256_file(path), path.stat().st_size, licence, prompt_format)
-
-
-def describe_model(path: Path, prompt_format: str) -> BaseModel:
-    """The facts of a model file that a run keeps. Raises InputError when it is no model that runs here."""
-    from sg_local.gguf_header import read_model_header
-
-    found = describe_base(path, prompt_format)
-    if found.prompt_format == "gguf" and not read_model_header(path).chat_template:
-        raise InputError(
-            f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
-            "or use a GGUF with tokenizer.chat_template"
-        )
-    return found
-
-
 def open_run(path: Path) -> Run:
     """Opens an existing run directory. Raises InputError when it is none, or one of its files is damaged."""
     settings_path = path / "settings.toml"
@@ -336,103 +244,6 @@ def open_run(path: Path) -> Run:
         faults = "\n".join(f"{settings_path}: {fault}" for fault in str(error).splitlines())
         raise InputError(f"{faults}\nrestore the file, or start a new run with --run DIR") from error
     return Run(path, load_task(path / "task.toml"), base, settings)
-
-
-def create_or_open_run(
-    path: Path,
-    task: Task,
-    model_path: Path,
-    settings: Settings,
-    test_rows: list[Example] | None = None,
-) -> tuple[Run, bool]:
-    """The run at `path`, made if there is none; True when it is new. Without test rows it takes the task's own.
-
-    Raises InputError that names what changed when the directory belongs to another task, model or settings, and
-    SgLocalError where it cannot be made.
-    """
-    from sg_local.gguf_header import read_model_header, require_context
-
-    base = describe_model(model_path, settings.prompt_format)
-    require_context(read_model_header(model_path), settings.n_ctx)
-    if test_rows is None:
-        test_rows = load_test_rows(task) if task.test else []
-    if _is_begun(path):
-        return _open_same_run(path, task, test_rows, base, settings), False
-    make_directory(path)
-    with lock_run(path):
-        if _is_begun(path):  # by another process, a moment ago
-            return _open_same_run(path, task, test_rows, base, settings), False
-        write_text(path / "task.toml", _task_text(task))
-        (path / "test.jsonl").unlink(missing_ok=True)
-        if test_rows:
-            write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
-        begun_with = {"model": {**asdict(base), "path": str(base.path)}, "settings": settings.as_dict()}
-        write_text(path / "settings.toml", toml_text(begun_with))  # last: with this file it is a run
-    return open_run(path), True
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether `path` is a run. Raises InputError where something else is there that a run must not mix with."""
-    if (path / "settings.toml").exists():
-        return True
-    if path.is_dir():
-        ours = (".lock", *_FIRST_FILES, *(f".{name}." for name in _FIRST_FILES))
-        if strange := [item.name for item in path.iterdir() if not item.name.startswith(ours)]:
-            raise InputError(
-                f"{path} holds other files ({min(strange)}) and is no run: choose another with --run DIR"
-            )
-    elif path.exists():
-        raise InputError(f"{path} is not a directory: choose another with --run DIR")
-    return False
-
-
-def _open_same_run(
-    path: Path, task: Task, test_rows: list[Example], base: BaseModel, settings: Settings
-) -> Run:
-    old = open_run(path)
-    before, now = differences(old.model, old.settings, base, settings)
-    if task.name != old.task.name:
-        before.append(f"the task {old.task.name}")
-        now.append(f"the task {task.name}")
-    elif _task_text(task) != _task_text(old.task):
-        keys = [key for key in TASK_KEYS if key != "test" and getattr(task, key) != getattr(old.task, key)]
-        before.append(f"the task {task.name}")
-        now.append(f"other {' and '.join(keys)} in it")
-    elif [vars(row) for row in test_rows] != _rows_of(path / "test.jsonl"):
-        before.append(f"test rows of {task.name}")
-        now.append("other test rows")
-    if before:
-        raise InputError(
-            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
-            "call it as it was begun, or begin a new run with --run DIR"
-        )
-    return old
-
-
-def differences(
-    old_model: BaseModel, old: Settings, model: BaseModel, settings: Settings
-) -> tuple[list[str], list[str]]:
-    """What something was begun with and is called with, where they differ, as it is said to the user."""
-    new = settings.as_dict()
-    changed = {name: value for name, value in old.as_dict().items() if value != new[name]}
-    # As on the command line, to be copied from there.
-    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
-    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
-    if model.sha256 != old_model.sha256:
-        before.append(f"the model {old_model.path}")
-        now.append("other bytes in that file" if model.path == old_model.path else f"the model {model.path}")
-    elif model.prompt_format != old_model.prompt_format:
-        before.append(f"the prompt format {old_model.prompt_format}")
-        now.append(f"the prompt format {model.prompt_format}")
-    return before, now
-
-
-def _rows_of(path: Path) -> list[dict[str, Any]]:
-    return read_rows(path) if path.exists() else []
-
-
-def _task_text(task: Task) -> str:
-    return task_to_toml(replace(task, test=None))  # a run has its own copy of the test rows
 
 
 def _is_entry(entry: Any) -> bool:

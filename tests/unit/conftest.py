@@ -17,7 +17,8 @@ from hypothesis import settings as hypothesis_settings
 import sg_local.finetune.environment as environment
 from sg_local.cli import cli
 from sg_local.files import write_rows
-from sg_local.run.directory import Run, create_or_open_run
+from sg_local.run.begin import create_or_open_run
+from sg_local.run.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -115,7 +116,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> ScriptedStages:
     """In place of the processes of the stages, of any run."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     scripted = ScriptedStages()
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", scripted)
+    monkeypatch.setattr("sg_local.run.process.in_child_process", scripted)
     return scripted
 
 

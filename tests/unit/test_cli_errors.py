@@ -16,7 +16,7 @@ def test_an_interruption_is_one_line(
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", interrupt)
+    monkeypatch.setattr("sg_local.run.process.in_child_process", interrupt)
     result = sg(*given(new_run, task), "--until=generate")
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]

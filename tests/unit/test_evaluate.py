@@ -17,7 +17,7 @@ from sg_local.files import read_rows, write_rows
 from sg_local.llama.generation import Completion
 from sg_local.report.scores import gain_over_best, score_table
 from sg_local.run.directory import Run
-from sg_local.run.pipeline import run_stage
+from sg_local.run.stage import run_stage
 from sg_local.task import Example
 
 ONE_OF_TWO = [
