@@ -6,8 +6,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little endian. What
 llama.cpp refuses (ggml/src/gguf.cpp) is refused here too, with a reason a person understands. A file may be
-hostile: every count and length is checked against a limit and against the bytes that are left before anything
-is allocated for it.
+hostile: every count is checked against a limit, and every value is read within bounds (gguf_values.py).
 Not done here: reading tensor data, and judging whether the metadata makes a working model.
 """
 
@@ -18,23 +17,14 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
+from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
+from sg_local.gguf_values import UINT32, BoundedReader, MetadataValue
 
-MetadataValue: TypeAlias = "bool | int | float | str | list[MetadataValue]"
-
-SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
-
-MAX_HEADER_BYTES = 512 * 1024**2
 MAX_METADATA_KEYS = 65_536
 MAX_KEY_BYTES = 65_535  # the specification's own limit
-MAX_STRING_BYTES = 10_000_000
-MAX_ARRAY_ELEMENTS = 1_048_576
-# Over all arrays: a Python object can take 30 times the bytes that it has in the file, so with the limit on
-# the header alone, 512 MiB of int8 would fill 18 GB. The largest vocabularies need 1.4 million elements.
-MAX_ARRAY_ELEMENTS_TOTAL = 4_194_304
-MAX_ARRAY_DEPTH = 4
 MAX_TENSORS = 65_536
 MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its terminating zero is 64
 MAX_TENSOR_DIMS = 4  # GGML_MAX_DIMS
@@ -44,17 +34,6 @@ DEFAULT_ALIGNMENT_BYTES = 32
 _MAGIC = b"GGUF"
 _INT64_MAX = 2**63 - 1
 _MAX_SHOWN_FAULTS = 8
-
-_UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
-# value type → struct format of one element
-_NUMBER_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
-# value type → fewest bytes of one element (a string has its length, an array its element type and length)
-_MIN_ELEMENT_BYTES = {
-    **{code: struct.calcsize(f"<{letter}") for code, letter in _NUMBER_FORMATS.items()},
-    _BOOL: 1,
-    _STRING: 8,
-    _ARRAY: 12,
-}
 
 # tensor type → name, elements per block, bytes per block: the types that the gguf package knows.
 # 4, 5, 31 to 33 and 36 to 38 were removed from ggml; its Q2_0 (42) is unknown to gguf 0.19.
@@ -209,10 +188,10 @@ def require_supported(header: GgufHeader) -> None:
     Raises:
         InputError: it is not; the message names its architecture and the supported ones.
     """
-    if header.architecture not in SUPPORTED_ARCHITECTURES:
+    if header.architecture not in ARCHITECTURES:
         raise InputError(
             f"{header.path} has the architecture {_shown(header.architecture)}, which is not supported; "
-            f"give a model of one of: {', '.join(SUPPORTED_ARCHITECTURES)}"
+            f"give a model of one of: {', '.join(ARCHITECTURES)}"
         )
 
 
@@ -232,123 +211,8 @@ def require_context(header: GgufHeader, n_ctx: int) -> None:
         )
 
 
-@dataclass
-class _Reader:
-    """Takes bytes off the file in order, never past its end nor over the limit of the header."""
-
-    path: Path
-    file: BinaryIO
-    size_bytes: int
-    position: int = 0
-    n_array_elements: int = 0
-
-    def fault(self, reason: str) -> InputError:
-        return InputError(f"{self.path} {reason}")
-
-    def require(self, n_bytes: int, what: str) -> None:
-        """Raise unless `n_bytes` more bytes can be read."""
-        end = self.position + n_bytes
-        if end > self.size_bytes:
-            raise self.fault(
-                f"is truncated or damaged in its header: {what} needs {n_bytes} bytes at byte "
-                f"{self.position}, and the file has {self.size_bytes}; download it again"
-            )
-        if end > MAX_HEADER_BYTES:
-            raise self.fault(f"has a header over the limit of {MAX_HEADER_BYTES} bytes, reached in {what}")
-
-    def take(self, n_bytes: int, what: str) -> bytes:
-        self.require(n_bytes, what)
-        data = self.file.read(n_bytes)
-        if len(data) != n_bytes:
-            raise self.fault(f"became shorter while it was read, in {what}")
-        self.position += n_bytes
-        return data
-
-    def uint32(self, what: str) -> int:
-        return int.from_bytes(self.take(4, what), "little")
-
-    def uint64(self, what: str) -> int:
-        return int.from_bytes(self.take(8, what), "little")
-
-    def string_bytes(self, what: str, max_bytes: int = MAX_STRING_BYTES) -> bytes:
-        n_bytes = self.uint64(what)
-        if n_bytes > max_bytes:
-            raise self.fault(f"has a string of {n_bytes} bytes, over the limit of {max_bytes}, in {what}")
-        return self.take(n_bytes, what)
-
-    def string(self, what: str, max_bytes: int = MAX_STRING_BYTES) -> str:
-        data = self.string_bytes(what, max_bytes)
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            raise self.fault(f"is damaged: {what} is not UTF-8 at its byte {error.start}") from error
-
-    def strings(self, count: int, what: str) -> list[MetadataValue]:
-        """An array's strings. A vocabulary has half a million, so the checks of `string_bytes` are made in one loop."""
-        read, end_bytes = self.file.read, min(self.size_bytes, MAX_HEADER_BYTES)
-        found: list[MetadataValue] = []
-        for _ in range(count):
-            length = read(8)
-            n_bytes = int.from_bytes(length, "little")
-            end = self.position + 8 + n_bytes
-            fits = len(length) == 8 and n_bytes <= MAX_STRING_BYTES and end <= end_bytes
-            data = read(n_bytes) if fits else b""
-            if not fits or len(data) != n_bytes:
-                self.file.seek(self.position)
-                data = self.string_bytes(what)  # which says what is wrong
-            else:
-                self.position = end
-            # A byte-level vocabulary may hold pieces of characters.
-            found.append(data.decode(errors="replace"))
-        return found
-
-    def value(self, value_type: int, what: str) -> MetadataValue:
-        if value_type == _ARRAY:
-            return self.array(what, depth=1)
-        if value_type == _STRING:
-            return self.string(what)
-        return self.scalars(value_type, 1, what)[0]
-
-    def scalars(self, value_type: int, count: int, what: str) -> list[MetadataValue]:
-        if value_type == _BOOL:
-            data = self.take(count, what)
-            # The specification: any other byte makes the file invalid.
-            if data.translate(None, b"\x00\x01"):
-                raise self.fault(f"is damaged: {what} has a boolean that is neither 0 nor 1")
-            return [byte == 1 for byte in data]
-        if value_type not in _NUMBER_FORMATS:
-            raise self.fault(f"is damaged or too new: {what} has the unknown value type {value_type}")
-        layout = struct.Struct(f"<{count}{_NUMBER_FORMATS[value_type]}")
-        return list(layout.unpack(self.take(layout.size, what)))
-
-    def array(self, what: str, depth: int) -> list[MetadataValue]:
-        if depth > MAX_ARRAY_DEPTH:
-            raise self.fault(f"has arrays nested over the limit of {MAX_ARRAY_DEPTH} levels in {what}")
-        element_type = self.uint32(what)
-        count = self.uint64(what)
-        if element_type not in _MIN_ELEMENT_BYTES:
-            raise self.fault(
-                f"is damaged or too new: {what} has elements of the unknown value type {element_type}"
-            )
-        if count > MAX_ARRAY_ELEMENTS:
-            raise self.fault(
-                f"has an array of {count} elements, over the limit of {MAX_ARRAY_ELEMENTS}, in {what}"
-            )
-        self.n_array_elements += count
-        if self.n_array_elements > MAX_ARRAY_ELEMENTS_TOTAL:
-            raise self.fault(
-                f"has over {MAX_ARRAY_ELEMENTS_TOTAL} array elements in all, the limit, reached in {what}"
-            )
-        self.require(count * _MIN_ELEMENT_BYTES[element_type], what)
-        if element_type == _ARRAY:
-            return [self.array(what, depth + 1) for _ in range(count)]
-        if element_type == _STRING:
-            return self.strings(count, what)
-        return self.scalars(element_type, count, what)
-
-
 def _read(path: Path, file: BinaryIO, size_bytes: int) -> GgufHeader:
-    reader = _Reader(path, file, size_bytes)
+    reader = BoundedReader(path, file, size_bytes)
     version = _read_version(reader)
     n_tensors = reader.uint64("the number of tensors")
     n_keys = reader.uint64("the number of metadata keys")
@@ -383,7 +247,7 @@ def _read(path: Path, file: BinaryIO, size_bytes: int) -> GgufHeader:
     return GgufHeader(path, version, metadata, tensors, data_offset_bytes, size_bytes)
 
 
-def _read_version(reader: _Reader) -> int:
+def _read_version(reader: BoundedReader) -> int:
     if reader.size_bytes == 0:
         raise reader.fault("is empty; download it again")
     magic = reader.take(min(len(_MAGIC), reader.size_bytes), "the magic number")
@@ -404,7 +268,7 @@ def _read_version(reader: _Reader) -> int:
     return version
 
 
-def _read_metadata(reader: _Reader, n_keys: int) -> dict[str, MetadataValue]:
+def _read_metadata(reader: BoundedReader, n_keys: int) -> dict[str, MetadataValue]:
     metadata: dict[str, MetadataValue] = {}
     for index in range(n_keys):
         key = reader.string(f"the name of metadata key {index + 1} of {n_keys}", MAX_KEY_BYTES)
@@ -414,13 +278,13 @@ def _read_metadata(reader: _Reader, n_keys: int) -> dict[str, MetadataValue]:
         if key in metadata:
             raise reader.fault(f"is damaged: {what} occurs twice")
         value_type = reader.uint32(what)
-        if key == "general.alignment" and value_type != _UINT32:
-            raise reader.fault(f"is damaged: {what} has the value type {value_type}, not uint32 ({_UINT32})")
+        if key == "general.alignment" and value_type != UINT32:
+            raise reader.fault(f"is damaged: {what} has the value type {value_type}, not uint32 ({UINT32})")
         metadata[key] = reader.value(value_type, what)
     return metadata
 
 
-def _alignment_bytes(reader: _Reader, metadata: dict[str, MetadataValue]) -> int:
+def _alignment_bytes(reader: BoundedReader, metadata: dict[str, MetadataValue]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
     if not isinstance(alignment, int) or alignment.bit_count() != 1 or alignment > MAX_ALIGNMENT_BYTES:
         raise reader.fault(
@@ -444,7 +308,7 @@ def _metadata_faults(metadata: dict[str, MetadataValue]) -> list[str]:
     return faults
 
 
-def _read_tensor(reader: _Reader, index: int) -> tuple[str, tuple[int, ...], str, int, int]:
+def _read_tensor(reader: BoundedReader, index: int) -> tuple[str, tuple[int, ...], str, int, int]:
     """One entry of the tensor table: name, shape, type name, offset in the tensor data, size in bytes."""
     name = reader.string(f"the name of tensor {index + 1}", MAX_TENSOR_NAME_BYTES)
     what = f"tensor {_shown(name)}"

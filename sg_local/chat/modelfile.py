@@ -49,8 +49,8 @@ def modelfile(
     lines = [
         f"FROM {model_file}",
         f'TEMPLATE """{_go_text(before)}{{{{ .Prompt }}}}{_go_text(after)}"""',
-        "PARAMETER temperature 0",  # as it was scored: greedy,
-        "PARAMETER repeat_penalty 1",  # and free to repeat the prompt's words, which Ollama's 1.1 is not
+        "PARAMETER temperature 0",  # greedy, as it was scored
+        "PARAMETER repeat_penalty 1",  # Ollama's default of 1.1 penalizes words of the prompt
         *(f"PARAMETER stop {_quoted(stop)}" for stop in stops if _is_quotable(stop)),
         f"LICENSE {_quoted(_as_quotable(licence))}",
     ]
@@ -58,10 +58,10 @@ def modelfile(
 
 
 def _go_text(text: str) -> str:
-    """Text as Go's template shows it.
+    """Text in a form that Go's template turns back into the same text.
 
-    As string constants go in: what Ollama drops, and braces and quotation marks that stand together or at an end,
-    where they would open an action or close the Modelfile's quotes.
+    Two things are written as string constants: characters that Ollama drops; and braces and quotation marks that
+    stand together or at an end, where they would open an action or close the Modelfile's quotes.
     """
     shown = []
     position = 0

@@ -1,15 +1,17 @@
-"""Renders one chat template in a process of its own, where it can neither hang nor use up nor touch the machine.
+"""Renders one chat template in a process of its own, where it can neither hang, nor exhaust the machine, nor touch it.
 
 reads  standard input    {"source": "{% for message in messages %}…", "bos_token": "<s>", "eos_token": "</s>",
                           "messages": [{"role": "user", "content": "…"}], "add_generation_prompt": true,
                           "sys_path": ["…"]}
 writes standard output   {"text": "USER: … ASSISTANT:"}   or   {"error": "UndefinedError: 'tool' is undefined"}
 
-template.py starts this file as a script. Jinja's sandbox keeps a template from Python's insides; the limits,
-where the system has them, hold even for one that gets out: CPU time, memory, and no file or socket can be opened.
+template.py starts this file as a script. Jinja's sandbox keeps a template away from Python's internals. The limits,
+where the system has them, hold even for a template that escapes it: CPU time, memory, and no file or socket can be
+opened.
 
-Source: the environment and variables of transformers' utils/chat_template_utils.py. Two differ: the date that a
-template may ask for stands still, and thinking is off, since a run's answers are short and its prompts always equal.
+Source: the environment and variables of transformers' utils/chat_template_utils.py. Two things differ: the date that
+a template may ask for is fixed, so that a run's prompts are always equal, and thinking is off, since its answers are
+short.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from typing import Any
 MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_CPU_SECONDS = 2
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
-# Llama 3's own default for templates that are told no date.
+# The date that Llama 3's template takes when it gets none.
 DATE = datetime.date(2024, 7, 26)
 
 
@@ -33,7 +35,7 @@ def main() -> None:
         answer = {"text": _render(**request)}
     except MemoryError:
         answer = {"error": f"it needs over {MAX_MEMORY_BYTES >> 20} MiB of memory"}
-    except Exception as error:  # whatever a template raises is its fault, to be told
+    except Exception as error:  # a template may raise anything; it is reported as the template's fault
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     json.dump(answer, sys.stdout)
 

@@ -62,13 +62,13 @@ class ChatTemplate:
 
     @property
     def takes_system(self) -> bool:
-        """Whether the template has a place for a system message: what it writes for one is not an assistant's turn."""
+        """Whether the template has a place for a system message, which it does not write as an assistant's turn."""
         return _takes_system(self)
 
     def render(self, messages: list[Message], *, add_generation_prompt: bool) -> list[Piece]:
         """Renders messages into pieces whose texts, joined, are the prompt; contents are stripped.
 
-        A system message stands at the beginning of the first turn of the user where the template does not take one.
+        If the template takes no system message, its text is put at the beginning of the user's first turn.
 
         Raises InputError when the template is broken, refuses these roles, passes a bound, or does not show each
         message once and in order.
@@ -109,7 +109,7 @@ class ChatTemplate:
 
 @lru_cache(maxsize=64)
 def _takes_system(template: ChatTemplate) -> bool:
-    # Remembered here: a refusal is an error, which the cache of what a template writes does not keep.
+    # Cached here too: a refusal is an error, and the cache of `_run` keeps no errors.
     try:
         own_texts, shown = template.own_texts(("system", "user"), add_generation_prompt=True)
     except InputError:  # "System role not supported"

@@ -1,13 +1,13 @@
-"""Rows of token ids to a batch: padded, one row beside the other, or as a tree, in which nothing occurs twice.
+"""From rows of token ids to a batch: padded, each row on its own, or as a tree, where nothing occurs twice.
 
     rows (prompt | answer)     1 5 6 | 7 2      1 5 8 | 9 2
     tree, one sequence         1 5 6 7 2 8 9 2
     its positions              0 1 2 3 4 2 3 4      they restart where a row leaves the others
     read at                    6 -> 7, 7 -> 2, 8 -> 9, 9 -> 2
 
-The rows of a task share their instruction and demonstrations, and equal rows share everything. A token sees the tokens
-before it in its own rows and nothing else, so activations, loss and gradients are those of the padded batch, and what
-is shared is computed once. Logits are read only where a token of an answer is predicted.
+The rows of a task share their instruction and examples, and equal rows share everything; what is shared is computed
+once. A token sees the tokens before it in its own rows and nothing else, so activations, loss and gradients are those
+of the padded batch. Logits are read only where a token of an answer is predicted.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
 
 def padded_batch(rows: Sequence[TrainRow]) -> Batch:
-    """Each answer with its prompt in a sequence of its own, filled up at the end with tokens that none sees."""
+    """Each answer with its prompt in a sequence of its own, padded at the end with tokens that no other token sees."""
     longest = max(row.n_tokens for row in rows)
     sequences = [sequence for row in rows for sequence in row.sequences]
     input_ids = np.zeros((len(sequences), longest), np.int64)
@@ -79,7 +79,7 @@ def padded_batch(rows: Sequence[TrainRow]) -> Batch:
 
 
 def tree_batch(rows: Sequence[TrainRow]) -> Batch:
-    """All rows in one sequence, each beginning of theirs only once."""
+    """All rows in one sequence; a beginning that several rows share stands there once."""
     nodes: dict[tuple[int, int], int] = {}  # (the token before, token id) -> place in the sequence
     reads: dict[tuple[int, int], float] = {}
     sequences = [sequence for row in rows for sequence in row.sequences]

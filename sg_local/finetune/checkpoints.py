@@ -3,8 +3,8 @@
     checkpoints/checkpoint-40/adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json
     checkpoints/checkpoint-40/complete.json    {"key": "5d1c...", "sha256": {"optimizer.pt": "a3f0...", ...}}
 
-The mark is written last. Its key stands for rows, settings and base weights: a checkpoint of another training is not
-gone on with.
+The mark is written last. Its key stands for rows, settings and base weights, so that a checkpoint of another training
+is not used.
 """
 
 import hashlib

@@ -2,8 +2,8 @@
 
     batch_loss(model, tensors(batch, model.config, "cpu")) -> 0.7050, differentiable
 
-What the output matrix makes of the prompt's tokens is never computed: with a vocabulary of 49,152 that would be most of
-the memory of a small model's training.
+The logits of the prompt's tokens are never computed: with a vocabulary of 49,152 they would take most of the memory
+that training a small model needs.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from typing import Any
 
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch, within_window
 
-# Relative differences between a tree and the padded batch that rounding explains: measured 3e-6 in float32. A mask that
-# is ignored differs by about 1.
+# Relative differences between a tree and the padded batch that rounding explains: measured 3e-6 in float32. With an
+# ignored mask they are about 1.
 MAX_DIFFERENCE_FLOAT32 = 1e-3
 MAX_DIFFERENCE_16_BIT = 5e-2
 

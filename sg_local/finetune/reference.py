@@ -1,9 +1,9 @@
-"""What torch says: logits of the trained model, as the reference that an exported file is compared with.
+"""Logits of the trained model in torch: the reference that an exported file is compared with.
 
     reference_logits(weights_dir, adapter_dir, [((1, 9690, ...), 45)])  -> [array (n_tokens - 45, n_vocab)]
 
 Plain transformers and PEFT on the CPU, without Unsloth: a second implementation reads the adapter back from disk.
-Weights stay in memory as they are on disk, in 16 bits; a layer's become float32 while it computes, so a 7B model takes
+Weights stay in 16 bits, as they are on disk; a layer's weights are float32 only while it computes. So a 7B model takes
 14 GB and not 28.
 """
 
@@ -42,7 +42,7 @@ def reference_logits(
     with torch.no_grad():
         for part in _parts(sequences):
             longest = max(len(tokens) for tokens, _ in part)
-            # Filled up at the end, where no token of the row looks.
+            # Padded at the end, where no token of the row looks.
             ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             for row, (tokens, first) in zip(hidden, part, strict=True):
@@ -78,7 +78,7 @@ def _restore_float32(model: Any, weights_dir: Path) -> None:
 
 
 def _compute_in_float32(model: Any) -> None:
-    """Has the layers, the embedding and the output matrix in float32 while each of them is called, one at a time."""
+    """Makes each layer, the embedding and the output matrix float32 only while it is called, one at a time."""
     narrow: dict[Any, Any] = {}
 
     def widen(module: Any, *_: Any) -> None:

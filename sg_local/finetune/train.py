@@ -48,12 +48,12 @@ def train_adapter(
 ) -> dict[str, Any]:
     """Trains on the rows and saves the adapter into adapter_dir; call `prepare_process` first.
 
-    Works in the current directory, which `prepare_process` made. Goes on with a whole checkpoint of the same training
+    Works in the current directory, which `prepare_process` made. Goes on from a whole checkpoint of the same training
     (rows, settings, `base`: a hash of the base model) if checkpoints_dir has one.
 
-    on_step is told the number of optimizer steps since its last call. card: the name of the card that the training
-    should use, "" for none. Returns loss by step, token counts and whether
-    trees were used. Raises InputError when the training diverged (a loss that is no number).
+    on_step gets the number of optimizer steps since its last call. card is the name of the card that the training
+    should use, "" for none. Returns loss by step, token counts and whether trees were used. Raises InputError when the
+    training diverged (a loss that is no number).
     """
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)
@@ -119,7 +119,7 @@ def train_adapter(
 def row_trainer(
     model: Any, tokenizer: Any, rows: Sequence[TrainRow], checkpoints_dir: Path, settings: TrainSettings
 ) -> Any:
-    """TRL's SFTTrainer on rows of token ids; its `to_batch` says which shape the rows of a batch get."""
+    """TRL's SFTTrainer on rows of token ids; its `to_batch` decides the shape of a batch: padded or a tree."""
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -145,7 +145,7 @@ def row_trainer(
 
     has_gpu = torch.cuda.is_available()
     use_bf16 = has_bfloat16()
-    # The rows stay here; TRL wants to see ids and labels.
+    # The rows themselves stay here; TRL asks for ids and labels.
     dataset = Dataset.from_list(
         [
             {"row": index, "input_ids": [*row.prompt, *row.answer], "labels": [*row.prompt, *row.answer]}
@@ -190,7 +190,7 @@ def row_trainer(
 
 
 def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, Any]:
-    """Trees, where the first rows give the same loss and gradient as padded; else padded, and length-grouped."""
+    """Trees if the first rows give the same loss and gradient as padded ones; else padded, grouped by length."""
     import torch
 
     reason = None

@@ -1,10 +1,10 @@
-"""LoRA adapters: a trained PEFT directory → the GGUF adapter that llama.cpp applies, and that one read back.
+"""LoRA adapters: from PEFT's directory to the GGUF adapter that llama.cpp applies, and from that file to arrays.
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight, (576, 16)
     → blk.0.attn_q.weight.lora_b, (576, 16) float32, rows permuted as llama.cpp permutes those of q
 
 Format: llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. Both sides add alpha/rank · B · A to
-the weight. What llama.cpp would apply otherwise than PEFT, or not at all, is refused here.
+the weight. What llama.cpp would apply differently from PEFT, or not at all, is refused here.
 """
 
 import math
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError
 from sg_local.files import Faults, atomic_path, read_json
 from sg_local.gguf_header import (
     DEFAULT_ALIGNMENT_BYTES,
     GgufHeader,
-    MetadataValue,
     read_header,
     read_model_header,
     require_supported,
@@ -32,10 +32,10 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     model_tensors,
-    read_dimensions,
     rope_row_order,
     row_blocks,
 )
+from sg_local.gguf_values import MetadataValue
 
 MAX_CONFIG_BYTES = 1024**2
 MAX_WEIGHTS_BYTES = 8 * 1024**3

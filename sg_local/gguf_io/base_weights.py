@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, atomic_path, write_text
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
@@ -26,7 +27,6 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     model_tensors,
-    read_dimensions,
     rope_row_order,
     row_blocks,
 )

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from sg_local.architectures import ARCHITECTURES
+from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_json
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
@@ -23,7 +25,6 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     model_tensors,
-    read_dimensions,
     rope_row_order,
     row_blocks,
 )
@@ -91,7 +92,7 @@ def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     dimensions = read_dimensions(header)
     wanted = hf_config(header, dimensions, lambda reason: faults.add(f"{gguf_path}: {reason}"))
     faults.raise_any()
-    is_tied = config.get("tie_word_embeddings", header.architecture == "gemma3")
+    is_tied = config.get("tie_word_embeddings", ARCHITECTURES[header.architecture].default_tied)
     _compare_config(weights_dir / "config.json", config, wanted, bool(is_tied), header, faults)
     faults.raise_any()
 
@@ -153,12 +154,9 @@ def _compare_config(
             + _REMEDY
         )
         return
+    architecture = ARCHITECTURES[header.architecture]
     stated = dict(config)
-    if header.architecture in (
-        "llama",
-        "qwen2",
-        "phi3",
-    ):  # what their classes take for a key that is not there
+    if architecture.derives_heads:
         heads = stated.get("num_attention_heads")
         if stated.get("num_key_value_heads") is None:
             stated["num_key_value_heads"] = heads
@@ -169,7 +167,7 @@ def _compare_config(
         same = isinstance(value, int | float) and np.isclose(value, wanted[key], rtol=1e-6, atol=0)
         if not same:
             faults.add(f"{path}: {key} is {value!r:.40}, and {name} has {wanted[key]}; {_REMEDY}")
-    theta, own_theta = _theta(config, 1e6 if header.architecture == "gemma3" else 1e4), _theta(wanted, None)
+    theta, own_theta = _theta(config, architecture.default_theta), _theta(wanted, None)
     if not isinstance(theta, int | float) or not np.isclose(theta, own_theta, rtol=1e-6, atol=0):
         faults.add(f"{path}: rope_theta is {theta!r:.40}, and {name} has {own_theta}; {_REMEDY}")
     if header.tensor("output.weight") is None and not is_tied:

@@ -4,14 +4,15 @@
     rounding      q stays: the change is gone, and the merged file answers as its base did
     here          q + 1 at every 100th place of the row, from a random one on
 
-A file that is quantized already lies exactly on its grid, and what an adapter adds is far less than half a
-step (measured on SmolLM2-135M in Q4_1: a hundredth), so the nearest grid point of the sum is the old one. The
-sizes of each row's changes, in steps, are therefore summed up from a random start, and a value takes a step
-wherever the sum passes a whole number ("systematic sampling"): every value's expected change is exact, and each
-row takes as many steps as it should, to one. The scales of a block are left as they are, so nothing else moves.
-A value at the end of its block's range can only go inwards: what would take it further is lost, 4 % of an
-adapter in Q4_1, 1 % in Q8_0. The price is noise: for changes of 1/200 of a step, as much as rounding to a grid
-four times as fine makes.
+A quantized file already lies exactly on its grid. What an adapter adds is far less than half a step (measured on
+SmolLM2-135M in Q4_1: a hundredth), so the grid point nearest to the sum is the old one. Therefore the sizes of a
+row's changes, in steps, are summed up along the row from a random start, and a value takes a whole step wherever
+the sum passes a whole number ("systematic sampling"). Every value's expected change is then exact, and the number
+of steps in a row is right to within one. The scales of a block stay as they are, so nothing else moves.
+
+A value at the end of its block's range can only move inwards. What would take it further is lost: 4 % of an
+adapter in Q4_1, 1 % in Q8_0. The price of the method is noise: for changes of 1/200 of a step as much as rounding
+to a grid four times as fine makes.
 
 Block layouts: ggml's ggml-common.h (block_q4_0 and the following), as in the gguf package's quants.py.
 """
@@ -184,7 +185,7 @@ def add_on_grid(rows: Bytes, change: Floats, type_name: str, rng: np.random.Gene
         np.divide(change.reshape(wanted.shape), steps, out=wanted, where=steps != 0)
     # Without the limit, sums would spend their whole steps on values that cannot take them.
     possible = np.clip(wanted.reshape(q.shape), -q, grid.highest - q)
-    # Sizes, since a sum of signed changes goes to and fro: over one whole number many times in one row, over none
+    # Sizes, without signs: a signed sum goes up and down, and passes one whole number many times in one row and none
     # in the next, which makes an adapter 3 to 8 times noisier along its strongest direction. Double precision,
     # since a row may have tens of thousands of columns with changes of a thousandth of a step.
     sums = np.abs(possible, dtype=np.float64).reshape(len(rows), -1)

@@ -3,6 +3,7 @@
     gemma3.attention.sliding_window 512, gemma3.block_count 18 → {"model_type": "gemma3_text", "sliding_window": 512,
     "layer_types": ["sliding_attention", ... five times, "full_attention", ...], ...}
 
+Which keys an architecture has is in architectures.py, what has to be computed for them is here.
 Source: what transformers 5.17's configuration classes read, and what llama.cpp's src/models/*.cpp do with the metadata.
 Where the original config.json and llama.cpp differ, llama.cpp counts: it serves the model.
 """
@@ -14,19 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sg_local.architectures import ARCHITECTURES, Computed, ConfigValue, HasTensor
+from sg_local.dimensions import Dimensions
 from sg_local.gguf_header import GgufHeader
-from sg_local.gguf_io.tensors import Dimensions, row_blocks
+from sg_local.gguf_io.tensors import row_blocks
 
 Fault: TypeAlias = Callable[[str], None]
 
-# architecture → class and model_type of transformers
-_MODELS = {
-    "llama": ("LlamaForCausalLM", "llama"),
-    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
-    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
-    "phi3": ("Phi3ForCausalLM", "phi3"),
-}
 # llama.cpp gives the layers of this number a scale of their own: Gemma 3 27B.
 _GEMMA3_27B_LAYERS = 62
 
@@ -34,7 +29,7 @@ _GEMMA3_27B_LAYERS = 62
 def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
     """config.json as transformers 5.17 reads it; what it cannot express goes to `fault`, a reason each."""
     metadata, prefix = header.metadata, header.architecture
-    class_name, model_type = _MODELS[header.architecture]
+    architecture = ARCHITECTURES[header.architecture]
 
     def token_id(name: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -51,9 +46,20 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
     rms_norm_eps = metadata.get(f"{prefix}.attention.layer_norm_rms_epsilon")
     if not isinstance(rms_norm_eps, float) or not 0 < rms_norm_eps < 1:
         fault(f"{prefix}.attention.layer_norm_rms_epsilon is {rms_norm_eps!r:.40}, not a small number")
+    computed = _COMPUTED_KEYS.get(header.architecture, _rotation_alone)(header, dimensions, fault)
+
+    def value(key: str, stated: ConfigValue) -> Any:
+        match stated:
+            case HasTensor(name):
+                return header.tensor(name) is not None
+            case Computed():
+                return computed[key]
+            case _:
+                return stated
+
     return {
-        "architectures": [class_name],
-        "model_type": model_type,
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
         "dtype": "float16",
         "vocab_size": dimensions.vocab,
         "hidden_size": dimensions.hidden,
@@ -68,30 +74,15 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
         "bos_token_id": token_id("bos"),
         "eos_token_id": token_id("eos"),
         "pad_token_id": token_id("padding"),
-        **_OWN_KEYS[header.architecture](header, dimensions, fault),
+        **{key: value(key, stated) for key, stated in architecture.config.items()},
     }
 
 
-def _llama(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
-    return {
-        "hidden_act": "silu",
-        "attention_bias": header.tensor("blk.0.attn_q.bias") is not None,
-        "mlp_bias": False,
-        "rope_parameters": _llama3_rope(header, dimensions, _rope(header, dimensions, fault), fault),
-    }
-
-
-def _qwen2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
-    # Biases of q, k and v are always there; llama.cpp has no sliding window for it.
-    return {
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-        "rope_parameters": _rope(header, dimensions, fault),
-    }
-
-
-def _qwen3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
-    return {**_qwen2(header, dimensions, fault), "attention_bias": False}
+def _rotation_alone(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
+    rope = _rope(header, dimensions, fault)
+    if any(spec.gguf == "rope_freqs.weight" for spec in ARCHITECTURES[header.architecture].tensors):
+        rope = _llama3_rope(header, dimensions, rope, fault)
+    return {"rope_parameters": rope}
 
 
 def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, Any]:
@@ -110,8 +101,6 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
     local_theta = _theta(header, "gemma3.rope.freq_base_swa", fault)
     is_27b = dimensions.n_layers == _GEMMA3_27B_LAYERS
     return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
         "query_pre_attn_scalar": dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim,
         # transformers wants a window also where no layer has one
         "sliding_window": window or metadata.get("gemma3.context_length"),
@@ -121,9 +110,6 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
             "full_attention": _rope(header, dimensions, fault),
             "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
         },
-        "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
-        "use_bidirectional_attention": False,
     }
 
 
@@ -171,19 +157,11 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
         }
         if isinstance(context_length, int) and isinstance(original, int):
             rope["factor"] = max(1.0, context_length / max(1, original))
-    return {
-        "hidden_act": "silu",
-        # llama.cpp ignores Phi 3's window (https://github.com/ggml-org/llama.cpp/pull/13676)
-        "sliding_window": None,
-        "original_max_position_embeddings": original,
-        "rope_parameters": rope,
-    }
+    return {"original_max_position_embeddings": original, "rope_parameters": rope}
 
 
-_OWN_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, Any]]] = {
-    "llama": _llama,
-    "qwen2": _qwen2,
-    "qwen3": _qwen3,
+# architecture → the function that computes its keys of config.json, where that is more than the rotation
+_COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, Any]]] = {
     "gemma3": _gemma3,
     "phi3": _phi3,
 }
@@ -202,7 +180,7 @@ def _rope(
     if dimensions.n_rotated != dimensions.head_dim and not partial:
         fault(
             f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which "
-            f"{_MODELS[header.architecture][0]} cannot express; give another model"
+            f"{ARCHITECTURES[header.architecture].class_name} cannot express; give another model"
         )
     parameters = {"rope_type": "default", "rope_theta": _theta(header, f"{prefix}.freq_base", fault)}
 

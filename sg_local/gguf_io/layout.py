@@ -4,7 +4,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. The gguf package is not used for
 this: its reader takes seconds and hundreds of MB for a large vocabulary; its writer cannot write empty arrays
-or arrays of arrays, and through numpy's `tofile` does not notice every time that the disk is full.
+or arrays of arrays, and does not always notice a full disk, because it writes with numpy's `tofile`.
 """
 
 import struct
@@ -13,10 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from sg_local.gguf_header import GgufHeader
 from sg_local.gguf_io.tensors import quantization, read_bytes
-
-_UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
-# value type → bytes of one value
-_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+from sg_local.gguf_values import ARRAY, FLOAT32, STRING, UINT32, VALUE_BYTES
 
 
 class OutputTensor(NamedTuple):
@@ -30,18 +27,18 @@ class OutputTensor(NamedTuple):
 
 def uint32_value(number: int) -> bytes:
     """The raw metadata value of a uint32."""
-    return struct.pack("<II", _UINT32, number)
+    return struct.pack("<II", UINT32, number)
 
 
 def float32_value(number: float) -> bytes:
     """The raw metadata value of a float32."""
-    return struct.pack("<If", _FLOAT32, number)
+    return struct.pack("<If", FLOAT32, number)
 
 
 def string_value(text: str) -> bytes:
     """The raw metadata value of a string."""
     data = text.encode()
-    return struct.pack("<IQ", _STRING, len(data)) + data
+    return struct.pack("<IQ", STRING, len(data)) + data
 
 
 def raw_metadata(header: GgufHeader) -> dict[str, bytes]:
@@ -63,17 +60,17 @@ def raw_metadata(header: GgufHeader) -> dict[str, bytes]:
 
 
 def _value_end(data: bytes, position: int, value_type: int) -> int:
-    if value_type == _STRING:
+    if value_type == STRING:
         return position + 8 + int.from_bytes(data[position : position + 8], "little")
-    if value_type == _ARRAY:
+    if value_type == ARRAY:
         element_type, count = struct.unpack_from("<IQ", data, position)
         position += 12
-        if element_type in _VALUE_BYTES:
-            return position + int(count) * _VALUE_BYTES[element_type]
+        if element_type in VALUE_BYTES:
+            return position + int(count) * VALUE_BYTES[element_type]
         for _ in range(count):
             position = _value_end(data, position, element_type)
         return position
-    return position + _VALUE_BYTES[value_type]
+    return position + VALUE_BYTES[value_type]
 
 
 def write_header(

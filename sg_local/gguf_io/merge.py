@@ -33,7 +33,7 @@ from sg_local.gguf_io.tensors import Floats, byte_rows, not_finite, quantization
 
 FINGERPRINT_KEY = "sg_local.base_fingerprint"
 
-# Tensor types that any tensor can be written in → llama.cpp's general.file_type of a model mostly of that type.
+# Types that any tensor can be written in → llama.cpp's general.file_type of a model that is mostly of this type.
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "F16": 65504.0, "BF16": 2.0**128 - 2.0**120}
 
@@ -129,7 +129,7 @@ def _tensor_data(
         return
     # Seeded, so that the same files give the same file.
     rng = np.random.default_rng(list(tensor.name.encode()))
-    if type_name in GRIDS:  # its own type: others are not written here
+    if type_name in GRIDS:  # the tensor's own type: none is converted to another grid here
         for start, rows in byte_rows(base, tensor):
             change = _change(adapter, tensor, start, len(rows))
             try:
@@ -139,7 +139,7 @@ def _tensor_data(
         return
     for start, values in row_blocks(base, tensor):
         if has_lora:
-            with np.errstate(over="ignore"):  # looked for below
+            with np.errstate(over="ignore"):  # checked below
                 values += _change(adapter, tensor, start, len(values))
         largest = float(np.abs(values).max())
         if largest > _LARGEST[type_name]:

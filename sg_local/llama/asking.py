@@ -1,4 +1,4 @@
-"""The engine asked in a task's words: inputs answered, labels scored, with a run's settings.
+"""A task's questions to the engine: answers to inputs and scores of labels, with a run's settings.
 
     answer_inputs(engine, template, "Sort this message.", ["My parcel is late."], ...)  -> [Completion("delivery")]
     score_labels(engine, template, task, ["My parcel is late."], ...)    -> [{"delivery": -0.31, "refund": -2.9}]
@@ -87,7 +87,7 @@ def answer_inputs(
 ) -> list[Completion | None]:
     """Greedy answers by one call of the engine, one for each input; None where it does not fit the context.
 
-    on_finished is told the number of inputs since its last call.
+    on_finished gets the number of inputs that were finished since its last call.
     """
     prompts = [
         tuple(engine.tokenizer.encode_prompt(template, answer_messages(instruction, text, demonstrations)))
@@ -109,9 +109,10 @@ def score_labels(
     on_finished: Callable[[int], None],
     layout: Layout | None = None,
 ) -> list[dict[str, float] | None]:
-    """log p of each label, its end token included, after the demonstrations and each input, of which there is one.
+    """log p of each label with its end token, after the examples and each input; at least one input is needed.
 
-    None where an input does not fit the context. on_finished is told the number of inputs since its last call.
+    None where an input does not fit the context. on_finished gets the number of inputs that were finished since its
+    last call.
     """
     place, shown = layout or layouts(task.examples, 1)[0]
     messages = [answer_messages(task.instruction, text, shown, place) for text in inputs]

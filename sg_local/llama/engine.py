@@ -2,14 +2,13 @@
 
     BatchToken(token=4093, position=17, sequences=[3, 4], wants_logits=False)    sequences 3 and 4 both go on from it
 
-A token may belong to several sequences at once, and a sequence is forked by sharing the cells of a unified
-key-value memory (`llama_memory_seq_cp`): that is how what prompts share is evaluated once (see prefill.py). What is
-asked of the model lies above: generation.py answers requests, scoring.py scores labels. The engine knows token ids
-only.
+A token may belong to several sequences at once. A sequence is forked by sharing its cells of a unified key-value
+memory (`llama_memory_seq_cp`), so that what prompts share is evaluated once (see prefill.py). The engine knows token
+ids only: generation.py answers requests with it, scoring.py scores labels.
 
-Every call begins with a memory that holds the prefix common to its prompts, evaluated alone, and nothing else. A call
-that needs the prefix of the call before finds it there, and its cells are the same as in a fresh context; so the same
-call gives the same tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
+When a call begins, the memory holds the common prefix of its prompts, evaluated on its own, and nothing else. If the
+call before had the same prefix, it is still there, with the same values as in a fresh context. So the same call gives
+the same tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
 """
 
 import time
@@ -23,13 +22,20 @@ import llama_cpp
 import numpy as np
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.library import LoadedModel, interrupt_later, last_messages, load_model, usable_cores
+from sg_local.llama.library import (
+    LoadedModel,
+    interrupt_later,
+    last_messages,
+    load_model,
+    tell_device,
+    usable_cores,
+)
 from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
-# Sequences for questions with their labels, which need no memory of their own; llama.cpp allows 256.
+# Sequences for scoring labels, which reserve no cells for an answer; llama.cpp allows 256.
 SCORING_SEQUENCES = 64
 
 
@@ -71,7 +77,7 @@ class Counters:
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def rates(self) -> dict[str, float]:
-        """Prompt and generated tokens per second of the engine's own time, prompts as they were evaluated."""
+        """Tokens per second of the engine's own time: prompt tokens that were evaluated, and generated ones."""
         return {
             "prompt_tokens_per_second": round(self.evaluated_prompt_tokens / max(self.seconds, 1e-9), 1),
             "generated_tokens_per_second": round(self.generated_tokens / max(self.seconds, 1e-9), 1),
@@ -160,14 +166,14 @@ class Engine:
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, 0, n_tokens)
 
     def cut(self, sequence: int, n_tokens: int) -> None:
-        """Takes all but the first tokens out of a sequence; cells that no other sequence holds are free."""
+        """Takes all but the first tokens out of a sequence; cells that no other sequence holds become free."""
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, n_tokens, -1)
 
     def hold_prefix(self, prefix: TokenIds) -> int:
         """Leaves just this prefix in memory, as sequence 0, and returns its length.
 
-        For the beginning of a call: all other sequences were cut to nothing. Evaluated in batches of its own, so
-        that it has the same values whether it was here before or not.
+        To be called first in a call of the engine, when all other sequences are empty. The prefix is evaluated in
+        batches of its own, so its values do not depend on whether it was in memory before.
         """
         if self._prefix != prefix or not prefix:
             self.clear()
@@ -181,7 +187,7 @@ class Engine:
         return len(prefix)
 
     def decode(self, tokens: Sequence[BatchToken]) -> None:
-        """Evaluates 1..n_batch tokens; logits lie at the same index until the next call."""
+        """Evaluates 1..n_batch tokens; a token's logits lie at its index until the next call."""
         if not 0 < len(tokens) <= self.n_batch:
             raise ValueError(f"{len(tokens)} tokens do not make a batch of 1..{self.n_batch}")
         count = len(tokens)
@@ -219,10 +225,16 @@ def open_engine(
     n_threads: int = 0,
     n_gpu_layers: int = -1,
     adapter_path: Path | None = None,
+    is_silent: bool = False,
 ) -> Iterator[Engine]:
-    """Loads a model, attaches an adapter where one is given, and closes everything in the right order."""
+    """Loads a model, attaches an adapter where one is given, and closes everything in the right order.
+
+    is_silent: does not say on which device.
+    """
     with ExitStack() as stack:
         model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
+        if not is_silent:
+            tell_device(model.device, n_gpu_layers != 0)
         # Positions above the trained context are of no use.
         engine = Engine(
             model,

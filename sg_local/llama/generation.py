@@ -3,9 +3,9 @@
     Request(prompt=(1, 4093, ...), max_new_tokens=64, temperature=0.2, top_k=10, seed=7, stop=("\\n",))
     -> Completion(text="support", token_ids=(...), finish_reason="end")
 
-Prompts grow out of their tree (prefill.py). Requests with the same prompt stay together for as long as they choose
-the same tokens: they are one branch, whose next token is evaluated once and sampled from by each with its own seed.
-Where they part, the branch forks. Ten samples at a low temperature so cost little more than one.
+Prompts are read as one tree (prefill.py). Requests with the same prompt form one branch for as long as they choose the
+same tokens: the branch's next token is evaluated once, and each request samples with its own seed. Where their choices
+differ, the branch forks. So ten samples at a low temperature cost little more than one.
 
 New prompts start as sequences end. Memory is planned before anything is evaluated: a prompt waits until there is room
 for it and for its longest answer, and a fork without a sequence of its own waits behind the branch that it left.
@@ -52,7 +52,7 @@ class Completion:
 def generate(
     engine: Engine, requests: Sequence[Request], on_finished: Callable[[int], None] | None = None
 ) -> list[Completion]:
-    """Answers all requests, in their order. `on_finished` is told the index of each one that is answered.
+    """Answers all requests, in their order. `on_finished` gets the index of each one that is answered.
 
     Raises SgLocalError before anything runs when a request can never fit the context.
     """
@@ -85,7 +85,7 @@ class _Prompt:
 
 @dataclass(eq=False)
 class _Sequence:
-    """A sequence in use: cells are reserved for one answer in it; forks of its history wait for one of their own."""
+    """A sequence in use, with cells reserved for one answer; its forks wait here for sequences of their own."""
 
     number: int
     cells: int
@@ -145,7 +145,7 @@ class _Schedule:
             while self.running or not self.prefill.is_done:
                 self._step()
         except BaseException:
-            self.engine.clear()  # what is left in it belongs to nobody
+            self.engine.clear()  # the cells that are left belong to no request
             raise
         finally:
             counters.in_flight = 0
@@ -195,7 +195,7 @@ class _Schedule:
         for source in list(self.sequences.values()):
             while source.forks and self.free_sequences:
                 branch = source.forks[0]
-                # As much as for a whole answer: what it shares with its source may outlive the source.
+                # Cells for a whole answer: the part that it shares with its source may outlive the source.
                 if branch.prompt.max_new_tokens > self.free_cells:
                     break
                 branch.sequence = self._take_sequence(branch.prompt.max_new_tokens)
@@ -203,7 +203,7 @@ class _Schedule:
                 self.running.append(source.forks.pop(0))
 
     def _choose(self, branch: _Branch, index: int) -> None:
-        """Each user samples a token; those that agree go on together, the first of them in the branch's sequence."""
+        """Each user samples a token; equal ones go on together, the first group in the branch's sequence."""
         choice = Choice(self.engine.logits_at(index), branch.prompt.tokens, branch.tokens)
         groups: dict[int, list[int]] = {}
         for user in branch.users:

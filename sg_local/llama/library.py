@@ -9,6 +9,7 @@ holds one sequence and ignores unknown arguments in silence.
 
 import ctypes
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -25,14 +26,23 @@ import llama_cpp
 
 from sg_local.errors import InputError
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
+from sg_local.plan.machine import card_in_use
+from sg_local.progress import say
 
 _last_messages: deque[str] = deque(maxlen=8)
+_devices: list[str] = []  # which the model that is being loaded uses, as llama.cpp says
+_DEVICE = re.compile(
+    r"using device \S+ \((.*?)\) \("
+)  # "using device CUDA0 (NVIDIA H200) (0000:01:00.0) - 140 MiB free"
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_message(level: int, text: bytes, _user_data: Any) -> None:
+    message = text.decode("utf-8", "replace").strip()
+    if found := _DEVICE.search(message):
+        _devices.append(found[1])
     if level >= 3:  # GGML_LOG_LEVEL_WARN
-        _last_messages.append(text.decode("utf-8", "replace").strip())
+        _last_messages.append(message)
 
 
 @cache
@@ -46,8 +56,8 @@ def start_library() -> None:
 def usable_cores() -> int:
     """Physical cores that this process may run on.
 
-    llama.cpp's own default is 4 threads. Its threads wait for one another by spinning, so more of them than cores cost
-    up to three times the time (2 cores), and fewer leave cores idle.
+    llama.cpp's own default is 4 threads. Its threads wait for one another by spinning: more threads than cores take
+    up to three times as long (measured on 2 cores), and fewer leave cores idle.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
         return os.cpu_count() or 1
@@ -76,6 +86,7 @@ class LoadedModel:
     vocab: Any
     n_vocab: int
     n_ctx_train: int
+    device: str  # "NVIDIA H200", or "" for the processor
 
 
 def _context_length(header: GgufHeader) -> int:
@@ -112,12 +123,13 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     require_supported(header)
     start_library()
     _last_messages.clear()
+    _devices.clear()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
     # One card, as `plan` and the training count on; none at all for 0 layers, where llama.cpp would still send large
     # products to a card and round them there.
     params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
-    params.main_gpu = -1 if params.n_gpu_layers == 0 else 0
+    params.main_gpu = -1 if vocab_only or params.n_gpu_layers == 0 else 0
     params.vocab_only = vocab_only
     with interrupt_later():
         pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
@@ -132,9 +144,20 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
             n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
             # from the header: llama.cpp does not tell it for vocab_only
             n_ctx_train=_context_length(header),
+            device=_devices[-1] if _devices else "",
         )
     finally:
         llama_cpp.llama_model_free(pointer)
+
+
+@cache
+def tell_device(device: str, is_wanted: bool) -> None:
+    """Says once in a process where llama.cpp computes; is_wanted: a card was asked for, if there is one."""
+    card = card_in_use() if is_wanted and not device else ""
+    if card:
+        say(f"llama.cpp: on the processor, though this machine has {card}: `sg-local doctor` names the fix")
+    else:
+        say(f"llama.cpp: on {device or 'the processor'}")
 
 
 def supports_gpu() -> bool:

@@ -6,9 +6,10 @@
     engine.decode(batch)
     prefill.settle()
 
-Sequence 0 holds what the next prompt shares with those before it (the spine). Since prompts come sorted, everything
-that is evaluated and still waited for lies on that one path. A prompt's own sequence is forked from the spine; what
-lies in the batch that is being filled cannot be forked yet, so its tokens are labelled with the new sequence too.
+Sequence 0, the spine, holds what the next prompt shares with those before it. Prompts come sorted, so all evaluated
+tokens that later prompts still need lie on this one path. Each prompt gets a sequence of its own, forked from the
+spine. Tokens of the batch that is being filled are not in memory yet and cannot be forked, so they are marked as
+belonging to the new sequence too.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ SPINE = 0
 
 @dataclass(frozen=True)
 class Wanted:
-    """A token of the batch whose logits somebody reads: its place in the batch and in the tree."""
+    """A token of the batch whose logits are needed: its place in the batch and in the tree."""
 
     index: int
     node: Node
@@ -42,7 +43,7 @@ class Prefill:
     """The walk over one tree of prompts: at least one, sorted, distinct and not empty."""
 
     def __init__(self, engine: Engine, prompts: Sequence[TokenIds], max_prefix: int) -> None:
-        """max_prefix: as much of what all prompts share may lie before the first logits that somebody reads."""
+        """max_prefix: tokens that the prefix may have, as no logits are read inside it."""
         self.engine = engine
         self.prompts = prompts
         self.ends = plant(prompts)
@@ -95,13 +96,13 @@ class Prefill:
         return ended, wanted
 
     def settle(self) -> None:
-        """After the batch was evaluated: what it held is in memory now, and the spine keeps what is waited for."""
+        """After the batch was evaluated: its tokens are in memory now, and the spine keeps what is needed."""
         self._in_batch.clear()
         if self._next:
             self._cut_spine(min(self._position, self._kept_of(self._next - 1)))
 
     def _kept_of(self, number: int) -> int:
-        """How much of a prompt the next one shares; after the last, the prefix stays for the next call."""
+        """How many tokens of a prompt the next one shares; after the last, the prefix stays for the next call."""
         return self._shared[number + 1] if number + 1 < len(self.prompts) else self.n_prefix
 
     def _cut_spine(self, n_tokens: int) -> None:
@@ -113,7 +114,7 @@ class Prefill:
         """Forks the next prompt's sequence from the path of the one before, and cuts the spine to what is shared."""
         shared = self._shared[self._next]
         self._cut_spine(min(self._spine, shared))
-        # What comes after this prompt needs no more of the path than this.
+        # Later prompts need no more of the path than this.
         kept = min(shared, self._kept_of(self._next))
         for position, token in list(self._in_batch.items()):
             if position >= kept and SPINE in token.sequences:

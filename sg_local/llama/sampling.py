@@ -2,8 +2,8 @@
 
     repeat penalty -> top-k | -> top-p -> min-p -> temperature -> a draw with the request's seed
 
-What stands before the bar depends on the tokens so far alone: it is done once for all requests that share them, and
-leaves top-k candidates of a whole vocabulary. What comes after has a state, the request's own random numbers.
+The part before the bar depends on the tokens so far alone. It is done once for all requests that share them, and leaves
+the top-k candidates of the whole vocabulary. The part after the bar has a state: the request's own random numbers.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sg_local.llama.tree import TokenIds
 
 PENALIZED_TOKENS = (
-    64  # the repeat penalty looks at so many, those of the prompt too, as llama.cpp's server does
+    64  # the repeat penalty looks at the last 64, the prompt's included, as llama.cpp's server does
 )
 
 GROUP_SIZE = 64  # logits of which only the maximum is looked at first
@@ -28,7 +28,7 @@ _CANDIDATE = np.dtype(
 
 
 class Parameters(Protocol):
-    """How a request wants to be sampled; `generation.Request` is one."""
+    """The sampling parameters of a request; `generation.Request` has them."""
 
     @property
     def temperature(self) -> float: ...
@@ -45,7 +45,7 @@ class Parameters(Protocol):
 
 
 class Sampling:
-    """The part of one request's sampling that has a state. To be closed."""
+    """The part of one request's sampling that has a state. Close it after use."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -98,7 +98,7 @@ class Choice:
         return token
 
     def _shared(self, repeat_penalty: float, top_k: int) -> tuple[npt.NDArray[Any], bool]:
-        """The candidates that are left before the requests' own samplers, and whether they are sorted."""
+        """The candidates that the requests' own samplers start from, and whether they are sorted."""
         # A penalty may lift a token from far below, so that all of them stay candidates.
         ids = near_top(self._logits, top_k) if repeat_penalty == 1 else np.arange(len(self._logits))
         candidates = np.zeros(len(ids), _CANDIDATE)

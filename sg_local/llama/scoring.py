@@ -1,4 +1,4 @@
-"""How likely is each label as the answer to a question: exact, in one evaluation of the question.
+"""How likely each label is as the answer to a prompt: exact, with one evaluation of the prompt.
 
     prompts [(1, 4093, ...)], labels [(21, 2), (487, 19, 2)]      token ids, the end token included
     -> [[-0.41, -3.20]]                                           log p(label | prompt), nats
@@ -6,9 +6,9 @@
     pairs [((1, 4093, ...), (21, 2)), ((1, 77, ...), (9, 2))]         a prompt and its own answer
     -> [-0.41, -7.30]                                             log p(answer | prompt), nats
 
-Questions and labels are one tree (prefill.py): many questions go into one batch, and a token that several labels share
-is evaluated once. A label's last token needs no logits after it and is not evaluated. The end token makes "support" and
-"supporting" exclude each other.
+Prompts and labels are one tree (prefill.py): many prompts go into one batch, and a token that several labels share is
+evaluated once. A label's last token is not evaluated, since no logits are needed after it. The end token makes
+"support" and "supporting" exclude each other.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ def label_logprobs(
 ) -> list[list[float]]:
     """log p of each label after each prompt, shape (n_prompts, n_labels), in nats.
 
-    `on_finished` is told the index of each prompt whose labels are all evaluated.
+    `on_finished` gets the index of each prompt whose labels are all evaluated.
     Raises SgLocalError when a prompt with a label cannot fit the context.
     """
     if not labels:
@@ -55,7 +55,7 @@ def _scores(
     owners: Sequence[int],
     on_finished: Callable[[int], None] | None,
 ) -> list[float]:
-    """log p of each pair's second part after its first; on_finished is told an owner whose pairs are all evaluated."""
+    """log p of each pair's answer after its prompt; on_finished gets each owner whose pairs are all evaluated."""
     if not pairs:
         return []
     longest = max(len(prompt) for prompt, _ in pairs), max(len(answer) for _, answer in pairs)
@@ -65,7 +65,7 @@ def _scores(
             "tokens: raise --n-ctx or shorten the task"
         )
     pairs = [(prompt or engine.tokenizer.beginning, answer) for prompt, answer in pairs]
-    # Scored one by one, each answer would take its prompt along.
+    # As if each answer were scored alone, with its whole prompt.
     engine.counters.prompt_tokens += sum(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
     with engine.counters.timed():
         return _tree_scores(engine, pairs, owners, on_finished)
@@ -77,8 +77,8 @@ def _tree_scores(
     owners: Sequence[int],
     on_finished: Callable[[int], None] | None,
 ) -> list[float]:
-    waiting: dict[TokenIds, list[int]] = {}  # prompt and answer but for its last token -> owners
-    first_reads: dict[TokenIds, set[int]] = {}  # the same -> from where its logits are read
+    waiting: dict[TokenIds, list[int]] = {}  # prompt and answer without its last token -> owners
+    first_reads: dict[TokenIds, set[int]] = {}  # the same -> first positions whose logits are read
     for (prompt, answer), owner in zip(pairs, owners, strict=True):
         path = (*prompt, *answer[:-1])
         waiting.setdefault(path, []).append(owner)
@@ -142,7 +142,7 @@ def _evaluate(
                     if not left[index] and on_finished:
                         on_finished(index)
     except BaseException:
-        engine.clear()  # what is left in it belongs to nobody
+        engine.clear()  # the cells that are left belong to no prompt
         raise
     return found
 

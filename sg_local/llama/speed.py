@@ -3,7 +3,7 @@
     seconds_of_work(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), n_threads=0)   -> 4.1
     seconds_of_work(Path("f16.gguf"), n_threads=0)                          -> 2.2    half the time, the same weights
 
-Measured on a small piece of what annotating is: a prompt, and a few steps of many sequences side by side.
+Measured on a small sample of annotate's work: a prompt, and a few steps of many sequences side by side.
 """
 
 import time
@@ -18,7 +18,9 @@ _STEPS = 8
 
 def seconds_of_work(path: Path, *, n_threads: int) -> float:
     """Wall seconds on the CPU for 256 prompt tokens and 8 steps of 16 sequences, the better of two tries."""
-    with open_engine(path, n_ctx=512, n_parallel=_SEQUENCES, n_threads=n_threads, n_gpu_layers=0) as engine:
+    with open_engine(
+        path, n_ctx=512, n_parallel=_SEQUENCES, n_threads=n_threads, n_gpu_layers=0, is_silent=True
+    ) as engine:
         token = engine.tokenizer.beginning[0]
         best = float("inf")
         for _ in range(2):

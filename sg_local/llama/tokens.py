@@ -36,7 +36,7 @@ class Tokenizer:
 
     @property
     def beginning(self) -> tuple[int, ...]:
-        """What stands for an empty prompt, after which a model cannot be asked: BOS, or EOS where it has none."""
+        """What is used for an empty prompt, since a model needs at least one token: BOS, or EOS where it has none."""
         return (self.bos if self.bos >= 0 else self.eos,)
 
     def text_of(self, token: int) -> str:
@@ -111,8 +111,8 @@ class Tokenizer:
         until, after = _until_answer_ends(template, messages, answer)
         prompt = self.encode_prompt(template, messages)
         ids = self.encode(until)
-        # A border that merges (or a template that writes the turn otherwise) leaves no common prefix:
-        # then the answer's tokens are those of its own text, which is what a model can generate here.
+        # The prompt's ids are no prefix if tokens merge across the border, or if the template writes a finished turn
+        # differently. Then the answer is tokenized on its own, which is what a model can generate here.
         answer_ids = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self.encode_plain(answer)
         end = next((token for token in self.encode(after) if self.is_end(token)), self.eos)
         return [*answer_ids, end]

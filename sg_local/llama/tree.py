@@ -24,7 +24,7 @@ class Node:
     start: int
     stop: int
     holders: int  # child nodes, and prompts that end here, that are still needed
-    wanted: set[int] = field(default_factory=set)  # positions whose logits somebody reads
+    wanted: set[int] = field(default_factory=set)  # positions whose logits are needed
 
 
 def plant(prompts: Sequence[TokenIds]) -> list[Node]:
@@ -58,7 +58,7 @@ def shared_lengths(prompts: Sequence[TokenIds]) -> list[int]:
 
 
 def release(node: Node | None) -> int:
-    """One holder of this node is done. Returns how many tokens nobody needs any more."""
+    """Notes that one holder of this node is done. Returns how many tokens are no longer needed."""
     freed = 0
     while node is not None:
         node.holders -= 1

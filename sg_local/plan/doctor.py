@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ TORCH_WITH_CUDA = (
     "on Windows with the index of https://pytorch.org/get-started/locally"
 )
 
+TORCH_FOR_THE_DRIVER = (
+    "update the NVIDIA driver, or install the torch that fits it: https://pytorch.org/get-started/locally"
+)
+COMPILER = "`apt install gcc python3-dev` on Debian and Ubuntu, `dnf install gcc python3-devel` on Fedora"
+
+TRY_TORCH = """
+import torch
+torch.zeros(8, device="cuda").add_(1).sum().item()
+"""
 # In a process of its own: a llama.cpp that was built for another processor, or by a compiler with a fault, ends it.
 _TRY_PROGRAM = """
 import sys
@@ -56,6 +66,7 @@ def examine() -> list[Finding]:
         *(_package(name, INSTALL) for name in ("gguf", "rapidfuzz", "rouge-score", "scipy")),
         _llama(bool(gpus)),
         _torch(bool(gpus)),
+        *_compiler(bool(gpus)),
         *(_package(name, INSTALL_TRAINING) for name in NEEDED if name != "torch"),
         _machine(),
         _gpu(gpus),
@@ -136,7 +147,41 @@ def _torch(has_gpu: bool) -> Finding:
         return _finding("torch", "not installed", INSTALL_TRAINING)
     if has_gpu and "+cpu" in found:
         return _finding("torch", f"{found}, built for the CPU", TORCH_WITH_CUDA)
+    if has_gpu and (fault := _torch_fault()):
+        return _finding("torch", f"{found}, but it cannot use the card: {fault}", TORCH_FOR_THE_DRIVER)
     return _finding("torch", found)
+
+
+def _torch_fault() -> str | None:
+    """Why torch cannot compute on the card, in its own words; None where it can. Its import takes seconds."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", TRY_TORCH], capture_output=True, text=True, errors="replace",
+            timeout=_TRY_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"no answer after {_TRY_SECONDS} seconds"
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines()
+    return said[-1][:200] if said else f"exit code {done.returncode}"
+
+
+def _compiler(has_gpu: bool) -> list[Finding]:
+    """Triton, through which torch and Unsloth make kernels for a card, compiles C with Python's headers."""
+    if not has_gpu or os.name == "nt":
+        return []
+    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    missing = [] if compiler else ["a C compiler"]
+    missing += [] if header.is_file() else [f"Python's headers ({header})"]
+    if missing:
+        return [
+            _finding(
+                "compiler", f"{' and '.join(missing)} not found, which training on a card needs", COMPILER
+            )
+        ]
+    return [_finding("compiler", f"{compiler}, and Python's headers")]
 
 
 def _machine() -> Finding:

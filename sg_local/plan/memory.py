@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sg_local.files import Faults
-from sg_local.gguf_header import GgufHeader
-from sg_local.settings import LEAST_INPUT_LIMIT, Settings, input_limit
-from sg_local.task import Task
+from sg_local.plan.sizes import ModelSizes, TaskTokens
+from sg_local.settings import Settings
 
 GIB = 1024**3
 
@@ -48,9 +46,6 @@ PROOF_PROMPTS = 16  # proof/parity.py
 PROOF_TOKENS_AT_ONCE = 4096  # finetune/reference.py
 CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 
-# Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
-BYTES_PER_TOKEN = 3
-TURN_TOKENS = 8  # what a chat format puts around a turn
 CONTENDERS = 4  # stages/evaluate.py; where there are labels, one more
 LEAST_N_CTX = 512  # below, a batch could not be filled
 
@@ -58,93 +53,6 @@ LEAST_N_CTX = 512  # below, a batch could not be filled
 KEEPS_TYPES = ("auto", "base")
 # Bytes of a weight in a quantized file: Llama 2 7B's published files by its 6.74 billion weights.
 QUANT_BYTES = {"F16": 2.0, "Q8_0": 1.063, "Q6_K": 0.82, "Q5_K_M": 0.71, "Q4_K_M": 0.606, "Q4_0": 0.568}
-
-# Hugging Face's name of a matrix that LoRA can change -> its name in a GGUF.
-_MATRICES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-    # Phi 3 has them in one
-    "qkv_proj": "attn_qkv",
-    "gate_up_proj": "ffn_up",
-}
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """What of a model the estimates depend on; `model_sizes` reads it from a header."""
-
-    file_bytes: int
-    embedding_bytes: int  # of token_embd as the file has it
-    vocab: int
-    hidden: int
-    intermediate: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    context_length: int
-    is_tied: bool  # the output matrix is the token embedding
-    is_quantized: bool
-    is_fused: bool = False  # Phi 3: queries, keys and values in one matrix, gate and up in another
-
-    @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """(columns, rows) of a layer's matrices, by their names in a GGUF."""
-        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        if self.is_fused:
-            return {
-                "attn_qkv": (self.hidden, q + 2 * kv),
-                "attn_output": (q, self.hidden),
-                "ffn_up": (self.hidden, 2 * self.intermediate),
-                "ffn_down": (self.intermediate, self.hidden),
-            }
-        return {
-            "attn_q": (self.hidden, q),
-            "attn_k": (self.hidden, kv),
-            "attn_v": (self.hidden, kv),
-            "attn_output": (q, self.hidden),
-            "ffn_gate": (self.hidden, self.intermediate),
-            "ffn_up": (self.hidden, self.intermediate),
-            "ffn_down": (self.intermediate, self.hidden),
-        }
-
-    @property
-    def layer_parameters(self) -> int:
-        """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""
-        return self.n_layers * sum(columns * rows for columns, rows in self.matrices.values())
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Token embedding and output matrix; norms are too few to count."""
-        return self.vocab * self.hidden * (1 if self.is_tied else 2)
-
-    @property
-    def n_parameters(self) -> int:
-        return self.layer_parameters + self.embedding_parameters
-
-    def lora_parameters(self, rank: int, target_modules: str) -> int:
-        """An adapter's weights: rank · (columns + rows) for each matrix that it changes."""
-        named = {_MATRICES.get(name.strip(), name.strip()) for name in target_modules.split(",")}
-        chosen = [sum(shape) for name, shape in self.matrices.items() if "all" in named or name in named]
-        return self.n_layers * rank * sum(chosen)
-
-
-@dataclass(frozen=True)
-class TaskTokens:
-    """About how many tokens the texts of a task have; `task_tokens` counts them."""
-
-    instruction: int
-    demonstrations: int
-    input: int
-    answer: int
-    input_limit: int = LEAST_INPUT_LIMIT  # of a made input
-    labels: int = 0  # all of them together; 0 where answers are free
-    test_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,65 +84,6 @@ class Need:
     @property
     def disk_bytes(self) -> int:
         return sum(self.run_disk.values()) + sum(self.store_disk.values())
-
-
-def model_sizes(header: GgufHeader) -> ModelSizes:
-    """Reads the sizes from a model's header. Raises InputError, a line for each that is missing or no size."""
-    faults = Faults()
-
-    def size(key: str, default: int = 0) -> int:
-        name = f"{header.architecture}.{key}"
-        value = header.metadata.get(name, default)
-        if isinstance(value, list):  # some converters write a number for each layer
-            value = max((item for item in value if isinstance(item, int)), default=0)
-        if isinstance(value, int) and value > 0:
-            return value
-        faults.add(f"{header.path}: {name} is {value!r:.40}, no size; give another conversion of the model")
-        return 1
-
-    embedding = header.tensor("token_embd.weight")
-    if embedding is None:
-        faults.add(f"{header.path}: token_embd.weight is missing; give another conversion of the model")
-    hidden, n_heads = size("embedding_length"), size("attention.head_count")
-    found = ModelSizes(
-        file_bytes=header.size_bytes,
-        embedding_bytes=embedding.size_bytes if embedding else 0,
-        vocab=embedding.shape[-1] if embedding else 0,
-        hidden=hidden,
-        intermediate=size("feed_forward_length"),
-        # Each layer has tensors; this bounds the loops over layers.
-        n_layers=min(size("block_count"), len(header.tensors)),
-        n_heads=n_heads,
-        n_kv_heads=size("attention.head_count_kv", n_heads),
-        head_dim=size("attention.key_length", max(1, hidden // n_heads)),
-        context_length=size("context_length"),
-        is_tied=header.tensor("output.weight") is None,
-        is_quantized=any(tensor.type_name not in ("F32", "F16", "BF16") for tensor in header.tensors),
-        is_fused=header.architecture == "phi3",
-    )
-    faults.raise_any()
-    return found
-
-
-def task_tokens(task: Task, settings: Settings, test_rows: int) -> TaskTokens:
-    """Tokens of a task's texts by their length in bytes, on the large side; rows are like the longest demonstration."""
-
-    def tokens(text: str) -> int:
-        return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
-
-    inputs = [tokens(example.input) for example in task.examples]
-    outputs = [tokens(example.output) + 1 for example in task.examples]
-    labels = [tokens(label) + 1 for label in task.labels]
-    limit = input_limit(settings.max_input_tokens, inputs)
-    return TaskTokens(
-        instruction=tokens(task.instruction) + TURN_TOKENS,
-        demonstrations=sum(inputs) + sum(outputs) + 2 * TURN_TOKENS * len(inputs),
-        input=min(max(inputs), limit) + TURN_TOKENS,
-        input_limit=limit,
-        answer=min(max(labels or outputs), settings.max_new_tokens),
-        labels=sum(labels),
-        test_rows=min(test_rows, settings.max_test_rows),
-    )
 
 
 def estimate(
@@ -372,7 +221,7 @@ def _training_weights(model: ModelSizes, settings: Settings, width: int) -> int:
     # PEFT's prepare_model_for_kbit_training makes what is not in 4 bits float32: embedding, output matrix, norms.
     embedding_width = 4 if settings.trainer == "peft" else width
     # One matrix at a time is back in full width while it is multiplied.
-    largest = width * max(columns * rows for columns, rows in model.matrices.values())
+    largest = width * max(map(math.prod, model.matrices.values()))
     return int(NF4_BYTES * model.layer_parameters) + embedding_width * model.embedding_parameters + largest
 
 

@@ -17,17 +17,8 @@ from typing import Any
 from sg_local.gguf_header import read_model_header, require_supported
 from sg_local.models import model_store, resolve_model
 from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
-from sg_local.plan.memory import (
-    GIB,
-    ModelSizes,
-    Need,
-    TaskTokens,
-    batch_tokens,
-    estimate,
-    model_sizes,
-    remedies,
-    task_tokens,
-)
+from sg_local.plan.memory import GIB, Need, batch_tokens, estimate, remedies
+from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.run.begin import check_task
 from sg_local.settings import Settings, as_flag
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import pytest
 from gguf_models import bytes_of
 from tiny_models import HIDDEN, TOKENS, write_tiny_model
 
+from sg_local.architectures import ARCHITECTURES, TensorSpec
 from sg_local.errors import InputError
 from sg_local.finetune.reference import reference_logits
-from sg_local.gguf_header import SUPPORTED_ARCHITECTURES, read_header
+from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import Floats, write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.gguf_io.merge import merge_gguf
-from sg_local.gguf_io.tensors import TENSOR_NAMES, TensorName, lora_targets
+from sg_local.gguf_io.tensors import lora_targets
 
 for package in ("llama_cpp", "torch", "transformers", "peft"):
     if importlib.util.find_spec(package) is None:
@@ -137,7 +138,7 @@ def exact_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_supported_architecture_is_here() -> None:
-    assert {name.split(",")[0] for name in VARIANTS} == set(SUPPORTED_ARCHITECTURES) == set(TENSOR_NAMES)
+    assert {name.split(",")[0] for name in VARIANTS} == set(ARCHITECTURES)
 
 
 def test_base_gives_the_same_logits(case: Case) -> None:
@@ -196,9 +197,9 @@ def test_planted_errors_show(
     planted("alpha doubled", lambda peft: _change_alpha(peft, 2 * adapter[1]))
     planted("a layer dropped", _drop_layer)
     # permuted where they are not, and not where they are
-    names = TENSOR_NAMES[case.architecture]
-    wrong = names._replace(of_layer=tuple(_wrong_order(row) for row in names.of_layer))
-    monkeypatch.setitem(TENSOR_NAMES, case.architecture, wrong)
+    right = ARCHITECTURES[case.architecture]
+    wrong = replace(right, layer_tensors=tuple(_wrong_order(spec) for spec in right.layer_tensors))
+    monkeypatch.setitem(ARCHITECTURES, case.architecture, wrong)
     planted("rows of q and k in the wrong order", lambda peft: None)
 
 
@@ -331,9 +332,9 @@ def _difference(left: Floats, right: Floats) -> float:
     return float(np.abs(left - right).max())
 
 
-def _wrong_order(row: TensorName) -> TensorName:
+def _wrong_order(spec: TensorSpec) -> TensorSpec:
     heads = {"attn_q.weight": "n_heads", "attn_k.weight": "n_kv_heads", "attn_qkv.weight": "n_heads"}
-    return row._replace(heads="" if row.heads else heads.get(row.gguf, ""))
+    return spec._replace(heads="" if spec.heads else heads.get(spec.gguf, ""))
 
 
 def _change_alpha(peft: Path, alpha: int) -> None:

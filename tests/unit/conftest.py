@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from finished_run import MODEL, TENSORS, ScriptedStages, finish_run
-from gguf_bytes import tiny_gguf
+from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
 import sg_local.finetune.environment as environment
@@ -45,6 +45,18 @@ def own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("SG_LOCAL_HOME", str(place / "home"))
     (place / "work").mkdir()
     monkeypatch.chdir(place / "work")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes bytes as file.gguf, again and again in one test."""
+
+    def write_bytes(data: bytes) -> Path:
+        path = tmp_path / "file.gguf"
+        path.write_bytes(data)
+        return path
+
+    return write_bytes
 
 
 @pytest.fixture

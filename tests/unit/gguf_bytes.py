@@ -6,7 +6,8 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Independent o
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
@@ -33,6 +34,7 @@ class TinyTensor(NamedTuple):
 
 
 Value: TypeAlias = bool | int | float | str | Sequence[bool | int | float | str] | Typed
+Write: TypeAlias = Callable[[bytes], Path]  # what the fixture `write` gives
 
 
 def string(text: str | bytes) -> bytes:
@@ -44,6 +46,12 @@ def string(text: str | bytes) -> bytes:
 def array(element_type: int, elements: bytes, count: int) -> Typed:
     """An array whose stated element type and count need not fit its elements."""
     return Typed(ARRAY, struct.pack("<IQ", element_type, count) + elements)
+
+
+def nested_array(depth: int) -> Typed:
+    """An array of arrays, so many levels deep, with the number 7 in the innermost."""
+    heads = struct.pack("<IQ", ARRAY, 1) * (depth - 1)
+    return Typed(ARRAY, heads + struct.pack("<IQI", UINT32, 1, 7))
 
 
 def typed(value: Value) -> Typed:

@@ -11,8 +11,10 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from gguf_bytes import ARRAY, INT32, STRING, TinyTensor, Value, array, string, tiny_gguf
 
+from sg_local.errors import InputError
 from sg_local.gguf_header import read_header
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, LAYERS, TOKENS = 64, 4, 2, 16, 96, 2, 40
@@ -223,3 +225,13 @@ ADAPTER_METADATA: dict[str, Value] = {
     "adapter.type": "lora",
     "adapter.lora.alpha": 8.0,
 }
+
+
+def refusal(path: Path) -> str:
+    """The one-line message that `read_header` refuses the file with."""
+    with pytest.raises(InputError) as caught:
+        read_header(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} ")
+    assert "\n" not in message
+    return message

@@ -11,8 +11,8 @@ import pytest
 from gguf_models import write_safetensors
 from tiny_models import write_tiny_model
 
+from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
-from sg_local.gguf_header import SUPPORTED_ARCHITECTURES
 from sg_local.gguf_io import tensors
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.gguf_io.check_weights import RELATIVE_ERRORS, check_base_weights
@@ -60,7 +60,7 @@ def set_value(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("architecture", "matrix_type"),
     [
-        *((architecture, "Q4_0") for architecture in SUPPORTED_ARCHITECTURES),
+        *((architecture, "Q4_0") for architecture in ARCHITECTURES),
         *(("llama", matrix_type) for matrix_type in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1")),
     ],
 )
@@ -115,7 +115,7 @@ def test_an_output_matrix_that_is_the_embedding_again_passes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("architecture", "matrix_type"),
-    [("llama", "F16"), *((architecture, "Q4_0") for architecture in SUPPORTED_ARCHITECTURES)],
+    [("llama", "F16"), *((architecture, "Q4_0") for architecture in ARCHITECTURES)],
 )
 def test_another_model_of_the_same_shapes_is_refused(
     architecture: str, matrix_type: str, tmp_path: Path

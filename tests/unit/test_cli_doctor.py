@@ -55,6 +55,28 @@ def test_doctor_where_a_gpu_lies_idle(sg: Call, nvidia: Path, monkeypatch: pytes
     assert findings(sg)["GPU"]["found"].startswith("no NVIDIA GPU")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_doctor_where_torch_cannot_use_the_card_and_nothing_compiles(
+    sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288 MiB'\n")
+    nvidia.chmod(0o755)
+    monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: True)
+    monkeypatch.setattr("sg_local.plan.doctor.version", lambda name: "2.13.0")
+    monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: None)
+    monkeypatch.setattr("sg_local.plan.doctor.TRY_TORCH", "raise SystemExit('driver is too old')")
+    found = findings(sg)
+    assert "driver is too old" in found["torch"]["found"]
+    assert "driver" in found["torch"]["fix"]
+    assert "gcc" in (found["compiler"]["fix"] or "gcc")  # a machine may have both
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "nowhere"})
+    monkeypatch.setattr("sg_local.plan.doctor.TRY_TORCH", "")
+    found = findings(sg)
+    assert (found["torch"]["ok"], found["compiler"]["ok"]) == (True, False)
+    assert "Python.h" in found["compiler"]["found"]
+    assert "python3-dev" in found["compiler"]["fix"]
+
+
 def test_doctor_says_how_to_install_what_is_missing(sg: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import PackageNotFoundError
 

@@ -21,12 +21,11 @@ from tiny_models import (
     write_tiny_model,
 )
 
+from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
-from sg_local.gguf_header import SUPPORTED_ARCHITECTURES
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.gguf_io.merge import merge_gguf
-from sg_local.gguf_io.tensors import TENSOR_NAMES, lora_targets
 
 pytest.importorskip("safetensors")  # comes with the extra "train"
 
@@ -160,7 +159,7 @@ def test_phi3_without_factors_has_plain_rotation(tmp_path: Path) -> None:
     assert config["original_max_position_embeddings"] == CONTEXT
 
 
-@pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -169,22 +168,14 @@ def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Pa
     loaded = load_file(tmp_path / "weights" / "model-00001-of-00001.safetensors")
     values = values_of(base)
     assert len(loaded) == len(values)
-    names = TENSOR_NAMES[architecture]
-    for row in names.of_layer:
-        if not row.optional and not row.heads:
-            got = loaded[f"model.layers.1.{row.hf}"]
-            norm_shift = 1 if architecture == "gemma3" and "norm" in row.gguf else 0
-            assert np.array_equal(got, values[f"blk.1.{row.gguf}"] - np.float32(norm_shift)), row.gguf
+    for spec in ARCHITECTURES[architecture].layer_tensors:
+        if not spec.optional and not spec.heads:
+            got = loaded[f"model.layers.1.{spec.hf}"]
+            norm_shift = 1 if architecture == "gemma3" and "norm" in spec.gguf else 0
+            assert np.array_equal(got, values[f"blk.1.{spec.gguf}"] - np.float32(norm_shift)), spec.gguf
     shift = np.float32(architecture == "gemma3")
     assert np.array_equal(loaded["model.norm.weight"], values["output_norm.weight"] - shift)
     assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
-
-
-def test_lora_targets_are_the_matrices_of_a_layer() -> None:
-    seven = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    for architecture in ("llama", "qwen2", "qwen3", "gemma3"):
-        assert lora_targets(architecture) == seven
-    assert lora_targets("phi3") == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -210,7 +201,11 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"without": "blk.0.attn_k_norm.weight"},
         r"attn_k_norm\.weight is missing",
     ),
-    "qwen3 with biases": ("qwen3", {"biases": True}, r"'blk\.0\.attn_q\.bias' has no place"),
+    "qwen3 with biases": (
+        "qwen3",
+        {"vectors": {"blk.0.attn_q.bias": [0.0] * HEADS * WIDE_HEAD_DIM}},
+        r"'blk\.0\.attn_q\.bias' has no place",
+    ),
     "qwen3 with another head": (
         "qwen3",
         {"n_layers": 1, "metadata": {"attention.key_length": 16, "attention.value_length": 16}},

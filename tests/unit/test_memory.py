@@ -25,17 +25,14 @@ from sg_local.llama.quantize import FILE_TYPES
 from sg_local.plan import memory
 from sg_local.plan.memory import (
     GIB,
-    ModelSizes,
     Need,
-    TaskTokens,
     batch_tokens,
     estimate,
     kv_cache_bytes,
-    model_sizes,
     remedies,
-    task_tokens,
 )
 from sg_local.plan.plan import USABLE_SHARE_OF_GPU, Machine, compare
+from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.proof import parity
 from sg_local.run.directory import Run
 from sg_local.settings import PRESETS, Settings

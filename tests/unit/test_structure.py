@@ -29,8 +29,10 @@ LAYERS = [
     {"selfguide"},
     {"chat"},
     {"run.directory", "run.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
-    {"models", "task", "settings"},
+    {"plan.sizes"},
+    {"models", "task", "settings", "dimensions"},
     {"files", "gguf_header", "progress"},
+    {"architectures", "gguf_values"},
     {"errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

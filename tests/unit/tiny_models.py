@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 from gguf_bytes import FLOAT32, INT32, TinyTensor, Typed, Value, array, tiny_gguf
 
+from sg_local.architectures import ARCHITECTURES
+from sg_local.dimensions import Dimensions
+
 HIDDEN, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, CONTEXT = 64, 4, 2, 96, 2, 512
 HEAD_DIM = HIDDEN // HEADS
 
@@ -124,11 +127,12 @@ def write_tiny_model(
     without: str = "",
     seed: int = 0,
 ) -> Path:
-    """A random model of one of the five architectures, its logits some units wide.
+    """A random model of any architecture of the table, its logits some units wide.
 
-    metadata: keys of the architecture without its name, to add, replace or (None) leave out. biases: on the four
-    matrices of a llama's attention. matrix_type: one that the gguf package encodes. vectors: to add or replace.
+    metadata: keys of the architecture without its name, to add, replace or (None) leave out. biases: those of
+    attention where they are optional. matrix_type: one that the gguf package encodes. vectors: to add or replace.
     without: a tensor to leave out. Matrices are exact in float16, so that torch computes with the very same numbers.
+    An architecture that is not supported is shaped like qwen2.
     """
     import gguf
 
@@ -143,21 +147,28 @@ def write_tiny_model(
         "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.freq_base": 10000.0,
     }
+    entry = ARCHITECTURES.get(architecture, ARCHITECTURES["qwen2"])
     head_dim = hidden // HEADS
-    if architecture in ("qwen3", "gemma3"):
+    if not entry.derives_heads:
         head_dim = WIDE_HEAD_DIM
         sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     keys = {f"{architecture}.{key}": value for key, value in {**sizes, **(metadata or {})}.items()}
 
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (len(TOKENS), hidden),
-        "output_norm.weight": (hidden,),
-    }
-    if not tied:
-        shapes["output.weight"] = (len(TOKENS), hidden)
+    dimensions = Dimensions(
+        vocab=len(TOKENS),
+        hidden=hidden,
+        intermediate=FEED_FORWARD,
+        n_layers=n_layers,
+        n_heads=HEADS,
+        n_kv_heads=KV_HEADS,
+        head_dim=head_dim,
+        n_rotated=head_dim,
+    )
+    wanted = {"", "" if tied else "lm_head", "attention_bias" if biases else ""}
+    specs = {spec.gguf: spec for spec in entry.tensors}
     for layer in range(n_layers):
-        of_layer = _layer_shapes(architecture, hidden, head_dim, biases)
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in of_layer.items()}
+        specs |= {f"blk.{layer}.{spec.gguf}": spec for spec in entry.layer_tensors}
+    shapes = {name: dimensions.sizes(spec.shape) for name, spec in specs.items() if spec.optional in wanted}
 
     arrays = {}
     for name, shape in shapes.items():
@@ -184,28 +195,3 @@ def write_tiny_model(
     own = {key: value for key, value in keys.items() if value is not None}
     path.write_bytes(tiny_gguf({**general, **own, **VOCABULARY}, tensors))
     return path
-
-
-def _layer_shapes(architecture: str, hidden: int, head_dim: int, biases: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors of a layer, (rows, columns), as llama.cpp's src/models/<architecture>.cpp loads them."""
-    q_rows, kv_rows = HEADS * head_dim, KV_HEADS * head_dim
-    found: dict[str, tuple[int, ...]] = {"attn_norm.weight": (hidden,), "ffn_norm.weight": (hidden,)}
-    if architecture == "phi3":
-        found |= {
-            "attn_qkv.weight": (q_rows + 2 * kv_rows, hidden),
-            "ffn_up.weight": (2 * FEED_FORWARD, hidden),
-        }
-    else:
-        found |= {"attn_q.weight": (q_rows, hidden)}
-        found |= {f"attn_{letter}.weight": (kv_rows, hidden) for letter in "kv"}
-        found |= {f"ffn_{name}.weight": (FEED_FORWARD, hidden) for name in ("gate", "up")}
-    found |= {"attn_output.weight": (hidden, q_rows), "ffn_down.weight": (hidden, FEED_FORWARD)}
-    if architecture == "qwen2" or biases:
-        found |= {"attn_q.bias": (q_rows,), "attn_k.bias": (kv_rows,), "attn_v.bias": (kv_rows,)}
-    if architecture == "llama" and biases:
-        found["attn_output.bias"] = (hidden,)
-    if architecture in ("qwen3", "gemma3"):
-        found |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
-    if architecture == "gemma3":
-        found |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
-    return found

@@ -1,0 +1,216 @@
+"""What each supported architecture is called and shaped like: the one table that all other modules read.
+
+    ARCHITECTURES["qwen2"]: class Qwen2ForCausalLM, hidden_act "silu",
+    blk.0.attn_q.weight is model.layers.0.self_attn.q_proj.weight, (q_rows, hidden), ...
+
+A new architecture is one entry here, and a model in tests/model/test_architectures.py, where llama.cpp and torch are
+compared. Only what has to be computed from a model's metadata (which layers look back a window only, how a rotation is
+scaled) is code: a function in gguf_io/hf_config.py.
+
+Sources. Names, row order and values of tensors: llama.cpp's conversion (conversion/llama.py: function permute; qwen.py;
+gemma.py: norm_shift; phi.py) and its src/models/*.cpp. Keys of config.json: transformers 5.17's configuration classes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+
+class TensorSpec(NamedTuple):
+    """One tensor of an architecture: its two names, and its shape in fields of dimensions.Dimensions."""
+
+    gguf: str
+    hf: str  # "" for what Hugging Face has in config.json
+    shape: tuple[str, ...]  # (rows, columns) or (elements,): the reverse of the GGUF's own order
+    heads: str = ""  # the field of Dimensions that counts the heads by which llama.cpp permutes the rows
+    optional: str = ""  # all tensors of a model that have the same word here are there, or none
+    plus_one: bool = False  # the GGUF has the value that is multiplied with, Hugging Face that minus one
+
+    @property
+    def module(self) -> str:
+        """The last name of Hugging Face's module that has the tensor, for example q_proj."""
+        return self.hf.split(".")[-2]
+
+
+@dataclass(frozen=True)
+class HasTensor:
+    """The value of a key of config.json: whether the model has this tensor."""
+
+    gguf: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The value of a key of config.json that gguf_io/hf_config.py computes from the model's metadata."""
+
+
+ConfigValue: TypeAlias = bool | str | HasTensor | Computed | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What transformers calls it, its tensors, and its part of config.json."""
+
+    class_name: str
+    model_type: str
+    tensors: tuple[TensorSpec, ...]  # outside the layers
+    layer_tensors: tuple[TensorSpec, ...]  # those of layer n are called blk.n.… and model.layers.n.…
+    config: dict[str, ConfigValue]  # beside the keys that every architecture has
+    # What the class takes where config.json lacks the key
+    default_theta: float = 10_000.0  # rope_theta
+    default_tied: bool = False  # tie_word_embeddings
+    derives_heads: bool = True  # num_key_value_heads and head_dim come from num_attention_heads
+
+    @property
+    def matrices(self) -> tuple[TensorSpec, ...]:
+        """The matrices of a layer: what LoRA trains."""
+        return tuple(tensor for tensor in self.layer_tensors if len(tensor.shape) == 2)
+
+
+_COMPUTED = Computed()
+_BIAS = "attention_bias"
+_LONGROPE = "rope_factors"
+
+_MODEL = (
+    TensorSpec("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
+    TensorSpec("output_norm.weight", "model.norm.weight", ("hidden",)),
+    TensorSpec("output.weight", "lm_head.weight", ("vocab", "hidden"), optional="lm_head"),
+)
+_NORMS = (
+    TensorSpec("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+    TensorSpec("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+)
+_ATTENTION = (
+    TensorSpec("attn_q.weight", "self_attn.q_proj.weight", ("q_rows", "hidden")),
+    TensorSpec("attn_k.weight", "self_attn.k_proj.weight", ("kv_rows", "hidden")),
+    TensorSpec("attn_v.weight", "self_attn.v_proj.weight", ("kv_rows", "hidden")),
+    TensorSpec("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "q_rows")),
+)
+_PERMUTED_ATTENTION = (
+    TensorSpec("attn_q.weight", "self_attn.q_proj.weight", ("q_rows", "hidden"), "n_heads"),
+    TensorSpec("attn_k.weight", "self_attn.k_proj.weight", ("kv_rows", "hidden"), "n_kv_heads"),
+    *_ATTENTION[2:],
+)
+_HEAD_NORMS = (
+    TensorSpec("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
+    TensorSpec("attn_k_norm.weight", "self_attn.k_norm.weight", ("head_dim",)),
+)
+_MLP = (
+    TensorSpec("ffn_gate.weight", "mlp.gate_proj.weight", ("intermediate", "hidden")),
+    TensorSpec("ffn_up.weight", "mlp.up_proj.weight", ("intermediate", "hidden")),
+    TensorSpec("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "intermediate")),
+)
+
+
+def _plus_one(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """The same, with one added to all norms."""
+    return tuple(tensor._replace(plus_one=len(tensor.shape) == 1) for tensor in tensors)
+
+
+# general.architecture → what it stands for
+ARCHITECTURES = {
+    "llama": Architecture(
+        class_name="LlamaForCausalLM",
+        model_type="llama",
+        tensors=(*_MODEL, TensorSpec("rope_freqs.weight", "", ("rope_pairs",), optional="rope_freqs")),
+        layer_tensors=(
+            *_NORMS,
+            *_PERMUTED_ATTENTION,
+            TensorSpec("attn_q.bias", "self_attn.q_proj.bias", ("q_rows",), "n_heads", _BIAS),
+            TensorSpec("attn_k.bias", "self_attn.k_proj.bias", ("kv_rows",), "n_kv_heads", _BIAS),
+            TensorSpec("attn_v.bias", "self_attn.v_proj.bias", ("kv_rows",), optional=_BIAS),
+            TensorSpec("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), optional=_BIAS),
+            *_MLP,
+        ),
+        config={
+            "hidden_act": "silu",
+            "attention_bias": HasTensor("blk.0.attn_q.bias"),
+            "mlp_bias": False,
+            "rope_parameters": _COMPUTED,
+        },
+    ),
+    "qwen2": Architecture(
+        class_name="Qwen2ForCausalLM",
+        model_type="qwen2",
+        tensors=_MODEL,
+        layer_tensors=(
+            *_NORMS,
+            *_ATTENTION,
+            TensorSpec("attn_q.bias", "self_attn.q_proj.bias", ("q_rows",)),
+            TensorSpec("attn_k.bias", "self_attn.k_proj.bias", ("kv_rows",)),
+            TensorSpec("attn_v.bias", "self_attn.v_proj.bias", ("kv_rows",)),
+            *_MLP,
+        ),
+        config={
+            "hidden_act": "silu",
+            "use_sliding_window": False,  # llama.cpp has none for it
+            "rope_parameters": _COMPUTED,
+        },
+    ),
+    "qwen3": Architecture(
+        class_name="Qwen3ForCausalLM",
+        model_type="qwen3",
+        tensors=_MODEL,
+        layer_tensors=(*_NORMS, *_ATTENTION, *_HEAD_NORMS, *_MLP),
+        config={
+            "hidden_act": "silu",
+            "use_sliding_window": False,
+            "rope_parameters": _COMPUTED,
+            "attention_bias": False,
+        },
+        derives_heads=False,
+    ),
+    "gemma3": Architecture(
+        class_name="Gemma3ForCausalLM",
+        model_type="gemma3_text",
+        tensors=_plus_one(_MODEL),
+        layer_tensors=_plus_one(
+            (
+                TensorSpec("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+                # Llama's norm of that name comes before the MLP, this one before the residual is added.
+                TensorSpec("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+                TensorSpec("ffn_norm.weight", "pre_feedforward_layernorm.weight", ("hidden",)),
+                TensorSpec("post_ffw_norm.weight", "post_feedforward_layernorm.weight", ("hidden",)),
+                *_ATTENTION,
+                *_HEAD_NORMS,
+                *_MLP,
+            )
+        ),
+        config={
+            "hidden_activation": "gelu_pytorch_tanh",
+            "attention_bias": False,
+            "query_pre_attn_scalar": _COMPUTED,
+            "sliding_window": _COMPUTED,
+            "layer_types": _COMPUTED,
+            "rope_parameters": _COMPUTED,
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "use_bidirectional_attention": False,
+        },
+        default_theta=1_000_000.0,
+        default_tied=True,
+        derives_heads=False,
+    ),
+    "phi3": Architecture(
+        class_name="Phi3ForCausalLM",
+        model_type="phi3",
+        tensors=(
+            *_MODEL,
+            TensorSpec("rope_factors_long.weight", "", ("rope_pairs",), optional=_LONGROPE),
+            TensorSpec("rope_factors_short.weight", "", ("rope_pairs",), optional=_LONGROPE),
+        ),
+        layer_tensors=(
+            *_NORMS,
+            TensorSpec("attn_qkv.weight", "self_attn.qkv_proj.weight", ("qkv_rows", "hidden")),
+            TensorSpec("attn_output.weight", "self_attn.o_proj.weight", ("hidden", "q_rows")),
+            TensorSpec("ffn_up.weight", "mlp.gate_up_proj.weight", ("gate_up_rows", "hidden")),
+            TensorSpec("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "intermediate")),
+        ),
+        config={
+            "hidden_act": "silu",
+            # llama.cpp ignores Phi 3's window (https://github.com/ggml-org/llama.cpp/pull/13676)
+            "sliding_window": None,
+            "original_max_position_embeddings": _COMPUTED,
+            "rope_parameters": _COMPUTED,
+        },
+    ),
+}

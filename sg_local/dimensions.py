@@ -1,0 +1,114 @@
+"""The sizes of a model that its header states: layers, heads, widths. Shapes and memory are told from them.
+
+    llama.embedding_length 576, llama.attention.head_count 9, ... → Dimensions(hidden=576, n_heads=9, head_dim=64, ...)
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; defaults as in llama.cpp's src/llama-model.cpp.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sg_local.files import Faults
+from sg_local.gguf_header import GgufHeader
+from sg_local.gguf_values import MetadataValue
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes of a model, from its metadata and its token embedding."""
+
+    vocab: int  # rows of the token embedding
+    hidden: int
+    intermediate: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_rotated: int  # the first so many dimensions of a head are rotated by position
+
+    @property
+    def q_rows(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_rows(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def qkv_rows(self) -> int:
+        return self.q_rows + 2 * self.kv_rows
+
+    @property
+    def gate_up_rows(self) -> int:
+        return 2 * self.intermediate
+
+    @property
+    def rope_pairs(self) -> int:
+        return self.n_rotated // 2
+
+    def sizes(self, fields: Sequence[str]) -> tuple[int, ...]:
+        """The values of these fields: architectures.py states shapes in them."""
+        return tuple(getattr(self, field) for field in fields)
+
+
+def read_dimensions(header: GgufHeader) -> Dimensions:
+    """The dimensions of a model of a supported architecture.
+
+    Raises InputError, with all faults: a key is missing or no positive integer, or layers differ in size. Where all
+    sizes are there: keys and values differ in length, or the numbers contradict each other.
+    """
+    faults = Faults()
+    embedding = header.tensor("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        faults.add(_fault(header, "the matrix token_embd.weight is missing"))
+    hidden = read_size(header, "embedding_length", faults)
+    n_heads = read_size(header, "attention.head_count", faults)
+    head_dim = read_size(header, "attention.key_length", faults, max(1, hidden // n_heads))
+    dimensions = Dimensions(
+        vocab=embedding.shape[-1] if embedding else 1,
+        hidden=hidden,
+        intermediate=read_size(header, "feed_forward_length", faults),
+        n_layers=read_size(header, "block_count", faults),
+        n_heads=n_heads,
+        n_kv_heads=read_size(header, "attention.head_count_kv", faults, n_heads),
+        head_dim=head_dim,
+        n_rotated=read_size(header, "rope.dimension_count", faults, head_dim),
+    )
+    value_dim = read_size(header, "attention.value_length", faults, head_dim)
+    faults.raise_any()
+    if value_dim != head_dim:
+        reason = "its attention keys and values differ in length, which transformers cannot express"
+        faults.add(_fault(header, reason))
+    if n_heads % dimensions.n_kv_heads:
+        reason = f"{n_heads} attention heads are not a multiple of {dimensions.n_kv_heads} KV heads"
+        faults.add(_fault(header, reason))
+    if head_dim % 2:
+        faults.add(_fault(header, f"its attention heads have the odd size {head_dim}"))
+    # Each layer has tensors; this bounds the loops over layers.
+    if dimensions.n_layers > len(header.tensors):
+        reason = f"it has {len(header.tensors)} tensors for {dimensions.n_layers} layers"
+        faults.add(_fault(header, reason))
+    faults.raise_any()
+    return dimensions
+
+
+def read_size(header: GgufHeader, key: str, faults: Faults, default: int | None = None) -> int:
+    """The positive integer of a key of the architecture; 1, and a fault, where it is none."""
+    name = f"{header.architecture}.{key}"
+    value: MetadataValue | None = header.metadata.get(name, default)
+    # Some converters write a number for each layer where one would do.
+    if isinstance(value, list) and value and all(element == value[0] for element in value):
+        value = value[0]
+    if isinstance(value, list):
+        faults.add(_fault(header, f"{name} differs between layers, which transformers cannot express"))
+    elif value is None:
+        faults.add(_fault(header, f"{name} is missing"))
+    elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        faults.add(_fault(header, f"{name} is {value!r:.40}, not a positive integer"))
+    else:
+        return value
+    return 1
+
+
+def _fault(header: GgufHeader, reason: str) -> str:
+    return f"{header.path}: {reason}; give another conversion of the model"

@@ -1,0 +1,162 @@
+"""The values in the header of a GGUF file, read in their order and within bounds: numbers, strings, arrays.
+
+    05 00 00 00 00 00 00 00 6c 6c 61 6d 61 → BoundedReader.value(STRING, "metadata key 'general.architecture'")
+    → "llama"
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, little endian. A file may be hostile: every count and
+length is checked against a limit and against the bytes that are left before anything is allocated for it.
+Not done here: what the values stand for. gguf_header.py knows the order in which a header has them.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from sg_local.errors import InputError
+
+MetadataValue: TypeAlias = "bool | int | float | str | list[MetadataValue]"
+
+MAX_HEADER_BYTES = 512 * 1024**2
+MAX_STRING_BYTES = 10_000_000
+MAX_ARRAY_ELEMENTS = 1_048_576
+# Over all arrays: a Python object can take 30 times the bytes that it has in the file, so with the limit on
+# the header alone, 512 MiB of int8 would fill 18 GB. The largest vocabularies need 1.4 million elements.
+MAX_ARRAY_ELEMENTS_TOTAL = 4_194_304
+MAX_ARRAY_DEPTH = 4
+
+# Value types
+UINT32, FLOAT32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+# value type → struct format of one number
+_NUMBER_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
+# value type → bytes of one value, where all have the same
+VALUE_BYTES = {**{code: struct.calcsize(f"<{letter}") for code, letter in _NUMBER_FORMATS.items()}, BOOL: 1}
+# value type → fewest bytes of one element (a string has its length, an array its element type and length)
+_MIN_ELEMENT_BYTES = {**VALUE_BYTES, STRING: 8, ARRAY: 12}
+
+
+@dataclass
+class BoundedReader:
+    """Takes values off the file in order, never past its end nor over the limit of the header.
+
+    `what` names in each call what is read, for the error: its methods raise InputError where the file is at fault.
+    """
+
+    path: Path
+    file: BinaryIO
+    size_bytes: int
+    position: int = 0
+    n_array_elements: int = 0
+
+    def fault(self, reason: str) -> InputError:
+        """The error of this file, to be raised."""
+        return InputError(f"{self.path} {reason}")
+
+    def require(self, n_bytes: int, what: str) -> None:
+        """Raise unless `n_bytes` more bytes can be read."""
+        end = self.position + n_bytes
+        if end > self.size_bytes:
+            raise self.fault(
+                f"is truncated or damaged in its header: {what} needs {n_bytes} bytes at byte "
+                f"{self.position}, and the file has {self.size_bytes}; download it again"
+            )
+        if end > MAX_HEADER_BYTES:
+            raise self.fault(f"has a header over the limit of {MAX_HEADER_BYTES} bytes, reached in {what}")
+
+    def take(self, n_bytes: int, what: str) -> bytes:
+        """The next bytes."""
+        self.require(n_bytes, what)
+        data = self.file.read(n_bytes)
+        if len(data) != n_bytes:
+            raise self.fault(f"became shorter while it was read, in {what}")
+        self.position += n_bytes
+        return data
+
+    def uint32(self, what: str) -> int:
+        """The next four bytes as a number."""
+        return int.from_bytes(self.take(4, what), "little")
+
+    def uint64(self, what: str) -> int:
+        """The next eight bytes as a number."""
+        return int.from_bytes(self.take(8, what), "little")
+
+    def string_bytes(self, what: str, max_bytes: int = MAX_STRING_BYTES) -> bytes:
+        """A string as it stands in the file."""
+        n_bytes = self.uint64(what)
+        if n_bytes > max_bytes:
+            raise self.fault(f"has a string of {n_bytes} bytes, over the limit of {max_bytes}, in {what}")
+        return self.take(n_bytes, what)
+
+    def string(self, what: str, max_bytes: int = MAX_STRING_BYTES) -> str:
+        """A string, which has to be UTF-8."""
+        data = self.string_bytes(what, max_bytes)
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise self.fault(f"is damaged: {what} is not UTF-8 at its byte {error.start}") from error
+
+    def strings(self, count: int, what: str) -> list[MetadataValue]:
+        """An array's strings. A vocabulary has half a million, so the checks of `string_bytes` are made in one loop."""
+        read, end_bytes = self.file.read, min(self.size_bytes, MAX_HEADER_BYTES)
+        texts: list[MetadataValue] = []
+        for _ in range(count):
+            length = read(8)
+            n_bytes = int.from_bytes(length, "little")
+            end = self.position + 8 + n_bytes
+            fits = len(length) == 8 and n_bytes <= MAX_STRING_BYTES and end <= end_bytes
+            data = read(n_bytes) if fits else b""
+            if not fits or len(data) != n_bytes:
+                self.file.seek(self.position)
+                data = self.string_bytes(what)  # which says what is wrong
+            else:
+                self.position = end
+            # A byte-level vocabulary may hold pieces of characters.
+            texts.append(data.decode(errors="replace"))
+        return texts
+
+    def value(self, value_type: int, what: str) -> MetadataValue:
+        """A value of any type."""
+        if value_type == ARRAY:
+            return self.array(what, depth=1)
+        if value_type == STRING:
+            return self.string(what)
+        return self.scalars(value_type, 1, what)[0]
+
+    def scalars(self, value_type: int, count: int, what: str) -> list[MetadataValue]:
+        """Numbers or booleans of one type."""
+        if value_type == BOOL:
+            data = self.take(count, what)
+            # The specification: any other byte makes the file invalid.
+            if data.translate(None, b"\x00\x01"):
+                raise self.fault(f"is damaged: {what} has a boolean that is neither 0 nor 1")
+            return [byte == 1 for byte in data]
+        if value_type not in _NUMBER_FORMATS:
+            raise self.fault(f"is damaged or too new: {what} has the unknown value type {value_type}")
+        layout = struct.Struct(f"<{count}{_NUMBER_FORMATS[value_type]}")
+        return list(layout.unpack(self.take(layout.size, what)))
+
+    def array(self, what: str, depth: int) -> list[MetadataValue]:
+        """An array; its element type and length stand before its elements."""
+        if depth > MAX_ARRAY_DEPTH:
+            raise self.fault(f"has arrays nested over the limit of {MAX_ARRAY_DEPTH} levels in {what}")
+        element_type = self.uint32(what)
+        count = self.uint64(what)
+        if element_type not in _MIN_ELEMENT_BYTES:
+            raise self.fault(
+                f"is damaged or too new: {what} has elements of the unknown value type {element_type}"
+            )
+        if count > MAX_ARRAY_ELEMENTS:
+            raise self.fault(
+                f"has an array of {count} elements, over the limit of {MAX_ARRAY_ELEMENTS}, in {what}"
+            )
+        self.n_array_elements += count
+        if self.n_array_elements > MAX_ARRAY_ELEMENTS_TOTAL:
+            raise self.fault(
+                f"has over {MAX_ARRAY_ELEMENTS_TOTAL} array elements in all, the limit, reached in {what}"
+            )
+        self.require(count * _MIN_ELEMENT_BYTES[element_type], what)
+        if element_type == ARRAY:
+            return [self.array(what, depth + 1) for _ in range(count)]
+        if element_type == STRING:
+            return self.strings(count, what)
+        return self.scalars(element_type, count, what)

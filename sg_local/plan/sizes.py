@@ -1,0 +1,111 @@
+"""The sizes that memory and time are told from: the model's, from its header, and the task's, in tokens.
+
+model_sizes(header) → ModelSizes(architecture="llama", hidden=576, n_layers=30, ..., file_bytes=98362432)
+task_tokens(task, settings, 200) → TaskTokens(instruction=80, demonstrations=210, input=40, answer=3, ...)
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+from sg_local.architectures import ARCHITECTURES
+from sg_local.dimensions import Dimensions, read_dimensions, read_size
+from sg_local.files import Faults
+from sg_local.gguf_header import GgufHeader
+from sg_local.settings import LEAST_INPUT_LIMIT, Settings, input_limit
+from sg_local.task import Task
+
+# Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
+BYTES_PER_TOKEN = 3
+TURN_TOKENS = 8  # what a chat format puts around a turn
+
+
+@dataclass(frozen=True)
+class ModelSizes(Dimensions):
+    """What of a model the estimates depend on: its dimensions, and how its file holds them."""
+
+    architecture: str
+    context_length: int
+    file_bytes: int
+    embedding_bytes: int  # of token_embd as the file has it
+    is_tied: bool  # the output matrix is the token embedding
+    is_quantized: bool
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """(rows, columns) of a layer's matrices, by the names that target_modules has for them."""
+        return {spec.module: self.sizes(spec.shape) for spec in ARCHITECTURES[self.architecture].matrices}
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""
+        return self.n_layers * sum(map(math.prod, self.matrices.values()))
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Token embedding and output matrix; norms are too few to count."""
+        return self.vocab * self.hidden * (1 if self.is_tied else 2)
+
+    @property
+    def n_parameters(self) -> int:
+        return self.layer_parameters + self.embedding_parameters
+
+    def lora_parameters(self, rank: int, target_modules: str) -> int:
+        """An adapter's weights: rank · (rows + columns) for each matrix that it changes."""
+        modules = {name.strip() for name in target_modules.split(",")}
+        chosen = [sum(shape) for name, shape in self.matrices.items() if "all" in modules or name in modules]
+        return self.n_layers * rank * sum(chosen)
+
+
+@dataclass(frozen=True)
+class TaskTokens:
+    """About how many tokens the texts of a task have; `task_tokens` counts them."""
+
+    instruction: int
+    demonstrations: int
+    input: int
+    answer: int
+    input_limit: int = LEAST_INPUT_LIMIT  # of a made input
+    labels: int = 0  # all of them together; 0 where answers are free
+    test_rows: int = 0
+
+
+def model_sizes(header: GgufHeader) -> ModelSizes:
+    """Reads the sizes of a model of a supported architecture.
+
+    Raises InputError, a line for each size that is missing, no size, or contradicts another.
+    """
+    dimensions = read_dimensions(header)
+    faults = Faults()
+    context_length = read_size(header, "context_length", faults)
+    faults.raise_any()
+    embedding = header.tensor("token_embd.weight")
+    return ModelSizes(
+        **asdict(dimensions),
+        architecture=header.architecture,
+        context_length=context_length,
+        file_bytes=header.size_bytes,
+        embedding_bytes=embedding.size_bytes if embedding else 0,
+        is_tied=header.tensor("output.weight") is None,
+        is_quantized=any(tensor.type_name not in ("F32", "F16", "BF16") for tensor in header.tensors),
+    )
+
+
+def task_tokens(task: Task, settings: Settings, test_rows: int) -> TaskTokens:
+    """Tokens of a task's texts by their length in bytes, on the large side; rows are like the longest demonstration."""
+
+    def tokens(text: str) -> int:
+        return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
+
+    inputs = [tokens(example.input) for example in task.examples]
+    outputs = [tokens(example.output) + 1 for example in task.examples]
+    labels = [tokens(label) + 1 for label in task.labels]
+    limit = input_limit(settings.max_input_tokens, inputs)
+    return TaskTokens(
+        instruction=tokens(task.instruction) + TURN_TOKENS,
+        demonstrations=sum(inputs) + sum(outputs) + 2 * TURN_TOKENS * len(inputs),
+        input=min(max(inputs), limit) + TURN_TOKENS,
+        input_limit=limit,
+        answer=min(max(labels or outputs), settings.max_new_tokens),
+        labels=sum(labels),
+        test_rows=min(test_rows, settings.max_test_rows),
+    )
