@@ -21,7 +21,7 @@ from sg_local.files import Faults, copy_file, read_json, read_rows
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, OVER_MANY_SHOT, SEED, Row
 from sg_local.report.scores import MAX_EVALUATION_BYTES
-from sg_local.run.begin import create_or_open_run, with_full_paths
+from sg_local.run.begin import ModelFile, create_or_open_run, with_full_paths
 from sg_local.run.directory import Run, open_run
 from sg_local.run.lock import lock_run
 from sg_local.run.pipeline import run_pipeline
@@ -103,7 +103,7 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
     return list(found.values())
 
 
-def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
+def run_switch(switch: Switch, run: Run, bench: Path, model: ModelFile) -> bool:
     """Runs what is not finished of one task with the switch; returns False when there was nothing to do.
 
     What the stages before it wrote is taken from `run`, and again where that was done anew since. Raises SgLocalError
@@ -111,7 +111,7 @@ def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
     """
     path = switch.place(bench) / run.task.name
     settings = switch.applied(run.settings)
-    switched, _ = create_or_open_run(path, run.task, run.model.path, settings, _all_test_rows(run))
+    switched, _ = create_or_open_run(path, run.task, model, settings, _all_test_rows(run))
     if is_current(switch, run, switched):
         return False
     say(f"{switch.text}: {run.task.name}, {path}")

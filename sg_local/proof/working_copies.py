@@ -83,7 +83,7 @@ def generating_model(run: Run) -> Path:
     """
     from sg_local.llama.library import supports_gpu
 
-    settings, header = run.settings, read_model_header(run.model.path)
+    settings, header = run.settings, run.base_header
     on_gpu = supports_gpu() and settings.n_gpu_layers != 0
     quantized = {tensor.type_name for tensor in header.tensors} - {"F32", "F16", "BF16"}
     fits = 2 * _n_parameters(header) <= MAX_COPY_SHARE_OF_MEMORY * total_memory_bytes()

@@ -3,13 +3,13 @@
 runs/support-inbox/task.toml test.jsonl settings.toml      settings.toml is the last: with it, it is a run
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
 from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
-from sg_local.gguf_header import read_model_header, require_context, require_supported
+from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
 from sg_local.models import Model, find_by_path, resolve_model
 from sg_local.run.directory import BaseModel, Run, open_run
 from sg_local.run.lock import lock_run, make_directory
@@ -19,6 +19,15 @@ from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, t
 
 # What a run that was killed while it was made may have left: these, and temporaries of the files.
 _FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A GGUF that can be finetuned here, as one call read it: minutes of hashing for a large one, once."""
+
+    path: Path
+    header: GgufHeader
+    sha256: str
 
 
 def check_task(task_source: str) -> tuple[Task, list[Example]]:
@@ -39,7 +48,7 @@ def begin_run(
     return create_or_open_run(
         run_dir or Path("runs") / task.name,
         task,
-        resolve_model(model_source),
+        read_model(resolve_model(model_source)),
         with_full_paths(settings),
         test_rows,
     )
@@ -52,51 +61,57 @@ def with_full_paths(settings: Settings) -> Settings:
     return replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
 
 
-def describe_base(path: Path, prompt_format: str = "gguf") -> BaseModel:
-    """The facts of a model file, with or without a chat template.
-
-    Raises InputError when it is no model that can be finetuned here.
-    """
+def read_model(path: Path) -> ModelFile:
+    """Reads a model file for one call. Raises InputError when it is no model that can be finetuned here."""
     try:
         str(path.resolve()).encode()
     except UnicodeEncodeError as error:  # settings.toml could not hold it
         raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
     header = read_model_header(path)
     require_supported(header)
-    listed: Model | None = find_by_path(path)
+    return ModelFile(path, header, sha256_file(path))
+
+
+def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
+    """The facts of a model file, with or without a chat template.
+
+    Raises InputError where what is trained in the context of these settings would not be what is served.
+    """
+    require_context(model.header, settings.n_ctx)
+    listed: Model | None = find_by_path(model.path)
+    prompt_format = settings.prompt_format
     if prompt_format == "auto":
         prompt_format = listed.prompt_format if listed else "gguf"
-    licence = str(header.metadata.get("general.license", "unknown"))
+    licence = str(model.header.metadata.get("general.license", "unknown"))
     if listed:  # with the notice that some licences want to be passed on
         licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
-    return BaseModel(path.resolve(), sha256_file(path), path.stat().st_size, licence, prompt_format)
+    return BaseModel(model.path.resolve(), model.sha256, model.header.size_bytes, licence, prompt_format)
 
 
-def describe_model(path: Path, prompt_format: str) -> BaseModel:
-    """The facts of a model file that a run keeps. Raises InputError when it is no model that runs here."""
-    found = describe_base(path, prompt_format)
-    if found.prompt_format == "gguf" and not read_model_header(path).chat_template:
+def describe_chat_base(model: ModelFile, settings: Settings) -> BaseModel:
+    """The same, of a model that answers in a chat format: the base of a run. Raises InputError where it has none."""
+    base = describe_base(model, settings)
+    if base.prompt_format == "gguf" and not model.header.chat_template:
         raise InputError(
-            f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
+            f"{model.path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
             "or use a GGUF with tokenizer.chat_template"
         )
-    return found
+    return base
 
 
 def create_or_open_run(
     path: Path,
     task: Task,
-    model_path: Path,
+    model: ModelFile | Path,
     settings: Settings,
     test_rows: list[Example] | None = None,
 ) -> tuple[Run, bool]:
     """The run at `path`, made if there is none; True when it is new. Without test rows it takes the task's own.
 
-    Raises InputError that names what changed when the directory belongs to another task, model or settings, and
-    SgLocalError where it cannot be made.
+    model: as it was read for the runs of this call, or its path. Raises InputError that names what changed when the
+    directory belongs to another task, model or settings, and SgLocalError where it cannot be made.
     """
-    base = describe_model(model_path, settings.prompt_format)
-    require_context(read_model_header(model_path), settings.n_ctx)
+    base = describe_chat_base(read_model(model) if isinstance(model, Path) else model, settings)
     if test_rows is None:
         test_rows = load_test_rows(task) if task.test else []
     if _is_begun(path):

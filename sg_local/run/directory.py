@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
 from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
+from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task, load_test_rows
 
@@ -59,6 +61,11 @@ class Run:
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
         return self.path / name
+
+    @cached_property
+    def base_header(self) -> GgufHeader:
+        """The header of the base, read once. Raises InputError where it cannot be read any more."""
+        return read_model_header(self.model.path)
 
     @property
     def test_rows(self) -> list[Example]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError
 from sg_local.files import canonical_json, sha256_file, write_text
-from sg_local.gguf_header import read_model_header, require_context
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
@@ -29,7 +28,7 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import Parity, measure_on_texts, measure_run, require_parity
-from sg_local.run.begin import describe_base
+from sg_local.run.begin import describe_base, read_model
 from sg_local.run.directory import BaseModel, Run
 from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
@@ -74,8 +73,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     from sg_local.finetune.environment import require_training_packages
 
     require_training_packages(("torch", "transformers", "peft"))
-    base = describe_base(resolve_model(model_source))
-    require_context(read_model_header(base.path), settings.n_ctx)
+    base = describe_base(read_model(resolve_model(model_source)), settings)
     if there := [name for name in EXPORTED_FROM_ELSEWHERE if (out_dir / name).exists()]:
         raise InputError(f"{out_dir / there[0]} exists already: move it away, or give another --out")
     is_new = not out_dir.exists()

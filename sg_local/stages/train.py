@@ -18,7 +18,6 @@ from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.load import TrainSettings
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
-from sg_local.gguf_header import read_model_header
 from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
@@ -75,7 +74,7 @@ def run_train(run: Run) -> None:
 def _train_settings(run: Run) -> TrainSettings:
     """The run's settings in the trainer's words. Raises InputError for matrices that the model does not have."""
     settings = run.settings
-    possible = lora_targets(read_model_header(run.model.path).architecture)
+    possible = lora_targets(run.base_header.architecture)
     named = tuple(name.strip() for name in settings.target_modules.split(","))
     chosen = possible if named == ("all",) else named
     if unknown := [name for name in chosen if name not in possible]:
