@@ -14,11 +14,12 @@ from typing import Any
 
 from sg_local.errors import InputError
 from sg_local.files import Faults
+from sg_local.run.stage_files import STAGE_FILES
 
 LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
 
 # The stages in the order of the work: names of commands, of modules in stages/, and of entries in the manifest.
-STAGES = ("generate", "annotate", "curate", "train", "export", "evaluate")
+STAGES = tuple(STAGE_FILES)
 
 # Settings of earlier versions, with the value that left them unused.
 REMOVED = {"prior_weight": 0.0, "confidence_weights": False, "drop_ifd_share": 0.0}

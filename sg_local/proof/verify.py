@@ -44,6 +44,7 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
         return sha256_file(run.file(name)) if run.file(name).is_file() else None
 
     stages = run.manifest()["stages"]
+    reported: set[str] = set()
     for stage in STAGES:
         if stage not in stages:
             faults.append(f"{stage} is not finished: `sg-local run` with the same arguments goes on")
@@ -57,10 +58,16 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
             else:
                 yield _ok(name, f"sha256 {expected[:16]}")
         for name, expected in stages[stage]["reads"].items():
-            if sha256_of(name) != expected:
+            if sha256_of(name) != expected and name not in reported:
+                reported.add(name)  # of the first stage that read it; those after it run again with it
                 faults.append(
                     f"{run.file(name)} is not what {stage} read: `sg-local {stage} {run.path} --redo`"
                 )
+        for name, was_there in stages[stage].get("looks_for", {}).items():
+            if run.file(name).exists() != was_there and name not in reported:
+                reported.add(name)
+                change = "is gone since" if was_there else "was not there when"
+                faults.append(f"{run.file(name)} {change} {stage} ran: `sg-local {stage} {run.path} --redo`")
         recorded = stages[stage].get("settings", run.settings.as_dict())
         if without_removed(recorded, run.file("manifest.json")) != run.settings.as_dict():
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")

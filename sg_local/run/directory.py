@@ -6,7 +6,8 @@
       evaluation.json  predictions/
       manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
 
-A stage is finished when its manifest entry is written, and that is the last thing it does.
+A stage is finished when its manifest entry is written, and that is the last thing it does. What a stage reads and
+writes is declared in stage_files.py.
 """
 
 import json
@@ -15,27 +16,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sg_local.errors import InputError
 from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header
+from sg_local.run.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task, load_test_rows
 
 MAX_MANIFEST_BYTES = 16 << 20
 
-# Files that a stage writes piece by piece and goes on with when it is called again.
-_PIECES = {
-    "generate": ("inputs.jsonl", ".probe.jsonl"),
-    "annotate": ("outputs.jsonl",),
-    "train": ("checkpoints/*/*",),
-    "evaluate": ("predictions/*.jsonl",),
-}
-# Where a person may have edited what a stage had read. Weights are left to `verify`: hashing them takes minutes.
-_EDITABLE = {".jsonl", ".toml"}
+# Left to `verify`: to hash them takes minutes. Any other file may have been edited since a stage read it.
+_WEIGHTS = {".gguf", ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,13 @@ class BaseModel:
     size_bytes: int
     licence: str
     prompt_format: str  # "gguf" or "vicuna"
+
+
+class Unfinished(NamedTuple):
+    """A stage that has something to do, and why: "train", "is out of date (train.jsonl was changed since)"."""
+
+    stage: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,43 @@ class Run:
                 return dict(manifest)
         raise InputError(f"{path} is damaged: restore it, or delete the run and start anew")
 
-    def is_finished(self, stage: str) -> bool:
-        """Whether a stage and all before it ended, their files are there, and what they read is as it was."""
-        return self._unfinished(STAGES[: STAGES.index(stage) + 1]) is None
+    def first_unfinished(self, until: str = STAGES[-1]) -> Unfinished | None:
+        """The first stage that has something to do, of those up to `until`; None where all are finished.
 
-    def require(self, stage: str) -> None:
-        """Raises InputError unless the stages before this one are finished, and the base model is there."""
-        found = self._unfinished(STAGES[: STAGES.index(stage)])
-        if found is not None:
-            earlier, reason = found
-            raise InputError(f"{earlier} {reason}: run `sg-local {earlier} {self.path}` first")
-        self.check_model()
+        A stage is finished when its manifest entry is there, all that it wrote, and all that it read as it was.
+        """
+        entries = self.manifest()["stages"]
+
+        @cache
+        def sha256_of(name: str) -> str | None:
+            return sha256_file(self.file(name)) if self.file(name).exists() else None
+
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if stage not in entries:
+                return Unfinished(stage, "is not finished")
+            entry = entries[stage]
+            for name in entry["writes"]:
+                if not self.file(name).exists():
+                    return Unfinished(stage, f"is not finished ({name} is gone)")
+            for name, sha256 in entry["reads"].items():
+                if Path(name).suffix not in _WEIGHTS and sha256_of(name) != sha256:
+                    return Unfinished(stage, f"is out of date ({name} was changed since)")
+            for name, was_there in entry.get("looks_for", {}).items():
+                if self.file(name).exists() != was_there:
+                    change = "was removed" if was_there else "was added"
+                    return Unfinished(stage, f"is out of date ({name} {change} since)")
+        return None
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage and all before it are finished."""
+        return self.first_unfinished(stage) is None
+
+    def is_due(self, stage: str) -> bool:
+        """Whether a stage has something to do. Raises InputError where one before it has."""
+        first = self.first_unfinished(stage)
+        if first is not None and first.stage != stage:
+            raise InputError(f"{first.stage} {first.reason}: run `sg-local {first.stage} {self.path}` first")
+        return first is not None
 
     def check_model(self) -> None:
         """Raises InputError when the base model is gone or is no longer the same file."""
@@ -123,7 +151,7 @@ class Run:
             self._write_manifest(manifest)
         for later in forgotten:
             if not (keep_partial and later == stage):
-                for pattern in _PIECES.get(later, ()):
+                for pattern in STAGE_FILES[later].pieces:
                     for path in self.path.glob(pattern):
                         path.unlink()
 
@@ -149,43 +177,44 @@ class Run:
         )
 
     @contextmanager
-    def stage(self, name: str, reads: list[str], writes: list[str]) -> Iterator[dict[str, Any]]:
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Runs the body as a stage: the later ones are taken back first, the manifest entry is written last.
 
-        The body may put numbers (`counts`, `tokens`) into the dict that it gets. For a holder of the run's lock.
+        The body gets the entry in the making: the hashes of what it reads are in it under "reads", and it may add
+        numbers of its own (`counts`, `tokens`). For a holder of the run's lock.
         """
         self.forget_from(name, keep_partial=True)
         started = time.monotonic()
-        details: dict[str, Any] = {}
-        yield details
-        manifest = self.manifest()
-        manifest["stages"][name] = {
-            "reads": {item: sha256_file(self.file(item)) for item in reads},
-            "writes": {item: sha256_file(self.file(item)) for item in writes},
-            **details,
+        files = STAGE_FILES[name]
+        entry: dict[str, Any] = {
+            # Before the work: what is edited meanwhile was not read.
+            "reads": {
+                item: sha256_file(self.file(item))
+                for item in files.reads
+                if item not in files.looks_for or self.file(item).exists()
+            },
+            "looks_for": {item: self.file(item).exists() for item in files.looks_for},
+        }
+        yield entry
+        entry |= {
+            "writes": {item: sha256_file(self.file(item)) for item in self._written(files)},
             "settings": self.settings.as_dict(),
             "seed": self.settings.seed,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": peak_memory_bytes(),
         }
+        manifest = self.manifest()
+        manifest["stages"][name] = entry
         self._write_manifest(manifest)
 
-    def _unfinished(self, stages: tuple[str, ...]) -> tuple[str, str] | None:
-        """The first of these stages that has something to do, and why; None where there is none."""
-        entries = self.manifest()["stages"]
-        for stage in stages:
-            if stage not in entries:
-                return stage, "is not finished"
-            entry = entries[stage]
-            for name in entry["writes"]:
-                if not self.file(name).exists():
-                    return stage, f"is not finished ({name} is gone)"
-            for name, sha256 in entry["reads"].items():
-                path = self.file(name)
-                if path.suffix in _EDITABLE and (not path.exists() or sha256_file(path) != sha256):
-                    return stage, f"is out of date ({name} was changed since)"
-        return None
+    def _written(self, files: StageFiles) -> list[str]:
+        """The names of what a stage wrote; patterns stand for what is there."""
+        names: list[str] = []
+        for item in files.writes:
+            matches = sorted(self.path.glob(item)) if "*" in item else [self.file(item)]
+            names += [path.relative_to(self.path).as_posix() for path in matches]
+        return names
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -254,9 +283,15 @@ def open_run(path: Path) -> Run:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a manifest entry has the form that `Run.stage` gives it."""
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(key), dict)
-        and all(isinstance(item, str) for pair in entry[key].items() for item in pair)
-        for key in ("reads", "writes")
+    """Whether a manifest entry has the form that `Run.stage` gives it; an earlier version recorded less."""
+    return (
+        isinstance(entry, dict)
+        and _is_map_to(str, entry.get("reads"))
+        and _is_map_to(str, entry.get("writes"))
+        and _is_map_to(bool, entry.get("looks_for", {}))
+        and isinstance(entry.get("settings", {}), dict)
     )
+
+
+def _is_map_to(kind: type, value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())

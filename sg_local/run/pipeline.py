@@ -36,15 +36,17 @@ def run_pipeline(
 
     Raises SgLocalError or InputError with the stage's own exit code; its message is already on stderr.
     """
-    stages = STAGES[: STAGES.index(until) + 1]
-    if run.is_finished(until):
+    first = run.first_unfinished(until)
+    if first is None:
         return False
     run.check_model()
-    _require_training(run, stages)
-    for number, stage in enumerate(stages, 1):
-        if run.is_finished(stage):  # a stage that runs takes back those after it
-            continue
-        say(f"[{number}/{len(stages)}] {stage}")
+    stages = STAGES[: STAGES.index(until) + 1]
+    left = stages[stages.index(first.stage) :]  # a stage that runs takes back those after it
+    if "train" in left:
+        _require_training(run)
+    for stage in left:
+        place = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"
+        say(place)
         started = time.monotonic()
         run.file(process.REASON_FILE).unlink(missing_ok=True)
         code = _exit_code_after_crashes(run, stage, start_stage or process.in_child_process)
@@ -56,20 +58,19 @@ def run_pipeline(
                 raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
             error = InputError if code == 2 else SgLocalError
             raise error(f"{stage} did not finish (see above): {again}")
-        say(f"[{number}/{len(stages)}] {stage} done in {time.monotonic() - started:.0f} s")
+        say(f"{place} done in {time.monotonic() - started:.0f} s")
     return True
 
 
-def _require_training(run: Run, stages: tuple[str, ...]) -> None:
+def _require_training(run: Run) -> None:
     """Raises InputError now, and not after the hours of the stages before, where training cannot work."""
     from sg_local.finetune.environment import require_trainer
 
-    if "train" in stages and not run.is_finished("train"):
-        require_trainer(run.settings.trainer)
-        if run.settings.base_weights:
-            from sg_local.proof.working_copies import check_given_weights
+    require_trainer(run.settings.trainer)
+    if run.settings.base_weights:
+        from sg_local.proof.working_copies import check_given_weights
 
-            check_given_weights(run)
+        check_given_weights(run)
 
 
 def _exit_code_after_crashes(run: Run, stage: str, start_stage: StartStage) -> int:

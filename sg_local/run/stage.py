@@ -17,9 +17,9 @@ def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
     finished or another process works on the run.
     """
     with lock_run(run.path):
-        if run.is_finished(stage) and not redo:
+        if not run.is_due(stage) and not redo:
             return False
-        run.require(stage)
+        run.check_model()
         if redo:
             run.forget_from(stage, keep_partial=False)
         body: Callable[[Run], None] = getattr(import_module(f"sg_local.stages.{stage}"), f"run_{stage}")

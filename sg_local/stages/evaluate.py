@@ -1,6 +1,6 @@
 """Stage 6: score the files that are served, beside the untuned model (SELF-GUIDE, section 4).
 
-reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf
+reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf; train.jsonl for --many-shot
 writes evaluation.json
     {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
      "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
@@ -83,11 +83,8 @@ class Contender(NamedTuple):
 
 def run_evaluate(run: Run) -> None:
     """Answers the test rows with every contender and writes the scores."""
-    run.require("evaluate")
-    contenders = _contenders(run)
-    writes = ["evaluation.json", *(f"predictions/{name}.jsonl" for name in contenders)]
-    reads = [name for name in ("test.jsonl", "adapter.gguf", "model.gguf") if run.file(name).exists()]
-    with run.stage("evaluate", reads=reads, writes=writes) as details:
+    with run.stage("evaluate") as details:
+        contenders = _contenders(run)
         rows, source = _scored_rows(run)
         run.file("predictions").mkdir(exist_ok=True)
         answered = {}
@@ -102,10 +99,12 @@ def run_evaluate(run: Run) -> None:
                 write_rows(path, found)
             answered[name] = read_rows(path)
             if name == BASELINE and (cut := _first_lines(answered[name], run.task.examples)):
-                writes.append(f"predictions/{FIRST_LINE}.jsonl")
-                write_rows(run.file(writes[-1]), cut)
+                write_rows(run.file(f"predictions/{FIRST_LINE}.jsonl"), cut)
                 answered[FIRST_LINE] = cut
-        evaluation = _evaluation(run, answered, {**contenders, FIRST_LINE: contenders[BASELINE]}, source)
+        sha256 = {run.file(name): sha256 for name, sha256 in details["reads"].items()}
+        sha256[run.model.path] = sha256_file(run.model.path)
+        contenders[FIRST_LINE] = contenders[BASELINE]
+        evaluation = _evaluation(run, answered, contenders, sha256, source)
         write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         details["counts"] = {"rows": len(rows)}
 
@@ -231,6 +230,7 @@ def _evaluation(
     run: Run,
     answered: dict[str, list[dict[str, Any]]],
     contenders: dict[str, Contender],
+    sha256: dict[Path, str],
     source: str,
 ) -> dict[str, Any]:
     metric = run.task.metric
@@ -240,7 +240,7 @@ def _evaluation(
         served = contender.adapter or contender.model
         entry: dict[str, Any] = {
             "served": served.name,
-            "served_sha256": sha256_file(served),
+            "served_sha256": sha256[served],
             "demonstrations": len(contender.shown),
         }
         for key in ("exact_match", "rouge_l"):

@@ -28,14 +28,11 @@ from sg_local.run.directory import Run
 from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 
-ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-
 
 def run_train(run: Run) -> None:
     """Trains the adapter on the rows that curate kept, each as often as its `copies` say."""
-    run.require("train")
     require_trainer(run.settings.trainer)
-    with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
+    with run.stage("train") as details:
         rows, dropped, vocabulary = _tokenized(run)
         settings = _train_settings(run)
         card = card_in_use()

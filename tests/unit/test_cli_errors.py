@@ -45,9 +45,8 @@ def test_what_the_machine_refuses_is_one_line(
     def refuse(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("sg_local.stages.curate.run_curate", refuse)
-    monkeypatch.setattr(Run, "require", lambda _run, _stage: None)
-    line = one_line(sg("curate", new_run.path), 1)
+    monkeypatch.setattr("sg_local.stages.generate.run_generate", refuse)
+    line = one_line(sg("generate", new_run.path), 1)
     assert told in line
     assert "the same command goes on from there" in line
 

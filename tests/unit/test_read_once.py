@@ -1,4 +1,4 @@
-"""A base may have gigabytes: one call reads its header once and hashes it once, for however many runs."""
+"""A base may have gigabytes: one call reads its header once and hashes it once, for all runs and contenders."""
 
 import hashlib
 from collections import Counter
@@ -9,12 +9,14 @@ from typing import IO, Any
 import pytest
 from click.testing import Result
 from finished_run import ScriptedStages
+from scripted_engine import ScriptedEngine
 
 import sg_local.gguf_header as gguf_header
 from sg_local.bench.ablation import parse_switches
 from sg_local.bench.bench import run_bench
 from sg_local.files import write_rows
 from sg_local.run.directory import Run
+from sg_local.run.stage import run_stage
 from sg_local.settings import Settings
 
 Call = Callable[..., Result]
@@ -81,3 +83,18 @@ def test_a_bench_reads_its_base_once_for_all_tasks_and_switches(
     assert len(results["tasks"]) == 3
     assert len(results["ablations"]) == 9
     assert (readings.hashed["tiny.gguf"], readings.headers["tiny.gguf"]) == (1, 1)
+
+
+def test_an_evaluation_hashes_each_served_file_once(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch, readings: Readings
+) -> None:
+    ScriptedEngine(label_logprobs=lambda _prompt, _labels: [-1.0, -2.0]).replace_llama_cpp(monkeypatch)
+    readings.hashed.clear()
+    readings.headers.clear()
+    assert run_stage(finished_run, "evaluate", redo=True)
+    assert {name: readings.hashed[name] for name in ("tiny.gguf", "adapter.gguf", "model.gguf")} == {
+        "tiny.gguf": 1,
+        "adapter.gguf": 1,
+        "model.gguf": 1,
+    }
+    assert readings.headers["tiny.gguf"] == 1

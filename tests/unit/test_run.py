@@ -249,14 +249,14 @@ def test_a_damaged_manifest_is_told(new_run: Run, text: str) -> None:
 
 def test_a_stage_is_finished_when_its_entry_is_written_and_that_is_last(new_run: Run) -> None:
     def fail() -> None:
-        with new_run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
+        with new_run.stage("generate"):
             write_rows(new_run.file("inputs.jsonl"), [{"id": 0}])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not new_run.is_finished("generate")
-    with new_run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]) as details:
+    with new_run.stage("generate") as details:
         details["counts"] = {"kept": 1}
         assert not new_run.is_finished("generate")
     assert new_run.is_finished("generate")
@@ -268,7 +268,7 @@ def test_a_stage_is_finished_when_its_entry_is_written_and_that_is_last(new_run:
 
 
 def test_a_stage_that_runs_again_takes_back_the_later_ones_first(finished_run: Run) -> None:
-    with finished_run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]):
+    with finished_run.stage("annotate"):
         assert [stage for stage in STAGES if finished_run.is_finished(stage)] == ["generate"]
         # What the killed call had written stays, what later stages made of it goes.
         assert read_rows(finished_run.file("outputs.jsonl"))
@@ -291,7 +291,7 @@ def test_an_edited_file_makes_the_stages_that_read_it_out_of_date(finished_run: 
         InputError,
         match=r"train is out of date \(train.jsonl was changed since\): run `sg-local train .*` first",
     ):
-        finished_run.require("export")
+        finished_run.is_due("export")
 
 
 def test_a_removed_file_makes_its_stage_unfinished(finished_run: Run) -> None:
@@ -301,16 +301,16 @@ def test_a_removed_file_makes_its_stage_unfinished(finished_run: Run) -> None:
     with pytest.raises(
         InputError, match=r"export is not finished \(adapter.gguf is gone\): run `sg-local export"
     ):
-        finished_run.require("evaluate")
+        finished_run.is_due("evaluate")
 
 
 def test_the_base_model_has_to_be_there_and_the_same(finished_run: Run) -> None:
     finished_run.model.path.write_bytes(b"GGUF")
     with pytest.raises(InputError, match="has 4 bytes, it had"):
-        finished_run.require("evaluate")
+        finished_run.check_model()
     finished_run.model.path.unlink()
     with pytest.raises(InputError, match=r"the base model .* is gone: put it back"):
-        finished_run.require("evaluate")
+        finished_run.check_model()
 
 
 def test_one_writer_at_a_time(new_run: Run, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ LAYERS = [
     {"models", "task", "settings", "dimensions"},
     {"files", "gguf_header", "progress"},
     {"architectures", "gguf_values"},
-    {"errors"},
+    {"errors", "run.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
