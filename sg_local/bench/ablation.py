@@ -28,7 +28,7 @@ from sg_local.run.pipeline import run_pipeline
 from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, LABEL_SCORING, MANY_SHOT, TUNED
 from sg_local.selfguide.metrics import paired_difference, paired_test, verdict
-from sg_local.settings import STAGES, Settings, resolve_settings
+from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
 from sg_local.task import Example, load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
@@ -52,9 +52,8 @@ class Switch:
 
     @property
     def first_stage(self) -> str:
-        """The first stage that reads the setting."""
-        group = _group(self.name)
-        return STAGES[0] if group == "engine" else group
+        """The first stage that may read the setting."""
+        return declared_for(self.name) or STAGES[0]
 
     @property
     def earlier(self) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
         switch = Switch(name, getattr(changed, name))
         if getattr(settings, name) == switch.value:
             faults.add(f"--ablate {text}: {name} has this value already: give another")
-        elif _group(name) == STAGES[-1]:
+        elif switch.first_stage == STAGES[-1]:
             faults.add(
                 f"--ablate {text}: {name} changes what is scored, and no tuned model: give it to the whole bench"
             )
@@ -178,11 +177,6 @@ def compared(switch: Switch, run: Run, switched: Run) -> Row:
         row["many_shot_demonstrations"] = many_shot["demonstrations"]
         row[OVER_MANY_SHOT] = dict(_difference(default, _scores(switched, MANY_SHOT)))
     return row
-
-
-def _group(name: str) -> str:
-    [group] = [item.metadata["group"] for item in fields(Settings) if item.name == name]
-    return str(group)
 
 
 def _scores(run: Run, contender: str) -> tuple[float, ...]:

@@ -203,7 +203,7 @@ def _make_directory(path: Path) -> None:
         strange = [item.name for item in path.iterdir() if not item.name.startswith(ours)]
         if strange:
             raise InputError(
-                f"{path} holds other files ({min(strange)}) and is no bench: choose another with --run DIR"
+                f"{path} holds other files ({min(strange)}) and is no bench: choose another with --out DIR"
             )
     make_directory(path)
 
@@ -222,13 +222,13 @@ def _begin(path: Path, base: BaseModel, settings: Settings) -> dict[str, str]:
         }:
             old_base = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
         case _:
-            raise InputError(f"{bench_path} is damaged: restore it, or begin anew with --run DIR")
+            raise InputError(f"{bench_path} is damaged: restore it, or begin anew with --out DIR")
     old = resolve_settings("default", without_removed(values, bench_path))
     before, now = differences(old_base, old, base, settings)
     if before:
         raise InputError(
             f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
-            "call it as it was begun, or begin anew with --run DIR"
+            "call it as it was begun, or begin anew with --out DIR"
         )
     return failed
 

@@ -19,19 +19,21 @@ COMMANDS = {
     "plan": ("plan", "What a run will need, before it starts: memory, disk, tokens."),
     "generate": ("stages", "Stage 1: the model invents inputs."),
     "annotate": ("stages", "Stage 2: the model answers its inputs."),
-    "curate": ("stages", "Stage 3: choose the pairs to train on."),
+    "curate": ("stages", "Stage 3: choose the pairs to train on, and tell what was dropped."),
     "train": ("stages", "Stage 4: finetune the model on them."),
-    "export": ("export", "Stage 5: write the GGUF files, and prove that they are the trained model."),
+    "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
     "evaluate": ("stages", "Stage 6: score the served files beside the untuned model."),
+    "explain": ("explain", "The life of one row: what each stage did with it, and why."),
     "predict": ("predict", "Answers for a file of inputs, JSON lines out."),
     "verify": ("verify", "Hashes, fingerprint and parity of a run, again."),
     "bench": ("bench", "Many tasks, one table."),
+    "export-adapter": ("export_adapter", "Any PEFT LoRA adapter as GGUF files, proved."),
     "models": ("models", "Models by name: list, pull, show."),
     "task": ("task", "Task files: check, import."),
     "doctor": ("doctor", "What this machine can do and what is missing, with the fix."),
 }
 # The modules whose commands go on where they stopped when they are called again.
-_RESUMING = {"run", "stages", "export", "bench"}
+_RESUMING = {"run", "stages", "bench"}
 
 
 class _Commands(Group):
@@ -42,7 +44,8 @@ class _Commands(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None:
-            command = getattr(import_module(f"sg_local.cli.{COMMANDS[name][0]}"), name)
+            module = import_module(f"sg_local.cli.{COMMANDS[name][0]}")
+            command = getattr(module, name.replace("-", "_"))
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given, setting_options
+from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, SettingsCommand, given
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @MODEL_OPTION
 @click.option(
-    "--run",
+    "--out",
     "bench_dir",
     type=click.Path(path_type=Path),
     help="Where the runs and the table go.  [default: benches/<name of DIR>]",
@@ -31,7 +31,7 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given
     default=1,
     show_default=True,
     metavar="N",
-    help="Every task with so many seeds in all, --seed and those after it; the table has each, and their mean.",
+    help="Run each task with N seeds, starting at --seed; the table has each, and their mean.",
 )
 @click.option(
     "--baselines",
@@ -45,7 +45,6 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, given
     help="Also every task with this one setting changed (n_layouts=1; calibrate for its opposite); may be given again.",
 )
 @JSON_OPTION
-@setting_options()
 def bench(
     directory: Path,
     model: str,

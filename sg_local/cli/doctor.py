@@ -12,18 +12,23 @@ def doctor(as_json: bool) -> None:
     sg-local doctor
 
     Looks at packages, processor, memory, disk, GPU and models, and says what to do where something is missing.
+
+    Exit code 0: all that is needed is there; 1: something is missing.
     """
     import json
 
-    from sg_local.plan.doctor import examine
+    from sg_local.errors import SgLocalError
+    from sg_local.plan.doctor import examine, missing
     from sg_local.progress import printable
 
     findings = examine()
     if as_json:
         click.echo(json.dumps(findings, indent=1))
-        return
-    for finding in findings:
-        mark = "ok     " if finding["ok"] else "missing"
-        click.echo(printable(f"{mark} {finding['what']:18} {finding['found']}"))
-        if finding["fix"]:
-            click.echo(printable(f"{'':26} -> {finding['fix']}"))
+    else:
+        for finding in findings:
+            mark = "ok" if finding["ok"] else "missing" if finding["needed"] else "advice"
+            click.echo(printable(f"{mark:7} {finding['what']:18} {finding['found']}"))
+            if finding["fix"]:
+                click.echo(printable(f"{'':26} -> {finding['fix']}"))
+    if lacks := missing(findings):
+        raise SgLocalError(f"missing: {', '.join(lacks)}; what to do is said beside each")

@@ -1,15 +1,18 @@
-"""Click options made from the settings: `n_inputs` in settings.py is `--n-inputs` here, with its help and default."""
+"""Click options made from the settings: `n_inputs` in settings.py is `--n-inputs` here, with its help and default.
 
-from collections.abc import Callable
-from dataclasses import fields
+`--help` shows the everyday ones under a heading for each stage, `--help-all` shows all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from sg_local.settings import PRESETS, Settings
+from sg_local.settings import PRESETS, STAGES, Settings, declared_for
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+MAX_OPTION_WIDTH = 36  # a longer one has a line of its own, before its help
 
 RUN_ARGUMENT = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 MODEL_OPTION = click.option(
@@ -34,24 +37,65 @@ PRESET_OPTION = click.option(
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="JSON, for a program to read.")
 
 
-def setting_options(*names: str) -> Callable[[Function], Function]:
-    """Adds options for the named settings, or for all. They default to None: a preset gives the rest."""
+class _SettingOption(click.Option):
+    """The option of a setting. It defaults to None: a preset gives the rest."""
 
-    def add(function: Function) -> Function:
-        for item in reversed([item for item in fields(Settings) if not names or item.name in names]):
-            rule = item.metadata
-            flag = "--" + item.name.replace("_", "-")
-            shown = str(item.default).lower() if item.type is bool else item.default
-            function = click.option(
-                f"{flag}/--no-{flag[2:]}" if item.type is bool else flag,
-                item.name,
-                type=click.Choice(rule["choices"]) if rule["choices"] else item.type,
-                default=None,
-                help=f"[{rule['group']}] {rule['help']}  [default: {shown}]",
-            )(function)
-        return function
+    def __init__(self, setting: "Field[Any]") -> None:
+        rules = setting.metadata
+        flag = "--" + setting.name.replace("_", "-")
+        is_bool = setting.type is bool
+        shown = str(setting.default).lower() if is_bool else setting.default
+        stage = declared_for(setting.name)
+        super().__init__(
+            [f"{flag}/--no-{flag[2:]}" if is_bool else flag, setting.name],
+            type=click.Choice(rules["choices"]) if rules["choices"] else setting.type,
+            default=None,
+            help=f"{rules['help']}  [default: {'none' if shown == '' else shown}]",
+        )
+        self.is_everyday = bool(rules["everyday"])
+        self.heading = f"Stage {STAGES.index(stage) + 1}, {stage}" if stage else "Every stage"
 
-    return add
+
+class SettingsCommand(click.Command):
+    """A command that takes settings, all or the named ones; its help has a part for each stage."""
+
+    def __init__(self, *, settings: Sequence[str] = (), params: list[click.Parameter], **rest: Any) -> None:
+        options = [_SettingOption(item) for item in fields(Settings) if not settings or item.name in settings]
+        super().__init__(params=[*params, _HELP_ALL_OPTION, *options], **rest)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        parts: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            heading = "Options"
+            if isinstance(option, _SettingOption):
+                if not (option.is_everyday or ctx.meta.get(_SHOWS_ALL)):
+                    continue
+                heading = option.heading
+            if isinstance(option, click.Option) and (record := option.get_help_record(ctx)):
+                parts.setdefault(heading, []).append(record)
+        for heading, records in parts.items():
+            with formatter.section(heading):
+                formatter.write_dl(records, MAX_OPTION_WIDTH)
+
+
+_SHOWS_ALL = f"{__name__}.shows_all"  # key of a context's meta
+
+
+def _show_all(ctx: click.Context, _option: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        ctx.meta[_SHOWS_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+_HELP_ALL_OPTION = click.Option(
+    ["--help-all"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Show all options, the rare ones too, and exit.",
+)
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

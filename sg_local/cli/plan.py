@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, given, setting_options
+from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("task_source", metavar="TASK")
 @MODEL_OPTION
 @RUN_OPTION
@@ -20,7 +20,6 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_O
     help="Plan for a GPU with so much memory; 0 for none.  [default: the first NVIDIA GPU here]",
 )
 @JSON_OPTION
-@setting_options()
 def plan(
     task_source: str,
     model: str,

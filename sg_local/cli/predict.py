@@ -5,14 +5,16 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import given, setting_options
+from sg_local.cli.options import SettingsCommand, given
 
 
-@click.command()
+@click.command(
+    cls=SettingsCommand,
+    settings=("n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "prompt_format", "max_new_tokens"),
+)
 @click.option("--model", required=True, help="A GGUF file, or a name of `sg-local models list`.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter (GGUF) for the model.")
 @click.option("--task", "task_source", help="The task.  [default: the one that the tuned GGUF was made for]")
-@setting_options("n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "prompt_format", "max_new_tokens")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 def predict(model: str, adapter: Path | None, task_source: str | None, file: Path, **settings: Any) -> None:
     """\b

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, given, setting_options
+from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
 from sg_local.settings import STAGES
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("task_source", metavar="TASK")
 @MODEL_OPTION
 @RUN_OPTION
@@ -28,7 +28,6 @@ from sg_local.settings import STAGES
     help="Exit with code 3 when the tuned model is significantly worse than the base's best way.",
 )
 @JSON_OPTION
-@setting_options()
 def run(
     task_source: str,
     model: str,
@@ -43,9 +42,9 @@ def run(
     sg-local run support-inbox --model smollm2-135m --preset quick
     sg-local run my-task.toml --model ./vicuna-7b-v1.5.Q4_K_M.gguf --prompt-format vicuna --load-in-4bit
 
-    Makes data for TASK with the model itself, finetunes the model on it, exports it as GGUF and scores it.
+    Makes data for TASK with the model, finetunes the model on it, exports it as GGUF, scores it.
 
-    TASK is a task file, or the name of a shipped example. Called again, it goes on where it stopped.
+    TASK is a task file or the name of a shipped example. Called again, it goes on where it stopped.
     """  # fmt: skip
     from sg_local.errors import InputError, WorseThanBase
     from sg_local.progress import printable, say

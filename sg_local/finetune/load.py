@@ -7,36 +7,13 @@ files. Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314) for load_in_4bi
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What the trainer needs to know; the words are those of `sg_local.settings`."""
-
-    trainer: str  # "unsloth" or "peft"
-    rank: int
-    alpha: float
-    lora_dropout: float
-    target_modules: tuple[str, ...]
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    load_in_4bit: bool
-    gradient_checkpointing: str  # "auto", "always" or "never"; auto is on GPUs
-    prompt_tree: bool
-    checkpoint_seconds: int
-    n_threads: int
-    seed: int
-
-    def uses_checkpointing(self, has_gpu: bool) -> bool:
-        """Whether activations are computed again in the backward pass; on a CPU memory is rarely what is short."""
-        return self.gradient_checkpointing == "always" or (self.gradient_checkpointing == "auto" and has_gpu)
+from sg_local.settings import TrainSettings
 
 
 def has_bfloat16() -> bool:
@@ -47,19 +24,28 @@ def has_bfloat16() -> bool:
 
 
 def load_with_lora(
-    weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings, max_tokens: int
+    weights_dir: Path,
+    vocabulary: Vocabulary,
+    target_modules: Sequence[str],
+    settings: TrainSettings,
+    max_tokens: int,
 ) -> tuple[Any, Any]:
     """The model with a new adapter, and a stand-in tokenizer, which is written into the current directory.
 
-    max_tokens: of the longest sequence of a batch. Call `prepare_process` first.
+    target_modules: names of the matrices that get LoRA; max_tokens: of the longest sequence of a batch. Call
+    `prepare_process` first.
     """
     if settings.trainer == "unsloth":
-        return _load_with_unsloth(weights_dir, vocabulary, settings, max_tokens)
-    return _load_with_peft(weights_dir, vocabulary, settings)
+        return _load_with_unsloth(weights_dir, vocabulary, target_modules, settings, max_tokens)
+    return _load_with_peft(weights_dir, vocabulary, target_modules, settings)
 
 
 def _load_with_unsloth(
-    weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings, max_tokens: int
+    weights_dir: Path,
+    vocabulary: Vocabulary,
+    target_modules: Sequence[str],
+    settings: TrainSettings,
+    max_tokens: int,
 ) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel  # before trl, transformers and peft, which it patches
 
@@ -83,7 +69,7 @@ def _load_with_unsloth(
         model,
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=list(settings.target_modules),
+        target_modules=list(target_modules),
         lora_dropout=settings.lora_dropout,
         bias="none",
         use_gradient_checkpointing="unsloth" if settings.uses_checkpointing(has_gpu) else False,
@@ -140,7 +126,9 @@ def _base_config(weights_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _load_with_peft(weights_dir: Path, vocabulary: Vocabulary, settings: TrainSettings) -> tuple[Any, Any]:
+def _load_with_peft(
+    weights_dir: Path, vocabulary: Vocabulary, target_modules: Sequence[str], settings: TrainSettings
+) -> tuple[Any, Any]:
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
@@ -178,7 +166,7 @@ def _load_with_peft(weights_dir: Path, vocabulary: Vocabulary, settings: TrainSe
         LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
-            target_modules=list(settings.target_modules),
+            target_modules=list(target_modules),
             lora_dropout=settings.lora_dropout,
             bias="none",
             task_type="CAUSAL_LM",

@@ -20,16 +20,11 @@ from typing import Any
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
-from sg_local.finetune.load import (
-    TrainSettings,
-    has_bfloat16,
-    load_with_lora,
-    require_card,
-    require_same_positions,
-)
+from sg_local.finetune.load import has_bfloat16, load_with_lora, require_card, require_same_positions
 from sg_local.finetune.loss import batch_loss, check_tree, tensors
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.progress import say
+from sg_local.settings import TrainSettings
 
 N_CHECKPOINTS = 2  # kept at most: the newer one may be half-written when the process is killed
 
@@ -41,6 +36,7 @@ def train_adapter(
     adapter_dir: Path,
     checkpoints_dir: Path,
     base: str,
+    target_modules: Sequence[str],
     settings: TrainSettings,
     on_step: Callable[[int], None],
     *,
@@ -61,7 +57,9 @@ def train_adapter(
     with _quiet(), memory_told(settings):
         # First of all: it imports Unsloth, which patches what is imported after it.
         require_card(card, settings.trainer)
-        model, tokenizer = load_with_lora(weights_dir, vocabulary, settings, longest * settings.batch_size)
+        model, tokenizer = load_with_lora(
+            weights_dir, vocabulary, target_modules, settings, longest * settings.batch_size
+        )
         require_same_positions(model, weights_dir)
 
         import torch
@@ -69,7 +67,7 @@ def train_adapter(
 
         if settings.n_threads > 0:
             torch.set_num_threads(settings.n_threads)
-        key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **asdict(settings)})
+        key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **settings.as_dict()})
         trainer = row_trainer(model, tokenizer, shuffled, checkpoints_dir, settings)
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
         how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)

@@ -1,7 +1,9 @@
 """What this machine can do: packages, processor, memory, disk, GPU, models; each with the fix where one is missing.
 
-    {"what": "llama.cpp", "ok": False, "found": "0.3.36, built for the CPU", "fix": "CMAKE_ARGS='-DGGML_CUDA=on ..."}
+    {"what": "llama.cpp", "ok": False, "needed": True, "found": "0.3.36, built for the CPU",
+     "fix": "CMAKE_ARGS='-DGGML_CUDA=on ..."}
 
+What is not needed is for some runs alone: the disk of a 7B model, a model by name.
 Nothing heavy is imported but llama.cpp, which alone can say what it was built for.
 """
 
@@ -75,8 +77,13 @@ def examine() -> list[Finding]:
     ]
 
 
-def _finding(what: str, found: str, fix: str | None = None) -> Finding:
-    return {"what": what, "ok": fix is None, "found": found, "fix": fix}
+def missing(findings: list[Finding]) -> list[str]:
+    """What is needed and not there."""
+    return [finding["what"] for finding in findings if finding["needed"] and not finding["ok"]]
+
+
+def _finding(what: str, found: str, fix: str | None = None, *, needed: bool = True) -> Finding:
+    return {"what": what, "ok": fix is None, "needed": needed, "found": found, "fix": fix}
 
 
 def _python() -> Finding:
@@ -204,13 +211,13 @@ def _disk() -> Finding:
     }
     told = ", ".join(f"{n_bytes / 1e9:.0f} GB free {name}" for name, n_bytes in free.items())
     if min(free.values()) >= NEEDED_BYTES:
-        return _finding("disk", told)
+        return _finding("disk", told, needed=False)
     needed = f"a run of a 7B model needs about {NEEDED_BYTES / 1e9:.0f} GB"
-    return _finding("disk", told, f"{needed}: free some, or set SG_LOCAL_HOME to another disk")
+    fix = f"{needed}: free some, or set SG_LOCAL_HOME to another disk"
+    return _finding("disk", told, fix, needed=False)
 
 
 def _models() -> Finding:
     here = [model.name for model in list_models() if find_present(model)]
-    return _finding(
-        "models", ", ".join(here) or "none", None if here else "sg-local models pull smollm2-135m"
-    )
+    fix = None if here else "sg-local models pull smollm2-135m"
+    return _finding("models", ", ".join(here) or "none", fix, needed=False)

@@ -243,17 +243,10 @@ def _activations(model: ModelSizes, settings: Settings, n_tokens: int, on_gpu: b
     # A tree's mask is added to the attention scores as numbers, in each layer anew.
     is_tree = settings.prompt_tree and not settings.lora_dropout
     mask = width * n_tokens**2 if is_tree else 0
-    if uses_checkpointing(settings, on_gpu):
+    if settings.uses_checkpointing(on_gpu):
         # The input of every layer, and all of the one that is computed again, with its gradients.
         return {"activations": n_tokens * model.hidden * model.n_layers * width + 2 * (layer + mask)}
     return {"activations": model.n_layers * (layer + mask) + layer}
-
-
-def uses_checkpointing(settings: Settings, on_gpu: bool) -> bool:
-    """As TrainSettings.uses_checkpointing in finetune/load.py."""
-    return settings.gradient_checkpointing == "always" or (
-        settings.gradient_checkpointing == "auto" and on_gpu
-    )
 
 
 def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bool) -> Need:
@@ -315,7 +308,7 @@ def remedies(
     """Settings under which the step takes less and less memory, the least painful first."""
     if step == "train":
         for name, values in _TRAINING_REMEDIES:
-            if name == "gradient_checkpointing" and uses_checkpointing(settings, on_gpu):
+            if name == "gradient_checkpointing" and settings.uses_checkpointing(on_gpu):
                 continue
             for value in values:
                 if name != "batch_size" or value < settings.batch_size:

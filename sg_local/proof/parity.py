@@ -185,7 +185,7 @@ def require_parity(parity: Parity, adapter: Path, base: Path) -> None:
         )
     else:
         command = shlex.join(
-            ["sg-local", "export", "--adapter", str(adapter), "--model", str(base), "--quant", "Q8_0"]
+            ["sg-local", "export-adapter", "--adapter", str(adapter), "--model", str(base), "--quant", "Q8_0"]
         )
         reason = (
             f"the adapter is as it was trained, {parity.merged_type} is too coarse to hold it. `{command}` "

@@ -14,7 +14,7 @@ from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.run.directory import Run
-from sg_local.settings import STAGES, without_removed
+from sg_local.settings import STAGES
 
 
 def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
@@ -68,8 +68,7 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
                 reported.add(name)
                 change = "is gone since" if was_there else "was not there when"
                 faults.append(f"{run.file(name)} {change} {stage} ran: `sg-local {stage} {run.path} --redo`")
-        recorded = stages[stage].get("settings", run.settings.as_dict())
-        if without_removed(recorded, run.file("manifest.json")) != run.settings.as_dict():
+        if run.changed_settings(stage, stages[stage]):
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
 
 

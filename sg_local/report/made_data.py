@@ -198,8 +198,8 @@ def warnings(report: dict[str, Any], agreement: dict[str, Any] | None = None) ->
         )
     if report.get("commonest_output_share", 0) > MAX_SHARE_OF_ONE_ANSWER:
         found.append(
-            f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at one with --explain "
-            f"{report['commonest_output_id']}, and say in the instruction what an answer is"
+            f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at one with "
+            f"`sg-local explain RUN {report['commonest_output_id']}`, and say in the instruction what an answer is"
         )
     copied = report.get("copied_input_share", {"made": 0.0, "demonstrations": 0.0})
     if copied["made"] > MAX_SHARE_OF_COPIED_INPUTS and not copied["demonstrations"]:

@@ -137,10 +137,10 @@ def _is_begun(path: Path) -> bool:
         ours = (".lock", *_FIRST_FILES, *(f".{name}." for name in _FIRST_FILES))
         if strange := [item.name for item in path.iterdir() if not item.name.startswith(ours)]:
             raise InputError(
-                f"{path} holds other files ({min(strange)}) and is no run: choose another with --run DIR"
+                f"{path} holds other files ({min(strange)}) and is no run: choose another directory"
             )
     elif path.exists():
-        raise InputError(f"{path} is not a directory: choose another with --run DIR")
+        raise InputError(f"{path} is not a directory: choose another directory")
     return False
 
 
@@ -162,7 +162,7 @@ def _open_same_run(
     if before:
         raise InputError(
             f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
-            "call it as it was begun, or begin a new run with --run DIR"
+            "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
         )
     return old
 

@@ -53,7 +53,7 @@ class Unfinished(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory with its task, base model and settings."""
+    """One run directory with its task, base model and settings: in a stage, those that it may read."""
 
     path: Path
     task: Task
@@ -109,11 +109,29 @@ class Run:
             for name, sha256 in entry["reads"].items():
                 if Path(name).suffix not in _WEIGHTS and sha256_of(name) != sha256:
                     return Unfinished(stage, f"is out of date ({name} was changed since)")
+            if names := self.changed_settings(stage, entry):
+                change = "was" if len(names) == 1 else "were"
+                return Unfinished(
+                    stage, f"is out of date ({', '.join(names)} in settings.toml {change} changed since)"
+                )
             for name, was_there in entry.get("looks_for", {}).items():
                 if self.file(name).exists() != was_there:
                     change = "was removed" if was_there else "was added"
                     return Unfinished(stage, f"is out of date ({name} {change} since)")
         return None
+
+    def changed_settings(self, stage: str, entry: dict[str, Any]) -> list[str]:
+        """Names of the settings that a stage may read, and that are not what its manifest entry says it ran with."""
+        defaults = Settings().as_dict()
+        recorded = entry.get("settings")
+        if recorded is None:
+            return []
+        # A setting that is not recorded came later: the stage ran with what is its default now.
+        return [
+            name
+            for name, value in self.settings.seen_by(stage).as_dict().items()
+            if recorded.get(name, defaults[name]) != value
+        ]
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage and all before it are finished."""

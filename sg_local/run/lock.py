@@ -19,9 +19,7 @@ def make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be made ({error.strerror}): choose another with --run DIR"
-        ) from error
+        raise SgLocalError(f"{path} cannot be made ({error.strerror}): choose another directory") from error
 
 
 @contextmanager
@@ -39,7 +37,7 @@ def lock_run(path: Path) -> Iterator[None]:
         raise InputError(f"another sg-local is working on {path}: wait for it, or end it") from None
     except OSError as error:
         raise SgLocalError(
-            f"{path} cannot be written ({error.strerror or error}): choose another with --run DIR"
+            f"{path} cannot be written ({error.strerror or error}): choose another directory"
         ) from error
     try:
         remove_leftovers(path)

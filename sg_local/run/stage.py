@@ -4,6 +4,7 @@ run_stage(run, "curate")    True: it ran; False: it was finished
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 
 from sg_local.run.directory import Run
@@ -23,5 +24,5 @@ def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
         if redo:
             run.forget_from(stage, keep_partial=False)
         body: Callable[[Run], None] = getattr(import_module(f"sg_local.stages.{stage}"), f"run_{stage}")
-        body(run)
+        body(replace(run, settings=run.settings.seen_by(stage)))
     return True

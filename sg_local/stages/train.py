@@ -15,7 +15,6 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.environment import prepare_process, require_trainer
-from sg_local.finetune.load import TrainSettings
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
 from sg_local.gguf_io.tensors import lora_targets
@@ -34,7 +33,7 @@ def run_train(run: Run) -> None:
     require_trainer(run.settings.trainer)
     with run.stage("train") as details:
         rows, dropped, vocabulary = _tokenized(run)
-        settings = _train_settings(run)
+        settings, target_modules = run.settings, _target_modules(run)
         card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
@@ -55,6 +54,7 @@ def run_train(run: Run) -> None:
                     work / "adapter",
                     checkpoints,
                     run.model.sha256,
+                    target_modules,
                     settings,
                     advance,
                     card=card,
@@ -68,33 +68,17 @@ def run_train(run: Run) -> None:
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
 
 
-def _train_settings(run: Run) -> TrainSettings:
-    """The run's settings in the trainer's words. Raises InputError for matrices that the model does not have."""
-    settings = run.settings
+def _target_modules(run: Run) -> tuple[str, ...]:
+    """The matrices that get LoRA. Raises InputError for names that the model does not have."""
     possible = lora_targets(run.base_header.architecture)
-    named = tuple(name.strip() for name in settings.target_modules.split(","))
+    named = tuple(name.strip() for name in run.settings.target_modules.split(","))
     chosen = possible if named == ("all",) else named
     if unknown := [name for name in chosen if name not in possible]:
         raise InputError(
-            f"target_modules = {settings.target_modules!r:.200} names {', '.join(map(repr, unknown))}; "
+            f"target_modules = {run.settings.target_modules!r:.200} names {', '.join(map(repr, unknown))}; "
             f"{run.model.path.name} has {', '.join(possible)}: start a run with these, or with all"
         )
-    return TrainSettings(
-        trainer=settings.trainer,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=chosen,
-        learning_rate=settings.learning_rate,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        load_in_4bit=settings.load_in_4bit,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        prompt_tree=settings.prompt_tree,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        n_threads=settings.n_threads,
-        seed=settings.seed,
-    )
+    return chosen
 
 
 def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:

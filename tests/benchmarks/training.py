@@ -26,7 +26,7 @@ from typing import Any
 
 from sg_local.finetune.batches import TrainRow, tree_batch
 from sg_local.finetune.environment import prepare_process
-from sg_local.finetune.load import TrainSettings, load_with_lora
+from sg_local.finetune.load import load_with_lora
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import row_trainer
 from sg_local.gguf_header import read_model_header
@@ -36,6 +36,7 @@ from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.models import resolve_model
 from sg_local.selfguide.prompts import answer_messages
+from sg_local.settings import TrainSettings
 from sg_local.task import load_task, load_test_rows
 
 TASK = "guest-feedback"
@@ -117,19 +118,13 @@ def steps(
             trainer="unsloth",
             rank=16,
             alpha=16,
-            lora_dropout=0,
-            target_modules=lora_targets("llama"),
             learning_rate=1e-4,
             epochs=1,
             batch_size=BATCH_SIZE,
-            load_in_4bit=False,
             gradient_checkpointing="never",
-            prompt_tree=True,
             checkpoint_seconds=10_000,
-            n_threads=0,
-            seed=0,
         )
-        model, tokenizer = load_with_lora(weights, vocabulary, settings, 4096)
+        model, tokenizer = load_with_lora(weights, vocabulary, lora_targets("llama"), settings, 4096)
         made: dict[str, Any] = {}
         if "tree" in contenders:
             made["tree"] = row_trainer(model, tokenizer, rows, Path("out"), settings)

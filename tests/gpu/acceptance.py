@@ -294,7 +294,7 @@ class Acceptance:
         write_random_adapter(adapter, self.small)
         with Card() as card:
             done = self._sg_local(
-                "export", "--adapter", adapter, "--model", self.small, "--out", self.work / "exported"
+                "export-adapter", "--adapter", adapter, "--model", self.small, "--out", self.work / "exported"
             )
         said = " ".join(line for line in done.stderr.splitlines() if "logits" in line or "Error" in line)
         self.results.check("the export is proved", done.returncode == 0, said=said[-500:], card_mib=card.mib)

@@ -165,8 +165,8 @@ def train(
 
     import sg_local.finetune.train as training
     from sg_local.finetune.batches import TrainRow
-    from sg_local.finetune.load import TrainSettings
     from sg_local.finetune.stand_in_tokenizer import Vocabulary
+    from sg_local.settings import TrainSettings
 
     has_gpu = torch.cuda.is_available()
     if has_gpu and float(gpu_gib):
@@ -204,7 +204,6 @@ def train(
         rank=16,
         alpha=16.0,
         lora_dropout=0.0,
-        target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         learning_rate=1e-4,
         epochs=1,
         batch_size=8,
@@ -225,6 +224,7 @@ def train(
         place / "adapter",
         place / "checkpoints",
         "random",
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         settings,
         lambda _steps: times.append(time.perf_counter()),
     )

@@ -114,13 +114,13 @@ def test_unsloth_is_asked_for_no_more_than_the_models_context(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
     settings: Any = SimpleNamespace(
-        trainer="unsloth", rank=4, alpha=4.0, lora_dropout=0.0, target_modules=("q_proj",), load_in_4bit=True, seed=0,
+        trainer="unsloth", rank=4, alpha=4.0, lora_dropout=0.0, load_in_4bit=True, seed=0,
         uses_checkpointing=lambda has_gpu: has_gpu,
     )  # fmt: skip
     go_offline()
-    load.load_with_lora(tmp_path, Vocabulary(TOKENS, 1, 2, 0), settings, 8 * 520)
+    load.load_with_lora(tmp_path, Vocabulary(TOKENS, 1, 2, 0), ("q_proj",), settings, 8 * 520)
     assert asked["max_seq_length"] == 4096
-    load.load_with_lora(tmp_path, Vocabulary(TOKENS, 1, 2, 0), settings, 700)
+    load.load_with_lora(tmp_path, Vocabulary(TOKENS, 1, 2, 0), ("q_proj",), settings, 700)
     assert asked["max_seq_length"] == 700
 
 

@@ -164,9 +164,9 @@ from sg_local.finetune.environment import prepare_process
 given = json.loads(sys.argv[1])
 prepare_process(Path(given["work"]))
 from sg_local.finetune.batches import TrainRow
-from sg_local.finetune.load import TrainSettings
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
+from sg_local.settings import TrainSettings
 steps = 0
 def on_step(n):
     global steps
@@ -177,10 +177,10 @@ rows = [
     TrainRow(tuple(prompt), tuple(answer), weight, tuple((tuple(other), share) for other, share in others))
     for prompt, answer, weight, others in given["rows"]
 ]
-settings = dict(given["settings"], target_modules=tuple(given["settings"]["target_modules"]))
 print(json.dumps(train_adapter(
     Path(given["weights"]), Vocabulary([f"t{i}" for i in range(given["n_vocab"])], 1, 2, 2), rows,
-    Path(given["adapter"]), Path(given["checkpoints"]), "base", TrainSettings(**settings), on_step)))
+    Path(given["adapter"]), Path(given["checkpoints"]), "base",
+    ("q_proj", "v_proj", "down_proj"), TrainSettings(**given["settings"]), on_step)))
 """
 
 SETTINGS = {
@@ -188,7 +188,6 @@ SETTINGS = {
     "rank": 4,
     "alpha": 8.0,
     "lora_dropout": 0.0,
-    "target_modules": ["q_proj", "v_proj", "down_proj"],
     "learning_rate": 1e-3,
     "epochs": 3,
     "batch_size": 2,

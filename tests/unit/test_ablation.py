@@ -31,7 +31,7 @@ def bench(sg: Call, task: Path, model: Path, stages: ScriptedStages) -> Call:
         task.with_name(name).rename(directory / name)
 
     def call(*arguments: object) -> Result:
-        return sg("bench", directory, "--model", model, "--run", "out", *arguments)
+        return sg("bench", directory, "--model", model, "--out", "out", *arguments)
 
     return call
 

@@ -157,7 +157,7 @@ def test_every_task_becomes_a_run_and_a_row(
 
 
 def test_the_table_as_json(sg: Call, stages: ScriptedStages, tasks: Path, model: Path) -> None:
-    result = sg("bench", tasks, "--model", model, "--run", "here", "--json")
+    result = sg("bench", tasks, "--model", model, "--out", "here", "--json")
     found = json.loads(result.stdout)
     assert found == json.loads(Path("here/results.json").read_text())
     assert [row["task"] for row in found["tasks"]] == ["boxes", "crates", "task1_polite"]
@@ -285,7 +285,7 @@ def test_other_settings_are_refused(
     result = sg(*begun, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
-    assert "--run DIR" in result.stderr
+    assert "--out DIR" in result.stderr
     assert contents(Path("benches")) == before
 
 
@@ -307,13 +307,13 @@ def test_another_model_and_changed_tasks_are_refused(
 def test_a_directory_that_is_no_bench(sg: Call, stages: ScriptedStages, tasks: Path, model: Path) -> None:
     Path("photos").mkdir()
     Path("photos/cat.jpg").touch()
-    result = sg("bench", tasks, "--model", model, "--run", "photos")
+    result = sg("bench", tasks, "--model", model, "--out", "photos")
     assert result.exit_code == 2
     assert (
-        "photos holds other files (cat.jpg) and is no bench: choose another with --run DIR" in result.stderr
+        "photos holds other files (cat.jpg) and is no bench: choose another with --out DIR" in result.stderr
     )
     assert [path.name for path in Path("photos").iterdir()] == ["cat.jpg"]
-    result = sg("bench", tasks, "--model", model, "--run", "photos/cat.jpg/x")
+    result = sg("bench", tasks, "--model", model, "--out", "photos/cat.jpg/x")
     assert (result.exit_code, "cannot be made" in result.stderr) == (1, True)
     assert stages.ran == []
 
@@ -349,7 +349,7 @@ def test_one_writer(
     monkeypatch.setattr("sg_local.run.lock.LOCK_SECONDS", 0)
     Path("here").mkdir()
     with lock_run(Path("here")):
-        result = sg("bench", tasks, "--model", model, "--run", "here")
+        result = sg("bench", tasks, "--model", model, "--out", "here")
     assert (result.exit_code, "another sg-local is working on here" in result.stderr) == (2, True)
 
 

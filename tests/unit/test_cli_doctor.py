@@ -17,9 +17,11 @@ import sg_local.finetune.environment as environment
 from sg_local.run.directory import Run
 
 
-def findings(sg: Call) -> dict[str, dict[str, Any]]:
+def findings(sg: Call, *missing: str) -> dict[str, dict[str, Any]]:
+    """What doctor finds; its exit code and its error say what is missing."""
     result = sg("doctor", "--json")
-    assert (result.exit_code, result.stderr) == (0, "")
+    error = f"Error: missing: {', '.join(missing)}; what to do is said beside each\n" if missing else ""
+    assert (result.exit_code, result.stderr) == (1 if missing else 0, error)
     return {finding["what"]: finding for finding in json.loads(result.stdout)}
 
 
@@ -29,6 +31,7 @@ def test_doctor_on_a_machine_without_a_gpu(sg: Call, nvidia: Path, monkeypatch: 
     assert found["GPU"] == {
         "what": "GPU",
         "ok": True,
+        "needed": True,
         "found": "no NVIDIA GPU: models up to about 1B can be trained on the CPU",
         "fix": None,
     }
@@ -46,13 +49,17 @@ def test_doctor_where_a_gpu_lies_idle(sg: Call, nvidia: Path, monkeypatch: pytes
     monkeypatch.setattr("sg_local.llama.library.supports_gpu", lambda: False)
     monkeypatch.setattr("sg_local.plan.doctor.version", lambda name: "2.13.0+cpu")
     monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: None)
-    found = findings(sg)
+    found = findings(sg, "llama.cpp", "torch")
     assert found["GPU"]["found"] == "NVIDIA GeForce RTX 3060, 12288 MiB"
     assert "-DGGML_CUDA=on" in found["llama.cpp"]["fix"]
     assert "--force-reinstall" in found["torch"]["fix"]
-    assert "missing torch" in sg("doctor").stdout
+    result = sg("doctor")
+    assert result.exit_code == 1
+    assert "missing torch" in result.stdout
+    assert "advice  models" in result.stdout  # the machine lacks nothing for that
     nvidia.write_text("#!/bin/sh\nexit 9\n")  # as it ends where the driver is not loaded
     assert findings(sg)["GPU"]["found"].startswith("no NVIDIA GPU")
+    assert sg("doctor").exit_code == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
@@ -84,7 +91,8 @@ def test_doctor_says_how_to_install_what_is_missing(sg: Call, monkeypatch: pytes
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("sg_local.plan.doctor.version", nothing)
-    found = findings(sg)
+    packages = ("gguf", "rapidfuzz", "rouge-score", "scipy", "llama.cpp", *environment.NEEDED)
+    found = findings(sg, *packages)
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirement = next(item for item in pyproject["dependencies"] if item.startswith("llama-cpp-python"))
     assert found["llama.cpp"]["fix"] == f"pip install {requirement}"
@@ -102,7 +110,7 @@ def test_doctor_where_llama_cpp_cannot_be_loaded(sg: Call, monkeypatch: pytest.M
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", broken)
-    finding = findings(sg)["llama.cpp"]
+    finding = findings(sg, "llama.cpp")["llama.cpp"]
     assert "cannot be loaded: libcudart.so.12" in finding["found"]
     assert "--force-reinstall" in finding["fix"]
 
@@ -124,7 +132,7 @@ def test_doctor_where_llama_cpp_ends_its_process(
     monkeypatch.setattr("sg_local.plan.doctor.find_present", lambda _model: new_run.model.path)
     monkeypatch.setattr("sg_local.plan.doctor._TRY_PROGRAM", program)
     monkeypatch.setattr("sg_local.plan.doctor._TRY_SECONDS", 1)
-    finding = findings(sg)["llama.cpp"]
+    finding = findings(sg, "llama.cpp")["llama.cpp"]
     assert told in finding["found"]
     assert "-DGGML_NATIVE=OFF" in finding["fix"]
 

@@ -107,18 +107,18 @@ def test_a_directory_that_cannot_be_a_run(sg: Call, model: Path, task: Path, tmp
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").touch()
     line = one_line(sg("run", task, "--model", model, "--run", tmp_path / "photos"), 2)
-    assert "holds other files (cat.jpg) and is no run: choose another with --run DIR" in line
+    assert "holds other files (cat.jpg) and is no run: choose another directory" in line
     line = one_line(sg("run", task, "--model", model, "--run", model / "run"), 1)
-    assert "cannot be made (Not a directory): choose another with --run DIR" in line
+    assert "cannot be made (Not a directory): choose another directory" in line
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_that_cannot_be_written(sg: Call, model: Path, task: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
-    assert "choose another with --run DIR" in one_line(
+    assert "choose another directory" in one_line(
         sg("run", task, "--model", model, "--run", tmp_path / "locked/run"), 1
     )
-    assert "choose another with --run DIR" in one_line(
+    assert "choose another directory" in one_line(
         sg("run", task, "--model", model, "--run", tmp_path / "locked"), 1
     )
 

@@ -170,7 +170,8 @@ def test_free_answers_are_told_by_how_they_vary() -> None:
     assert report["copied_input_share"] == {"made": 0.25, "demonstrations": 0.0}
     assert "labels" not in report
     assert any(
-        "one answer makes 75% of the rows: look at one with --explain 0," in line for line in warnings(report)
+        "one answer makes 75% of the rows: look at one with `sg-local explain RUN 0`," in line
+        for line in warnings(report)
     )
 
 
@@ -339,7 +340,7 @@ def test_a_rows_life(
     is_in_training: bool,
 ) -> None:
     before = contents(told_run.path)
-    result = sg("curate", told_run.path, "--explain", row_id)
+    result = sg("explain", told_run.path, row_id)
     assert result.exit_code == 0, result.stderr
     for text in told:
         assert text in result.stdout
@@ -347,22 +348,20 @@ def test_a_rows_life(
     assert "\x1b" not in result.stdout
     assert len(result.stdout) < 5000
     assert contents(told_run.path) == before
-    found = json.loads(sg("curate", told_run.path, "--explain", row_id, "--json").stdout)
+    found = json.loads(sg("explain", told_run.path, row_id, "--json").stdout)
     assert found["in_training"] is is_in_training
 
 
 def test_an_unknown_row_is_refused_with_those_that_are(sg: Call, told_run: Run, new_run: Run) -> None:
-    result = sg("curate", told_run.path, "--explain", "9")
+    result = sg("explain", told_run.path, "9")
     assert result.exit_code == 2
     assert "has no row '9': its rows are 0 to 2, and demonstration-1" in result.stderr
-    assert sg("curate", told_run.path, "--explain", "0", "--redo").exit_code == 2
-    assert sg("curate", told_run.path, "--json").exit_code == 2
 
 
 def test_a_run_without_rows_says_so(sg: Call, new_run: Run) -> None:
-    result = sg("curate", new_run.path, "--explain", "0")
+    result = sg("explain", new_run.path, "0")
     assert (result.exit_code, "generate has not made any yet" in result.stderr) == (2, True)
-    told = sg("curate", new_run.path, "--explain", "demonstration-1")
+    told = sg("explain", new_run.path, "demonstration-1")
     assert "I want my money back." in told.stdout
     assert told.stdout.endswith("curated: no\nin training: no\n")
 
@@ -374,14 +373,14 @@ def test_a_row_is_explained_while_its_stage_is_at_work_and_takes_no_lock(
     new_run.file("inputs.jsonl").write_text(json.dumps(row) + '\n{"id": 1, "inp')  # a kill tore the last line
     before = contents(new_run.path)
     with lock_run(new_run.path):
-        result = sg("curate", new_run.path, "--explain", "0")
+        result = sg("explain", new_run.path, "0")
     told = "not at its end at its limit of tokens, where 0 goes by the examples (--max-input-tokens 0)"
     assert f"cut_off: the input was {told}" in result.stdout
     assert "annotated: no" in result.stdout
-    assert sg("curate", new_run.path, "--explain", "1").exit_code == 2
+    assert sg("explain", new_run.path, "1").exit_code == 2
     assert contents(new_run.path) == before
     new_run.file("inputs.jsonl").write_text("[]\n")
-    assert "line 1" in sg("curate", new_run.path, "--explain", "0").stderr
+    assert "line 1" in sg("explain", new_run.path, "0").stderr
 
 
 def test_label_scores_are_told_as_curate_weighed_them(sg: Call, new_run: Run) -> None:
@@ -400,7 +399,7 @@ def test_label_scores_are_told_as_curate_weighed_them(sg: Call, new_run: Run) ->
     write_outputs(new_run, outputs)
 
     def scores(row_id: int) -> dict[str, dict[str, float | None]]:
-        found = sg("curate", new_run.path, "--explain", row_id, "--json").stdout
+        found = sg("explain", new_run.path, row_id, "--json").stdout
         return dict(json.loads(found)["label_scores"])
 
     assert scores(0)["refund"]["with_evidence"] is None  # curate decides how much it counts
@@ -411,7 +410,7 @@ def test_label_scores_are_told_as_curate_weighed_them(sg: Call, new_run: Run) ->
         assert row["output"] == max(own, key=lambda label: own[label]["with_evidence"] or 0)
         first, second = sorted((score["with_evidence"] or 0 for score in own.values()), reverse=True)
         assert first - second == pytest.approx(row["confidence"], abs=2e-4)
-    table = sg("curate", new_run.path, "--explain", 36).stdout
+    table = sg("explain", new_run.path, 36).stdout
     assert "label     raw  calibrated  with evidence   log-probability by prompt" in table
     assert "-0.60 -1.60" in table
 
@@ -424,7 +423,7 @@ def test_without_calibration_no_score_is_called_calibrated(
     write_inputs(run, made(("a", "login", None)))
     row = {"id": 0, "label_logprobs": [{"refund": -1.0, "login": -1.0}], "output": "refund"}
     write_outputs(run, [row])
-    found = json.loads(sg("curate", run.path, "--explain", "0", "--json").stdout)
+    found = json.loads(sg("explain", run.path, "0", "--json").stdout)
     assert found["label_scores"]["login"] == {"raw": 0.5, "calibrated": None, "with_evidence": None}
 
 
@@ -434,7 +433,7 @@ def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model
     write_inputs(run, made(("What?", None, None)))
     samples = ["That.", "That.", "", "\x1b[2J"]
     write_outputs(run, [{"id": 0, "samples": samples, "output": "That.", "share": 0.5}])
-    told = sg("curate", run.path, "--explain", "0").stdout
+    told = sg("explain", run.path, "0").stdout
     assert "    2 of 4         That." in told
     assert "    1 of 4         (not at its end after --max-new-tokens)" in told
     assert "    1 of 4         \\x1b[2J" in told
@@ -442,7 +441,7 @@ def test_equal_samples_are_told_once(sg: Call, tmp_path: Path, task: Path, model
 
 def test_what_an_earlier_curate_wrote_is_not_called_training(sg: Call, told_run: Run) -> None:
     told_run.forget_from("annotate", keep_partial=False)
-    told = sg("curate", told_run.path, "--explain", "0").stdout
+    told = sg("explain", told_run.path, "0").stdout
     assert "curate is not finished: this is what it wrote last\nin training: no" in told
 
 

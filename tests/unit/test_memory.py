@@ -17,7 +17,7 @@ from gguf_models import FEED_FORWARD, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS,
 from known_sizes import LLAMA_2_7B, SMOLLM2
 
 from sg_local.errors import InputError
-from sg_local.finetune import load, reference, train
+from sg_local.finetune import reference, train
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io import base_weights
 from sg_local.llama.engine import Engine
@@ -272,11 +272,6 @@ def test_its_numbers_are_those_of_the_code_that_it_tells_about(finished_run: Run
     assert len(_contenders(free)) == memory.CONTENDERS
     choices = {*SETTINGS["quant"].metadata["choices"]}
     assert set(memory.QUANT_BYTES) == {*FILE_TYPES} == choices - {*memory.KEEPS_TYPES}
-    for choice in SETTINGS["gradient_checkpointing"].metadata["choices"]:
-        for on_gpu in (True, False):
-            there = load.TrainSettings.uses_checkpointing
-            given = Settings(gradient_checkpointing=choice)
-            assert there(given, on_gpu) == memory.uses_checkpointing(given, on_gpu)  # type: ignore[arg-type]
 
 
 # The manual

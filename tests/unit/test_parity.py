@@ -60,7 +60,7 @@ def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_ca
     with pytest.raises(SgLocalError) as too_coarse:
         parity.require_parity(parity_of(0.335), adapter, base)
     assert "0.335 nats" in str(too_coarse.value)
-    assert "`sg-local export --adapter runs/a/adapter --model base.gguf --quant Q8_0`" in str(
+    assert "`sg-local export-adapter --adapter runs/a/adapter --model base.gguf --quant Q8_0`" in str(
         too_coarse.value
     )
     assert "defect" not in str(too_coarse.value)

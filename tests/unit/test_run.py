@@ -121,11 +121,9 @@ def test_a_directory_with_other_files_is_left_alone(
 
 def test_a_file_in_the_place_of_the_run(tmp_path: Path, task: Path, model: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is not a directory: choose another with --run DIR"):
+    with pytest.raises(InputError, match="is not a directory: choose another directory"):
         create(tmp_path / "file", task, model)
-    with pytest.raises(
-        SgLocalError, match=r"cannot be made \(Not a directory\): choose another with --run DIR"
-    ):
+    with pytest.raises(SgLocalError, match=r"cannot be made \(Not a directory\): choose another directory"):
         create(tmp_path / "file" / "run", task, model)
 
 
@@ -226,7 +224,7 @@ def test_a_run_that_used_a_setting_that_is_gone_is_refused_in_one_line(
         open_run(finished_run.path)
     assert str(caught.value) == (
         f"{finished_run.file('settings.toml')}: {name} = {value} is a setting that this version no longer has: "
-        "go on with the version that began this, or begin anew with --run DIR"
+        "go on with the version that began this, or begin anew elsewhere: run --run DIR, bench --out DIR"
     )
 
 
@@ -344,7 +342,10 @@ def test_redo_forgets_the_stage_and_those_after_it(
     assert not run_stage(finished_run, "curate")
     assert (seen, contents(finished_run.path)) == ([], before)
     assert run_stage(finished_run, "curate", redo=True)
-    assert seen == [finished_run]
+    (given,) = seen
+    assert given == replace(finished_run, settings=finished_run.settings.seen_by("curate"))
+    with pytest.raises(AttributeError, match="has no rank: it is declared for train"):
+        _ = given.settings.rank
     assert [stage for stage in STAGES if finished_run.is_finished(stage)] == ["generate", "annotate"]
     assert finished_run.file("outputs.jsonl").exists()
 

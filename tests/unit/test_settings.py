@@ -1,15 +1,12 @@
 """Settings: bounds, presets, and errors that tell everything at once."""
 
-import ast
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sg_local import settings as settings_module
 from sg_local.errors import InputError
-from sg_local.settings import PRESETS, STAGES, Settings, input_limit, resolve_settings
+from sg_local.settings import PRESETS, STAGES, Settings, declared_for, input_limit, resolve_settings
 
 
 def faults(given: dict[str, Any], preset: str = "default") -> list[str]:
@@ -47,50 +44,32 @@ def test_what_is_given_wins_over_the_preset():
     )  # nothing was changed on the way
 
 
-PACKAGE = Path(settings_module.__file__).parent
-# What many stages call for other reasons than a setting.
-NOT_FOLLOWED = {"run.in_flight", "run.directory", "progress"}
+def test_a_stage_sees_the_settings_up_to_its_own_and_no_later_one():
+    for number, stage in enumerate(STAGES):
+        seen = Settings(seed=7, n_ctx=1024).seen_by(stage)
+        assert (seen.seed, seen.n_ctx) == (7, 1024)
+        for name in Settings().as_dict():
+            declared = declared_for(name)
+            if declared is None or STAGES.index(declared) <= number:
+                assert getattr(seen, name) == seen.as_dict()[name]
+            else:
+                assert name not in seen.as_dict()
+                with pytest.raises(AttributeError, match=f"has no {name}: it is declared for {declared}: "):
+                    getattr(seen, name)
+    assert Settings(rank=8).seen_by(STAGES[-1]) == Settings(rank=8)
 
 
-def read_in(module: str, function: str | None = None) -> set[str]:
-    """Settings that a module reads ("stages.train"), or one of its functions, with all that it calls in the package."""
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8"))
-    origins = {
-        alias.name: node.module.removeprefix("sg_local.")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sg_local.")
-        for alias in node.names
-    }
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if function and function not in functions:  # a constant
-        return set()
-    found: set[str] = set()
-    seen: set[str] = set()
-    left: list[ast.AST] = [functions[function]] if function else [tree]
-    while left:
-        for node in ast.walk(left.pop()):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("settings"):
-                found.add(node.attr)
-            elif isinstance(node, ast.Attribute) and node.attr == "test_rows":
-                found.add("max_test_rows")
-            elif isinstance(node, ast.Name) and node.id not in seen:
-                seen.add(node.id)
-                if node.id in functions:
-                    left.append(functions[node.id])
-                elif origins.get(node.id, module) not in {module, *NOT_FOLLOWED} and node.id.islower():
-                    found |= read_in(origins[node.id], node.id)
-    return found & {item.name for item in fields(Settings)}
+def test_settings_are_declared_in_the_order_of_the_stages():
+    names = list(Settings().as_dict())
+    stages = [declared_for(name) for name in names]
+    assert list(dict.fromkeys(stages)) == [None, *STAGES]
+    assert declared_for("n_inputs") == "generate"
+    assert declared_for("no_such_setting") is None
 
 
-def test_a_setting_belongs_to_the_first_stage_that_reads_it() -> None:
-    """The bench's --ablate copies what came before that stage, and `--help` names it."""
-    readers = {stage: read_in(f"stages.{stage}") for stage in STAGES}
-    for item in fields(Settings):
-        if item.name == "prompt_format":  # read when the run begins, for all of it
-            continue
-        group = item.metadata["group"]
-        first = next((stage for stage in STAGES if item.name in readers[stage]), None)
-        assert first == (STAGES[0] if group == "engine" else group), item.name
+def test_a_name_that_is_no_setting_is_refused():
+    with pytest.raises(AttributeError, match="Settings has no n_input: there is no such setting"):
+        _ = Settings().n_input  # type: ignore[attr-defined]
 
 
 def test_an_unknown_preset_is_refused_with_the_choices():

@@ -1,0 +1,29 @@
+"""`sg-local explain`: the life of one row."""
+
+from pathlib import Path
+
+import click
+
+from sg_local.cli.options import JSON_OPTION, RUN_ARGUMENT
+
+
+@click.command()
+@RUN_ARGUMENT
+@click.argument("row_id", metavar="ID")
+@JSON_OPTION
+def explain(run_dir: Path, row_id: str, as_json: bool) -> None:
+    """\b
+    sg-local explain runs/support-inbox 7
+    sg-local explain runs/support-inbox demonstration-1
+
+    Tells what each stage did with one row, and why it was dropped if it was. Changes nothing.
+    """
+    import json
+
+    from sg_local.progress import printable
+    from sg_local.report.explain import explain as explain_row
+    from sg_local.report.explain import explained
+    from sg_local.run.directory import open_run
+
+    found = explain_row(open_run(run_dir), row_id)
+    click.echo(json.dumps(found, indent=1, ensure_ascii=True) if as_json else printable(explained(found)))
