@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,52 @@ def test_verify_reports_a_file_once_with_the_stage_that_read_it_first(finished_r
     with pytest.raises(Exception, match=r"task\.toml is not what generate read") as caught:
         list(verify_run(finished_run, with_parity=False))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stage"),
+    [
+        ("n_threads = 0", "n_threads = 2", "generate"),
+        ("rank = 16", "rank = 8", "train"),
+        ('quant = "auto"', 'quant = "Q8_0"', "export"),
+    ],
+)
+def test_a_changed_setting_makes_the_first_stage_that_may_read_it_out_of_date(
+    finished_run: Run, old: str, new: str, stage: str
+) -> None:
+    path = finished_run.file("settings.toml")
+    path.write_text(path.read_text().replace(old, new))
+    name = old.split()[0]
+    run = open_run(finished_run.path)
+    assert run.first_unfinished() == Unfinished(
+        stage, f"is out of date ({name} in settings.toml was changed since)"
+    )
+    with pytest.raises(Exception, match=f"settings.toml is not what {stage} ran with"):
+        list(verify_run(run, with_parity=False))
+
+
+def test_a_setting_that_is_not_recorded_had_its_default(finished_run: Run) -> None:
+    """It came with a later version than the stage ran in."""
+    manifest = finished_run.manifest()
+    for entry in manifest["stages"].values():
+        del entry["settings"]["n_threads"]
+    finished_run.file("manifest.json").write_text(json.dumps(manifest))
+    assert finished_run.is_finished(STAGES[-1])
+    path = finished_run.file("settings.toml")
+    path.write_text(path.read_text().replace("n_threads = 0", "n_threads = 2"))
+    assert not open_run(finished_run.path).is_finished("generate")
+
+
+def test_a_run_of_an_ablation_is_verified_by_what_each_stage_could_read(
+    finished_run: Run, tmp_path: Path, task: Path
+) -> None:
+    settings = replace(finished_run.settings, rank=8)
+    other, _ = create_or_open_run(tmp_path / "other", load_task(task), finished_run.model.path, settings)
+    other.take_over(finished_run, STAGES[:3])
+    for stage in STAGES[3:]:
+        write_stage(other, stage)
+    assert other.is_finished(STAGES[-1])
+    assert all(line.startswith("ok ") for line in verify_run(other, with_parity=False))
 
 
 def record_less(run: Run) -> None:
