@@ -21,8 +21,11 @@ from sg_local.files import Faults, copy_file
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
-from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
-from sg_local.run.pipeline import failure, run_pipeline, with_full_paths
+from sg_local.run.begin import ModelFile, create_or_open_run, with_full_paths
+from sg_local.run.directory import Run, open_run
+from sg_local.run.lock import lock_run
+from sg_local.run.pipeline import run_pipeline
+from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
 from sg_local.selfguide.metrics import metric_of
@@ -100,7 +103,7 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
     return list(switches.values())
 
 
-def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
+def run_switch(switch: Switch, run: Run, bench: Path, model: ModelFile) -> bool:
     """Runs what is not finished of one task with the switch; returns False when there was nothing to do.
 
     What the stages before it wrote is taken from `run`, and again where that was done anew since. Raises SgLocalError
@@ -108,7 +111,7 @@ def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
     """
     path = switch.place(bench) / run.task.name
     settings = switch.applied(run.settings)
-    switched, _ = create_or_open_run(path, run.task, run.model.path, settings, _all_test_rows(run))
+    switched, _ = create_or_open_run(path, run.task, model, settings, _all_test_rows(run))
     if is_current(switch, run, switched):
         return False
     say(f"{switch.text}: {run.task.name}, {path}")
@@ -132,7 +135,7 @@ def is_current(switch: Switch, run: Run, switched: Run) -> bool:
 def why_failed(switch: Switch, task_name: str, bench: Path, error: SgLocalError) -> str:
     """The reason in the words of the stage that failed, if it left any."""
     path = switch.place(bench) / task_name
-    return (failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
+    return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
 def comparisons(bench: Path) -> list[AblationRow]:

@@ -21,24 +21,25 @@ from pathlib import Path
 from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, read_json, write_text
-from sg_local.finetune.process import require_trainer
+from sg_local.finetune.environment import require_trainer
 from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.report import ablation as ablation_table
 from sg_local.report.bench import Results, results_markdown, row_of, summary
 from sg_local.report.scores import read_evaluation
-from sg_local.run.directory import (
-    BaseModel,
-    Run,
+from sg_local.run.begin import (
+    ModelFile,
+    check_task,
     create_or_open_run,
-    describe_model,
+    describe_chat_base,
     differences,
-    lock_run,
-    make_directory,
-    open_run,
-    versions,
+    read_model,
+    with_full_paths,
 )
-from sg_local.run.pipeline import check_task, failure, run_pipeline, with_full_paths
+from sg_local.run.directory import BaseModel, Run, open_run, versions
+from sg_local.run.lock import lock_run, make_directory
+from sg_local.run.pipeline import run_pipeline
+from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task
@@ -100,14 +101,14 @@ def run_bench(
     setting is wrong, or is not what the directory was begun with.
     """
     tasks = load_tasks(directory, patterns, max(N_TEST_ROWS, settings.max_test_rows))
-    model_path = resolve_model(model_source)
+    model = read_model(resolve_model(model_source))
     settings = with_full_paths(settings)
     path = bench_dir or Path("benches") / directory.resolve().name
-    model = describe_model(model_path, settings.prompt_format)
+    base = describe_chat_base(model, settings)
     _make_directory(path)
     with lock_run(path):
-        failed = _begin(path, model, settings)
-        runs = _begin_runs(path, tasks, model_path, settings)
+        failed = _begin(path, base, settings)
+        runs = _begin_runs(path, tasks, model, settings)
         unfinished = [run for run in runs if not run.is_finished("evaluate")]
         for run in runs:
             if run not in unfinished:  # `sg-local run` may have finished it meanwhile
@@ -120,9 +121,9 @@ def run_bench(
                 run_pipeline(run, command="bench")
                 failed.pop(run.task.name, None)
             except SgLocalError as error:
-                failed[run.task.name] = failure(run) or str(error)
+                failed[run.task.name] = reason_of_failure(run) or str(error)
                 say(f"Error: {run.task.name}: {error}")
-            _write_bench(path, model, settings, failed)
+            _write_bench(path, base, settings, failed)
             write_results(path, failed)
         failed_switches = []
         n_switched = 0
@@ -132,7 +133,7 @@ def run_bench(
                     continue
                 key = f"{run.task.name} with {switch.text}"
                 try:
-                    was_missing = run_switch(switch, run, path)
+                    was_missing = run_switch(switch, run, path, model)
                     was_missing |= failed.pop(key, None) is not None
                     if not was_missing:
                         continue
@@ -141,7 +142,7 @@ def run_bench(
                     failed_switches.append(key)
                     say(f"Error: {key}: {error}")
                 n_switched += 1
-                _write_bench(path, model, settings, failed)
+                _write_bench(path, base, settings, failed)
                 write_results(path, failed)
         if not unfinished and not n_switched:
             say(f"{path} is finished, nothing to do")
@@ -199,11 +200,11 @@ def _make_directory(path: Path) -> None:
     make_directory(path)
 
 
-def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
+def _begin(path: Path, base: BaseModel, settings: Settings) -> dict[str, str]:
     """Begins a bench, or checks that it was begun with these; returns which tasks had failed, and why."""
     bench_path = path / "bench.json"
     if not bench_path.exists():
-        _write_bench(path, model, settings, {})
+        _write_bench(path, base, settings, {})
         return {}
     match read_json(bench_path, MAX_BENCH_BYTES):
         case {
@@ -211,11 +212,11 @@ def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
             "settings": dict(values),
             "failed": dict(failed),
         }:
-            old_model = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
+            old_base = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
         case _:
             raise InputError(f"{bench_path} is damaged: restore it, or begin anew with --out DIR")
     old = resolve_settings("default", without_removed(values, bench_path))
-    before, now = differences(old_model, old, model, settings)
+    before, now = differences(old_base, old, base, settings)
     if before:
         raise InputError(
             f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
@@ -225,25 +226,25 @@ def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
 
 
 def _begin_runs(
-    path: Path, tasks: Sequence[tuple[Task, list[Example]]], model_path: Path, settings: Settings
+    path: Path, tasks: Sequence[tuple[Task, list[Example]]], model: ModelFile, settings: Settings
 ) -> list[Run]:
     """A run for each task; raises InputError with all tasks that are not what their runs were begun with."""
     runs = []
     faults = Faults(n_shown=50)
     for task, rows in tasks:
         try:
-            runs.append(create_or_open_run(path / task.name, task, model_path, settings, rows)[0])
+            runs.append(create_or_open_run(path / task.name, task, model, settings, rows)[0])
         except InputError as error:
             faults.add(str(error))
     faults.raise_any()
     return runs
 
 
-def _write_bench(path: Path, model: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
+def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
     _write_json(
         path / "bench.json",
         {
-            "model": {**asdict(model), "path": str(model.path)},
+            "model": {**asdict(base), "path": str(base.path)},
             "settings": settings.as_dict(),
             "versions": versions(),
             "failed": failed,

@@ -17,11 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sg_local.errors import signal_name
-from sg_local.finetune.process import NEEDED
+from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
-from sg_local.plan.machine import nvidia_gpus
+from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 from sg_local.report.checks import Finding
-from sg_local.run.directory import total_memory_bytes
 
 LLAMA_REQUIREMENT = "llama-cpp-python==0.3.36"  # as in pyproject.toml
 NEEDED_BYTES = 33_000_000_000  # a run of a 7B model: two 16-bit copies, the merged file (see memory.py)

@@ -1,4 +1,4 @@
-"""What this machine has: its NVIDIA cards and the one that is used, its memory and disk.
+"""What this machine has: its memory, its NVIDIA cards, and the one that is used.
 
 nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 """
@@ -19,6 +19,14 @@ class Machine:
     run_disk_bytes: int  # free where the run's directory will be
     store_disk_bytes: int  # free where models and working copies are
     is_one_disk: bool
+
+
+def total_memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def nvidia_gpus() -> list[str]:

@@ -52,6 +52,7 @@ def _files(run: Run, faults: list[str]) -> Iterator[Passed]:
         return sha256_file(run.file(name)) if run.file(name).is_file() else None
 
     stages = run.manifest()["stages"]
+    reported: set[str] = set()
     for stage in STAGES:
         if stage not in stages:
             faults.append(f"{stage} is not finished: `sg-local run` with the same arguments goes on")
@@ -65,13 +66,17 @@ def _files(run: Run, faults: list[str]) -> Iterator[Passed]:
             else:
                 yield Passed(name, f"sha256 {expected[:16]}")
         for name, expected in stages[stage]["reads"].items():
-            if sha256_of(name) != expected:
+            if sha256_of(name) != expected and name not in reported:
+                reported.add(name)  # of the first stage that read it; those after it run again with it
                 faults.append(
                     f"{run.file(name)} is not what {stage} read: `sg-local {stage} {run.path} --redo`"
                 )
-        may_read = run.settings.seen_by(stage).as_dict()
-        recorded = stages[stage].get("settings", may_read)  # an earlier version recorded all settings
-        if {name: recorded.get(name) for name in may_read} != may_read:
+        for name, was_there in stages[stage].get("looks_for", {}).items():
+            if run.file(name).exists() != was_there and name not in reported:
+                reported.add(name)
+                change = "is gone since" if was_there else "was not there when"
+                faults.append(f"{run.file(name)} {change} {stage} ran: `sg-local {stage} {run.path} --redo`")
+        if run.changed_settings(stage, stages[stage]):
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
 
 
@@ -103,7 +108,7 @@ def _parity(run: Run, faults: list[str]) -> Iterator[Passed]:
 
 
 def _require_packages() -> None:
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
     try:
         require_training_packages(("torch", "transformers", "peft"))

@@ -1,6 +1,6 @@
 """Stage 3: choose the pairs to train on, and give every label equal numbers (SELF-GUIDE, section 3.3).
 
-reads  inputs.jsonl outputs.jsonl
+reads  inputs.jsonl outputs.jsonl, and looks whether there is a test.jsonl
 writes train.jsonl
     {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "targets": null,
      "copies": 2, "drop": null}
@@ -43,8 +43,7 @@ HELD_OUT_SHARE = 0.15
 
 def run_curate(run: Run) -> None:
     """Writes train.jsonl, and tells what the made data is like and what was dropped and why."""
-    run.require("curate")
-    with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]) as details:
+    with run.stage("curate") as details:
         made = {row["id"]: row for row in read_rows(run.file("inputs.jsonl"))}
         outputs = read_rows(run.file("outputs.jsonl"))
         rows = [

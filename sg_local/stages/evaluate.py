@@ -1,6 +1,6 @@
 """Stage 6: score the files that are served, beside the untuned model (SELF-GUIDE, section 4).
 
-reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf; with --many-shot also train.jsonl
+reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf; train.jsonl for --many-shot
 writes evaluation.json
     {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
      "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
@@ -76,13 +76,8 @@ class Way(NamedTuple):
 
 def run_evaluate(run: Run) -> None:
     """Answers the test rows with every contender and writes the scores."""
-    run.require("evaluate")
-    ways = ways_to_answer(run)
-    writes = ["evaluation.json", *map(predictions_file, ways)]
-    reads = ["test.jsonl" if run.file("test.jsonl").exists() else "train.jsonl", "adapter.gguf", "model.gguf"]
-    if run.settings.many_shot and "train.jsonl" not in reads:
-        reads.append("train.jsonl")
-    with run.stage("evaluate", reads=reads, writes=writes) as details:
+    with run.stage("evaluate") as details:
+        ways = ways_to_answer(run)
         rows, source = _scored_rows(run)
         run.file("predictions").mkdir(exist_ok=True)
         answered: dict[Contender, list[PredictionRow]] = {}
@@ -97,11 +92,11 @@ def run_evaluate(run: Run) -> None:
             if contender == Contender.FEW_SHOT and (
                 first_lines := first_line_rows(predictions, run.task.examples)
             ):
-                writes.append(predictions_file(Contender.FIRST_LINE))
-                write_rows(run.file(writes[-1]), first_lines)
+                write_rows(run.file(predictions_file(Contender.FIRST_LINE)), first_lines)
                 answered[Contender.FIRST_LINE] = first_lines
         ways[Contender.FIRST_LINE] = ways[Contender.FEW_SHOT]
-        sha256 = {file: sha256_file(file) for file in {way.served for way in ways.values()}}
+        sha256 = {run.file(name): sha256 for name, sha256 in details["reads"].items()}
+        sha256[run.model.path] = sha256_file(run.model.path)
         served = {
             contender: Served(way.served.name, sha256[way.served], len(way.demonstrations))
             for contender, way in ways.items()

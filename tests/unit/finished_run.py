@@ -16,12 +16,11 @@ from gguf_bytes import TinyTensor, Value, tiny_gguf
 from sg_local.files import read_rows, write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.run.directory import Run
+from sg_local.run.stage_files import STAGE_FILES
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import prediction_row, predictions_file
 from sg_local.selfguide.metrics import Metric, metric_of
 from sg_local.settings import STAGES
-from sg_local.stages.export import EXPORTED
-from sg_local.stages.train import ADAPTER_FILES
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -39,7 +38,7 @@ GAIN = {"of": TUNED, "mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdic
 
 def write_inputs(run: Run, rows: Rows) -> None:
     """What generate writes; a row says what is special about it."""
-    with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
+    with run.stage("generate"):
         write_rows(
             run.file("inputs.jsonl"), [{"label": None, "drop": None, "seed": 0, **row} for row in rows]
         )
@@ -47,13 +46,13 @@ def write_inputs(run: Run, rows: Rows) -> None:
 
 def write_outputs(run: Run, rows: Rows) -> None:
     """What annotate writes."""
-    with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]):
+    with run.stage("annotate"):
         write_rows(run.file("outputs.jsonl"), [{"drop": None, **row} for row in rows])
 
 
 def write_train_rows(run: Run, rows: Rows) -> None:
     """What curate writes."""
-    with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]):
+    with run.stage("curate"):
         write_rows(run.file("train.jsonl"), [{"drop": None, **row} for row in rows])
 
 
@@ -68,12 +67,12 @@ def write_stage(
     elif stage == "curate":
         write_train_rows(run, [{"id": 0, "input": message, "output": "login"}])
     elif stage == "train":
-        with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)):
+        with run.stage("train"):
             run.file("adapter").mkdir(exist_ok=True)
-            for name in ADAPTER_FILES:
+            for name in STAGE_FILES["train"].writes:
                 run.file(name).write_text(json.dumps({"message": message}))
     elif stage == "export":
-        with run.stage("export", reads=list(ADAPTER_FILES), writes=list(EXPORTED)):
+        with run.stage("export"):
             _write_export(run, message)
     else:
         _write_evaluation(run, message, right or {}, n_rows)
@@ -161,9 +160,7 @@ def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: 
         },
         **gains,
     }
-    reads = ["test.jsonl", "adapter.gguf", "model.gguf"]
-    writes = ["evaluation.json", *map(predictions_file, contenders)]
-    with run.stage("evaluate", reads=reads, writes=writes):
+    with run.stage("evaluate"):
         run.file("predictions").mkdir(exist_ok=True)
         for contender in contenders:
             n_right = right.get(contender, n_rows // 2)

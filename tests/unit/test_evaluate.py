@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from finished_run import write_stage, write_train_rows
 from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
 import sg_local.stages.evaluate as evaluate
@@ -18,7 +17,7 @@ from sg_local.files import read_rows, write_rows
 from sg_local.llama.generation import Completion
 from sg_local.report.scores import score_table
 from sg_local.run.directory import Run
-from sg_local.run.pipeline import run_stage
+from sg_local.run.stage import run_stage
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import gain_over_best
 from sg_local.task import Example
@@ -162,28 +161,6 @@ def test_every_contender_that_is_expected_has_its_way_to_answer(finished_run: Ru
         with_labels = run.task.is_classification
         expected = {contender for contender in Contender if contender.is_expected(with_labels=with_labels)}
         assert set(evaluate.ways_to_answer(run)) == expected
-
-
-@pytest.mark.usefixtures("engine")
-def test_made_rows_are_declared_where_they_are_read(
-    finished_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For the prompt with --many-shot, and to score where the task has no test file."""
-
-    def reads(run: Run) -> set[str]:
-        evaluate.run_evaluate(run)
-        return set(run.manifest()["stages"]["evaluate"]["reads"])
-
-    assert reads(finished_run) == {"test.jsonl", "adapter.gguf", "model.gguf"}
-    monkeypatch.setattr(evaluate, "many_shots", lambda _run, _rows: [Example("Pay me.", "refund")])
-    with_many_shots = replace(finished_run, settings=replace(finished_run.settings, many_shot=True))
-    assert reads(with_many_shots) == {"test.jsonl", "adapter.gguf", "model.gguf", "train.jsonl"}
-    write_train_rows(finished_run, [{"input": "Pay me.", "output": "refund", "drop": "held_out"}])
-    for stage in ("train", "export"):
-        write_stage(finished_run, stage)
-    finished_run.file("test.jsonl").unlink()
-    assert reads(finished_run) == {"train.jsonl", "adapter.gguf", "model.gguf"}
-    assert "held-out made data" in score_table(finished_run)
 
 
 @pytest.mark.usefixtures("evaluation")

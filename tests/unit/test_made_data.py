@@ -13,7 +13,9 @@ from finished_run import write_inputs, write_outputs, write_train_rows
 from sg_local.files import read_rows
 from sg_local.report.explain import REASONS
 from sg_local.report.made_data import data_report, report_lines, warnings
-from sg_local.run.directory import Run, create_or_open_run, lock_run
+from sg_local.run.begin import create_or_open_run
+from sg_local.run.directory import Run
+from sg_local.run.lock import lock_run
 from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
 from sg_local.task import Example, Task, load_task
