@@ -115,9 +115,10 @@ def weights(model: str, directory: str) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
+    from sg_local.dimensions import read_dimensions
     from sg_local.gguf_header import read_model_header
     from sg_local.gguf_io.hf_config import hf_config
-    from sg_local.gguf_io.tensors import model_tensors, read_dimensions
+    from sg_local.gguf_io.tensors import model_tensors
 
     header = read_model_header(Path(model))
     dimensions, place = read_dimensions(header), Path(directory)
