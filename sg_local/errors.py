@@ -7,6 +7,7 @@
 Anything else that reaches the command line is a bug and shows its traceback.
 """
 
+import errno
 import signal
 
 
@@ -29,6 +30,26 @@ class WorseThanBase(SgLocalError):
     """`--gate` was given and the tuned model scores significantly below the base at its best."""
 
     exit_code = 3
+
+
+# What commands add that go on where they stopped when they are called again.
+GOES_ON = "; what is finished is kept, and the same command goes on from there"
+
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def outside_cause(error: BaseException) -> str | None:
+    """What ended a command that did nothing wrong itself, and what to do about it; None where the error is a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, MemoryError):
+        return "memory ran out: take a smaller model, or lower --n-ctx or --batch-size"
+    # Libraries touch files too. Other errors of the system are our bugs, and keep their traceback.
+    if isinstance(error, OSError) and error.errno in _DISK_IS_FULL | _NOT_ALLOWED:
+        remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"
+        return f"{error.filename or 'writing the output'}: {error.strerror}: {remedy}"
+    return None
 
 
 def signal_name(number: int) -> str:

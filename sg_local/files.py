@@ -7,6 +7,7 @@ Format: JSON Lines (https://jsonlines.org): UTF-8, one JSON object a line; no Na
     whole files    write_text  write_bytes  write_rows  atomic_path  aside in the same directory, then renamed
     growing files  append_rows  recover_rows                         whole lines; a torn last line is cut off
     reading        read_rows  scan_rows  read_text  read_json  read_toml
+    TOML           toml_text                                     its one writer, beside read_toml
 
 A kind of row is a TypedDict (selfguide/rows.py). Rows are checked against it as they are read, because a person may
 have edited the file:
@@ -287,6 +288,25 @@ def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> JsonObject:
         raise InputError(f"{path}: invalid TOML: {error}") from error
 
 
+def toml_text(values: Mapping[str, Any]) -> str:
+    """A TOML document that `read_toml` reads back.
+
+    values: texts, numbers, true and false, lists of these; after them tables (dicts) and lists of tables. A text of
+    several lines is written on several lines. Raises ValueError for NaN and infinities.
+    """
+    lines: list[str] = []
+    for key, value in values.items():
+        match value:
+            case dict():
+                lines += ["", f"[{key}]", *_toml_lines(value)]
+            case [dict(), *_]:
+                for table in value:
+                    lines += ["", f"[[{key}]]", *_toml_lines(table)]
+            case _:
+                lines += _toml_lines({key: value})
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
 def canonical_json(obj: object) -> str:
     """One text for equal values, for hashing: sorted keys, no spaces, text unescaped. ValueError for NaN."""
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -322,6 +342,33 @@ def _lines_of(path: Path, rows: Iterable[Mapping[str, object]]) -> bytes:
             )
         lines.append(line)
     return b"".join(lines)
+
+
+def _toml_lines(table: Mapping[str, object]) -> list[str]:
+    return [f"{key} = {_toml_value(value)}" for key, value in table.items()]
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, str):
+        return _toml_string(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return json.dumps(value, allow_nan=False)  # a number, true or false is written as in JSON
+
+
+def _toml_string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\")
+    if "\n" not in text:
+        return '"' + _escape_controls(escaped.replace('"', '\\"'), keep="\t") + '"'
+    # One or two quotes may stand as they are, before the closing ones too (TOML 1.0).
+    escaped = re.sub(r'"{3,}', lambda quotes: '\\"' * len(quotes[0]), escaped)
+    return '"""\n' + _escape_controls(escaped, keep="\t\n") + '"""'
+
+
+def _escape_controls(text: str, keep: str) -> str:
+    return re.sub(
+        r"[\x00-\x1f\x7f]", lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04X}", text
+    )
 
 
 def _parse_line(data: bytes) -> tuple[JsonObject | None, str]:

@@ -20,8 +20,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sg_local.errors import InputError
 from sg_local.files import Faults
+from sg_local.run.stage_files import STAGE_FILES
 
 LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
+
+# The stages in the order of the work: names of commands, of modules in stages/, and of entries in the manifest.
+STAGES = tuple(STAGE_FILES)
 
 # Settings of earlier versions, with the value that left them unused.
 REMOVED = {"prior_weight": 0.0, "confidence_weights": False, "drop_ifd_share": 0.0}
@@ -78,7 +82,7 @@ class CommonSettings:
 
         The type is that of all settings, so that one `Run` fits every stage; the object has the stage's own alone.
         """
-        kind = _SETTINGS_OF[stage]
+        kind = _settings_of(stage)
         return cast("Settings", kind(**{item.name: getattr(self, item.name) for item in fields(kind)}))
 
     if not TYPE_CHECKING:  # mypy would take any name for an attribute
@@ -309,8 +313,8 @@ class Settings(ExportSettings):
         faults.raise_any()
 
 
-# Stage -> what it may read, in the order of the work.
-_SETTINGS_OF: dict[str, type[CommonSettings]] = {
+# Stage -> what it may read, in the order of the work; a stage that is not here may read what the one before it may.
+_DECLARED_FOR: dict[str, type[CommonSettings]] = {
     "generate": GenerateSettings,
     "annotate": AnnotateSettings,
     "curate": CurateSettings,
@@ -318,15 +322,18 @@ _SETTINGS_OF: dict[str, type[CommonSettings]] = {
     "export": ExportSettings,
     "evaluate": Settings,
 }
-# Names of commands, of modules in stages/, and of entries in the manifest.
-STAGES = tuple(_SETTINGS_OF)
 
 
 def declared_for(name: str) -> str | None:
     """The first stage that may read a setting; None for a setting that every stage may read, and for other names."""
     if name in _names(CommonSettings):
         return None
-    return next((stage for stage, kind in _SETTINGS_OF.items() if name in _names(kind)), None)
+    return next((stage for stage, kind in _DECLARED_FOR.items() if name in _names(kind)), None)
+
+
+def _settings_of(stage: str) -> type[CommonSettings]:
+    stages = STAGES[: STAGES.index(stage) + 1]
+    return next(_DECLARED_FOR[earlier] for earlier in reversed(stages) if earlier in _DECLARED_FOR)
 
 
 def _names(kind: type[CommonSettings]) -> list[str]:

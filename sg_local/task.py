@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sg_local.errors import InputError
-from sg_local.files import Faults, read_json, read_toml, scan_rows
+from sg_local.files import Faults, read_json, read_toml, scan_rows, toml_text
 
 EXAMPLES_DIR = Path(__file__).parent / "tasks"
 TASK_KEYS = ("name", "instruction", "labels", "test", "licence", "examples")
@@ -63,11 +63,6 @@ class Task:
     @property
     def is_classification(self) -> bool:
         return bool(self.labels)
-
-    @property
-    def metric(self) -> str:
-        """How answers are scored: "exact_match" for classification, "rouge_l" for generation."""
-        return "exact_match" if self.labels else "rouge_l"
 
 
 def example_names() -> list[str]:
@@ -130,17 +125,15 @@ def load_test_rows(source: Task | Path, labels: Sequence[str] = ()) -> list[Exam
 
 def task_to_toml(task: Task) -> str:
     """The text of a task file from which `load_task` reads an equal task (`test` is written as it stands)."""
-    lines = [f"name = {_toml_string(task.name)}", f"instruction = {_toml_string(task.instruction)}"]
-    if task.labels:
-        lines.append(f"labels = [{', '.join(_toml_string(label) for label in task.labels)}]")
-    if task.test is not None:
-        lines.append(f"test = {_toml_string(str(task.test))}")
-    if task.licence is not None:
-        lines.append(f"licence = {_toml_string(task.licence)}")
-    for example in task.examples:
-        lines += ["", "[[examples]]"]
-        lines += [f"input = {_toml_string(example.input)}", f"output = {_toml_string(example.output)}"]
-    return "\n".join(lines) + "\n"
+    values = {
+        "name": task.name,
+        "instruction": task.instruction,
+        "labels": task.labels,
+        "test": task.test and str(task.test),
+        "licence": task.licence,
+        "examples": [vars(example) for example in task.examples],
+    }
+    return toml_text({key: value for key, value in values.items() if value})
 
 
 def import_task(path: Path, n_test_rows: int = 300, seed: int = 0) -> tuple[Task, list[Example]]:
@@ -359,21 +352,6 @@ def _joined(value: object) -> object:
 def _slug(stem: str) -> str:
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9._-]+", "-", plain).strip("._-")[:64] or "task"
-
-
-def _toml_string(text: str) -> str:
-    escaped = text.replace("\\", "\\\\")
-    if "\n" not in text:
-        return '"' + _escape_controls(escaped.replace('"', '\\"'), keep="\t") + '"'
-    # One or two quotes may stand as they are, before the closing ones too (TOML 1.0).
-    escaped = re.sub(r'"{3,}', lambda quotes: '\\"' * len(quotes[0]), escaped)
-    return '"""\n' + _escape_controls(escaped, keep="\t\n") + '"""'
-
-
-def _escape_controls(text: str, keep: str) -> str:
-    return re.sub(
-        r"[\x00-\x1f\x7f]", lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04X}", text
-    )
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:

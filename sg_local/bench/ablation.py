@@ -17,21 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import Faults, copy_file, read_json, read_rows
+from sg_local.files import Faults, copy_file
 from sg_local.progress import say
-from sg_local.report.ablation import BASELINES, OVER_MANY_SHOT, SEED, Row
-from sg_local.report.scores import MAX_EVALUATION_BYTES
-from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
-from sg_local.run.pipeline import failure, run_pipeline, with_full_paths
-from sg_local.selfguide.contenders import BASELINE, LABEL_SCORING, MANY_SHOT, TUNED
-from sg_local.selfguide.metrics import paired_difference, paired_test, verdict
+from sg_local.report.ablation import BASELINES, SEED, AblationRow
+from sg_local.report.scores import read_evaluation, read_predictions
+from sg_local.run.begin import ModelFile, create_or_open_run, with_full_paths
+from sg_local.run.directory import Run, open_run
+from sg_local.run.lock import lock_run
+from sg_local.run.pipeline import run_pipeline
+from sg_local.run.process import reason_of_failure
+from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
+from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
+from sg_local.selfguide.metrics import metric_of
+from sg_local.selfguide.statistics import Difference, average, difference
 from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
 from sg_local.task import Example, load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
-_UNTUNED = ("base_zero_shot", BASELINE, LABEL_SCORING)
-# What the untuned model's greedy answers depend on; with any other switch they are what they were.
-_READ_BY_UNTUNED = ("prompt_format", "n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "max_new_tokens")
+# What the base's greedy answers depend on; with any other switch they are what they were.
+_READ_BY_BASE = ("prompt_format", "n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Switch:
     @property
     def text(self) -> str:
         """As it is written on the command line: "n_layouts=1"."""
-        shown = str(self.value).lower() if isinstance(self.value, bool) else self.value
-        return f"{self.name}={shown}"
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"{self.name}={value}"
 
     @property
     def first_stage(self) -> str:
@@ -59,7 +63,7 @@ class Switch:
 
     def place(self, bench: Path) -> Path:
         """Where its runs are, in the directory of a bench; a value may be a path, and is one name there."""
-        return bench / PLACE / re.sub(r"[^\w=., -]", lambda found: f"%{ord(found[0]):02x}", self.text)
+        return bench / PLACE / re.sub(r"[^\w=., -]", lambda match: f"%{ord(match[0]):02x}", self.text)
 
     def applied(self, settings: Settings) -> Settings:
         """The settings with this one changed. The untuned model with many pairs is scored for the baselines alone."""
@@ -73,7 +77,7 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
     settings that no tuned model depends on.
     """
     faults = Faults()
-    found: dict[str, Switch] = {}
+    switches: dict[str, Switch] = {}
     types = {item.name: item.type for item in fields(Settings)}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -94,12 +98,12 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
             faults.add(
                 f"--ablate {text}: {name} changes what is scored, and no tuned model: give it to the whole bench"
             )
-        found[switch.text] = switch
+        switches[switch.text] = switch
     faults.raise_any()
-    return list(found.values())
+    return list(switches.values())
 
 
-def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
+def run_switch(switch: Switch, run: Run, bench: Path, model: ModelFile) -> bool:
     """Runs what is not finished of one task with the switch; returns False when there was nothing to do.
 
     What the stages before it wrote is taken from `run`, and again where that was done anew since. Raises SgLocalError
@@ -107,7 +111,7 @@ def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
     """
     path = switch.place(bench) / run.task.name
     settings = switch.applied(run.settings)
-    switched, _ = create_or_open_run(path, run.task, run.model.path, settings, _all_test_rows(run))
+    switched, _ = create_or_open_run(path, run.task, model, settings, _all_test_rows(run))
     if is_current(switch, run, switched):
         return False
     say(f"{switch.text}: {run.task.name}, {path}")
@@ -117,8 +121,8 @@ def run_switch(switch: Switch, run: Run, bench: Path) -> bool:
             switched.forget_from(switch.first_stage, keep_partial=False)
             switched.take_over(run, earlier)
     run_pipeline(switched, STAGES[-2], command="bench")
-    if switch.name not in _READ_BY_UNTUNED:
-        _copy_untuned_answers(run, switched)
+    if switch.name not in _READ_BY_BASE:
+        _copy_base_answers(run, switched)
     run_pipeline(switched, command="bench")
     return True
 
@@ -131,12 +135,12 @@ def is_current(switch: Switch, run: Run, switched: Run) -> bool:
 def why_failed(switch: Switch, task_name: str, bench: Path, error: SgLocalError) -> str:
     """The reason in the words of the stage that failed, if it left any."""
     path = switch.place(bench) / task_name
-    return (failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
+    return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
-def comparisons(bench: Path) -> list[Row]:
+def comparisons(bench: Path) -> list[AblationRow]:
     """Every finished run with a switch in the directory of a bench, beside the one without."""
-    found = []
+    rows = []
     for settings_path in sorted(bench.glob(f"{PLACE}/*/*/settings.toml")):
         path = settings_path.parent
         if not (bench / path.name / "settings.toml").exists():
@@ -147,50 +151,42 @@ def comparisons(bench: Path) -> list[Row]:
             # Any other directory is none of a bench, but someone's copy, set aside.
             is_ours = switch.place(bench) == path.parent
             if is_ours and run.is_finished(STAGES[-1]) and is_current(switch, run, switched):
-                found.append(compared(switch, run, switched))
-    return found
+                rows.append(compared(switch, run, switched))
+    return rows
 
 
-def compared(switch: Switch, run: Run, switched: Run) -> Row:
+def compared(switch: Switch, run: Run, switched: Run) -> AblationRow:
     """The served files' scores on the test rows, without and with the switch."""
-    metric = run.task.metric
+    metric = metric_of(run.task)
     default, other = _scores(run, TUNED), _scores(switched, TUNED)
-    row: Row = {
+    row: AblationRow = {
         "switch": switch.text,
         "task": run.task.name,
         "metric": metric,
-        "default": round(sum(default) / len(default), 5),
-        "switched": round(sum(other) / len(other), 5),
-        "difference": dict(_difference(default, other)),
+        "default": average(default),
+        "switched": average(other),
+        "difference": _difference(default, other),
     }
     if switch.name == SEED:
-        evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
-        row[BASELINE] = evaluation["contenders"][BASELINE][metric]["mean"]
-        row[SEED] = run.settings.seed
+        few_shot = read_evaluation(run.file("evaluation.json"))["contenders"][BASELINE]
+        row["base_few_shot"] = metric_mean(few_shot, metric)["mean"]
+        row["seed"] = run.settings.seed
     if switch.text == BASELINES:
-        evaluation = read_json(switched.file("evaluation.json"), MAX_EVALUATION_BYTES)
-        many_shot = evaluation["contenders"][MANY_SHOT]
-        row[MANY_SHOT] = many_shot[metric]["mean"]
+        many_shot = read_evaluation(switched.file("evaluation.json"))["contenders"][Contender.MANY_SHOT]
+        row["base_many_shot"] = metric_mean(many_shot, metric)["mean"]
         row["many_shot_demonstrations"] = many_shot["demonstrations"]
-        row[OVER_MANY_SHOT] = dict(_difference(default, _scores(switched, MANY_SHOT)))
+        row["gain_over_many_shot"] = _difference(default, _scores(switched, Contender.MANY_SHOT))
     return row
 
 
-def _scores(run: Run, contender: str) -> tuple[float, ...]:
-    return tuple(row[run.task.metric] for row in read_rows(run.file(f"predictions/{contender}.jsonl")))
+def _scores(run: Run, contender: Contender) -> tuple[float, ...]:
+    rows = read_predictions(run.file(predictions_file(contender)))
+    return tuple(scores_of(rows, metric_of(run.task)))
 
 
-@cache  # a bench tells all comparisons again after each run, and resampling takes a tenth of a second
-def _difference(after: tuple[float, ...], before: tuple[float, ...]) -> dict[str, Any]:
-    """The paired difference after - before, as it is told."""
-    mean, low, high = paired_difference(after, before)
-    p = paired_test(after, before)
-    return {
-        "mean": round(mean, 5),
-        "interval_95": [round(low, 5), round(high, 5)],
-        "p": float(f"{p:.3g}"),
-        "verdict": verdict(p, mean),
-    }
+@cache  # a bench compares everything again after each run, and resampling takes a tenth of a second
+def _difference(after: tuple[float, ...], before: tuple[float, ...]) -> Difference:
+    return difference(after, before)
 
 
 def _parsed(text: str, kind: Any) -> Any:
@@ -209,10 +205,10 @@ def _all_test_rows(run: Run) -> list[Example]:
     return load_test_rows(run.file("test.jsonl"), run.task.labels)
 
 
-def _copy_untuned_answers(run: Run, switched: Run) -> None:
-    """What the untuned model answers does not depend on the switch; evaluate takes what is there already."""
+def _copy_base_answers(run: Run, switched: Run) -> None:
+    """What the base answers without made rows does not depend on the switch; evaluate takes what is there already."""
     with lock_run(switched.path):
-        for name in _UNTUNED:
-            path = run.file(f"predictions/{name}.jsonl")
-            if path.exists() and not switched.file(f"predictions/{name}.jsonl").exists():
-                copy_file(path, switched.file(f"predictions/{name}.jsonl"))
+        for contender in Contender:
+            source, target = (place.file(predictions_file(contender)) for place in (run, switched))
+            if not contender.uses_made_rows and source.exists() and not target.exists():
+                copy_file(source, target)

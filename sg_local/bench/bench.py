@@ -13,33 +13,33 @@ what `sg-local task import` reads (.json): one object with its test rows in ../t
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, read_json, write_text
-from sg_local.finetune.process import require_trainer
+from sg_local.finetune.environment import require_trainer
 from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.report import ablation as ablation_table
-from sg_local.report.bench import markdown, row_of, summary
-from sg_local.report.scores import MAX_EVALUATION_BYTES
-from sg_local.run.directory import (
-    BaseModel,
-    Run,
+from sg_local.report.bench import Results, results_markdown, row_of, summary
+from sg_local.report.scores import read_evaluation
+from sg_local.run.begin import (
+    ModelFile,
+    check_task,
     create_or_open_run,
-    describe_model,
+    describe_chat_base,
     differences,
-    lock_run,
-    make_directory,
-    open_run,
-    versions,
+    read_model,
+    with_full_paths,
 )
-from sg_local.run.pipeline import check_task, failure, run_pipeline, with_full_paths
+from sg_local.run.directory import BaseModel, Run, open_run, versions
+from sg_local.run.lock import lock_run, make_directory
+from sg_local.run.pipeline import run_pipeline
+from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task
@@ -65,7 +65,7 @@ def load_tasks(
         raise InputError(f"{place} holds no task files: give a directory with .toml or .json ones")
     if patterns:
         paths = _chosen(paths, patterns)
-    found: dict[str, tuple[Path, Task, list[Example]]] = {}
+    tasks: dict[str, tuple[Path, Task, list[Example]]] = {}
     faults = Faults(n_shown=50)
     for path in paths:
         try:
@@ -78,12 +78,12 @@ def load_tasks(
             faults.add(f"{path}: {task.name} has no test rows, and made ones would not measure accuracy")
         elif task.name in _OWN_FILES:
             faults.add(f"{path}: the name {task.name} is taken by a file of the results: choose another")
-        elif task.name in found:
-            faults.add(f"{path}: the name {task.name} is also that of {found[task.name][0]}: choose another")
+        elif task.name in tasks:
+            faults.add(f"{path}: the name {task.name} is also that of {tasks[task.name][0]}: choose another")
         else:
-            found[task.name] = path, task, rows
+            tasks[task.name] = path, task, rows
     faults.raise_any()
-    return [(task, rows) for _, task, rows in found.values()]
+    return [(task, rows) for _, task, rows in tasks.values()]
 
 
 def run_bench(
@@ -93,7 +93,7 @@ def run_bench(
     settings: Settings,
     patterns: Sequence[str] = (),
     switches: Sequence[Switch] = (),
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Results, list[str]]:
     """Runs what is not finished of a directory's tasks; returns what results.json holds, and which of them failed.
 
     After them, each finished task is compared with itself under each of the switches (ablation.py). What fails is told
@@ -101,29 +101,29 @@ def run_bench(
     setting is wrong, or is not what the directory was begun with.
     """
     tasks = load_tasks(directory, patterns, max(N_TEST_ROWS, settings.max_test_rows))
-    model_path = resolve_model(model_source)
+    model = read_model(resolve_model(model_source))
     settings = with_full_paths(settings)
     path = bench_dir or Path("benches") / directory.resolve().name
-    model = describe_model(model_path, settings.prompt_format)
+    base = describe_chat_base(model, settings)
     _make_directory(path)
     with lock_run(path):
-        failed = _begin(path, model, settings)
-        runs = _begin_runs(path, tasks, model_path, settings)
-        left = [run for run in runs if not run.is_finished("evaluate")]
+        failed = _begin(path, base, settings)
+        runs = _begin_runs(path, tasks, model, settings)
+        unfinished = [run for run in runs if not run.is_finished("evaluate")]
         for run in runs:
-            if run not in left:  # `sg-local run` may have finished it meanwhile
+            if run not in unfinished:  # `sg-local run` may have finished it meanwhile
                 failed.pop(run.task.name, None)
-        if any(not run.is_finished("train") for run in left):
+        if any(not run.is_finished("train") for run in unfinished):
             require_trainer(settings.trainer)
-        for number, run in enumerate(left, 1):
-            say(f"task {number} of {len(left)}: {run.task.name}, {run.path}")
+        for number, run in enumerate(unfinished, 1):
+            say(f"task {number} of {len(unfinished)}: {run.task.name}, {run.path}")
             try:
                 run_pipeline(run, command="bench")
                 failed.pop(run.task.name, None)
             except SgLocalError as error:
-                failed[run.task.name] = failure(run) or str(error)
+                failed[run.task.name] = reason_of_failure(run) or str(error)
                 say(f"Error: {run.task.name}: {error}")
-            _write_bench(path, model, settings, failed)
+            _write_bench(path, base, settings, failed)
             write_results(path, failed)
         failed_switches = []
         n_switched = 0
@@ -133,7 +133,7 @@ def run_bench(
                     continue
                 key = f"{run.task.name} with {switch.text}"
                 try:
-                    was_missing = run_switch(switch, run, path)
+                    was_missing = run_switch(switch, run, path, model)
                     was_missing |= failed.pop(key, None) is not None
                     if not was_missing:
                         continue
@@ -142,22 +142,22 @@ def run_bench(
                     failed_switches.append(key)
                     say(f"Error: {key}: {error}")
                 n_switched += 1
-                _write_bench(path, model, settings, failed)
+                _write_bench(path, base, settings, failed)
                 write_results(path, failed)
-        if not left and not n_switched:
+        if not unfinished and not n_switched:
             say(f"{path} is finished, nothing to do")
         results = write_results(path, failed)
     return results, [*(task.name for task, _ in tasks if task.name in failed), *failed_switches]
 
 
-def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
+def write_results(path: Path, failed: dict[str, str]) -> Results:
     """Writes results.json and results.md of all finished runs in a bench's directory, and returns the first."""
     rows = []
     for settings_path in sorted(path.glob("*/settings.toml")):
         run = open_run(settings_path.parent)
         if run.is_finished("evaluate"):
-            rows.append(row_of(read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES), run.manifest()))
-    results = {"tasks": rows, "summary": summary(rows), "failed": failed}
+            rows.append(row_of(read_evaluation(run.file("evaluation.json")), run.manifest()))
+    results: Results = {"tasks": rows, "summary": summary(rows), "failed": failed}
     if compared := comparisons(path):
         results["ablations"] = compared
         results["ablations_summary"] = ablation_table.summary(compared)
@@ -166,13 +166,6 @@ def write_results(path: Path, failed: dict[str, str]) -> dict[str, Any]:
     _write_json(path / "results.json", results)
     write_text(path / "results.md", results_markdown(results))
     return results
-
-
-def results_markdown(results: dict[str, Any]) -> str:
-    """What results.json holds, as tables."""
-    table = markdown(results["tasks"], results["failed"])
-    compared = ablation_table.markdown(results.get("ablations", []))
-    return f"{table}\n{compared}".rstrip("\n") + "\n"
 
 
 def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
@@ -207,11 +200,11 @@ def _make_directory(path: Path) -> None:
     make_directory(path)
 
 
-def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
+def _begin(path: Path, base: BaseModel, settings: Settings) -> dict[str, str]:
     """Begins a bench, or checks that it was begun with these; returns which tasks had failed, and why."""
     bench_path = path / "bench.json"
     if not bench_path.exists():
-        _write_bench(path, model, settings, {})
+        _write_bench(path, base, settings, {})
         return {}
     match read_json(bench_path, MAX_BENCH_BYTES):
         case {
@@ -219,11 +212,11 @@ def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
             "settings": dict(values),
             "failed": dict(failed),
         }:
-            old_model = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
+            old_base = BaseModel(Path(old_path), sha256, 0, "", prompt_format)
         case _:
             raise InputError(f"{bench_path} is damaged: restore it, or begin anew with --out DIR")
     old = resolve_settings("default", without_removed(values, bench_path))
-    before, now = differences(old_model, old, model, settings)
+    before, now = differences(old_base, old, base, settings)
     if before:
         raise InputError(
             f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
@@ -233,25 +226,25 @@ def _begin(path: Path, model: BaseModel, settings: Settings) -> dict[str, str]:
 
 
 def _begin_runs(
-    path: Path, tasks: Sequence[tuple[Task, list[Example]]], model_path: Path, settings: Settings
+    path: Path, tasks: Sequence[tuple[Task, list[Example]]], model: ModelFile, settings: Settings
 ) -> list[Run]:
     """A run for each task; raises InputError with all tasks that are not what their runs were begun with."""
     runs = []
     faults = Faults(n_shown=50)
     for task, rows in tasks:
         try:
-            runs.append(create_or_open_run(path / task.name, task, model_path, settings, rows)[0])
+            runs.append(create_or_open_run(path / task.name, task, model, settings, rows)[0])
         except InputError as error:
             faults.add(str(error))
     faults.raise_any()
     return runs
 
 
-def _write_bench(path: Path, model: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
+def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
     _write_json(
         path / "bench.json",
         {
-            "model": {**asdict(model), "path": str(model.path)},
+            "model": {**asdict(base), "path": str(base.path)},
             "settings": settings.as_dict(),
             "versions": versions(),
             "failed": failed,
@@ -259,5 +252,5 @@ def _write_bench(path: Path, model: BaseModel, settings: Settings, failed: dict[
     )
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

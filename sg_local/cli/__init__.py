@@ -4,14 +4,13 @@ Exit codes: 0 done; 1 it failed while working; 2 the call or a file is wrong; 3 
 A command's module is imported when the command is called, so the list of commands comes at once.
 """
 
-import errno
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from sg_local.cli.group import Group
-from sg_local.errors import SgLocalError
+from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.progress import say
 
 # Command -> its module and one line of help, in the order of the work.
@@ -36,9 +35,6 @@ COMMANDS = {
 # The modules whose commands go on where they stopped when they are called again.
 _RESUMING = {"run", "stages", "bench"}
 
-_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
-
 
 class _Commands(Group):
     """Lists COMMANDS without importing them, and is the one place where an error becomes an exit code."""
@@ -58,24 +54,12 @@ class _Commands(Group):
         except SgLocalError as error:
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            _stopped(ctx, "interrupted")
-        except MemoryError:
-            _stopped(ctx, "memory ran out: take a smaller model, or lower --n-ctx or --batch-size")
-        except OSError as error:
-            # Libraries touch files too. Other errors of the system are our bugs, and keep their traceback.
-            if error.errno not in _DISK_IS_FULL | _NOT_ALLOWED:
+        except (KeyboardInterrupt, MemoryError, OSError) as error:
+            if (cause := outside_cause(error)) is None:
                 raise
-            remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"
-            _stopped(ctx, f"{error.filename or 'writing the output'}: {error.strerror}: {remedy}")
-
-
-def _stopped(ctx: click.Context, reason: str) -> NoReturn:
-    """Ends a command that did nothing wrong itself."""
-    module, _ = COMMANDS[str(ctx.invoked_subcommand)]
-    goes_on = "; what is finished is kept, and the same command goes on from there"
-    say(f"Error: {reason}{goes_on if module in _RESUMING else ''}")
-    ctx.exit(1)
+            module, _ = COMMANDS[str(ctx.invoked_subcommand)]
+            say(f"Error: {cause}{GOES_ON if module in _RESUMING else ''}")
+            ctx.exit(1)
 
 
 def _show_version(ctx: click.Context, _option: click.Parameter, is_wanted: bool) -> None:

@@ -72,10 +72,11 @@ def bench(
     import json
 
     from sg_local.bench.ablation import parse_switches
-    from sg_local.bench.bench import results_markdown, run_bench
+    from sg_local.bench.bench import run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable
     from sg_local.report.ablation import BASELINES, SEED
+    from sg_local.report.bench import results_markdown
     from sg_local.settings import resolve_settings
 
     patterns = [name.strip() for name in tasks.split(",") if name.strip()]

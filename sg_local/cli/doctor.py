@@ -20,15 +20,13 @@ def doctor(as_json: bool) -> None:
     from sg_local.errors import SgLocalError
     from sg_local.plan.doctor import examine, missing
     from sg_local.progress import printable
+    from sg_local.report.checks import finding_lines
 
     findings = examine()
     if as_json:
         click.echo(json.dumps(findings, indent=1))
     else:
         for finding in findings:
-            mark = "ok" if finding["ok"] else "missing" if finding["needed"] else "advice"
-            click.echo(printable(f"{mark:7} {finding['what']:18} {finding['found']}"))
-            if finding["fix"]:
-                click.echo(printable(f"{'':26} -> {finding['fix']}"))
+            click.echo(printable("\n".join(finding_lines(finding))))
     if lacks := missing(findings):
         raise SgLocalError(f"missing: {', '.join(lacks)}; what to do is said beside each")

@@ -29,14 +29,15 @@ def list_command(as_json: bool) -> None:
     from dataclasses import asdict
 
     from sg_local.models import find_present, list_models
+    from sg_local.report.models import model_line
 
-    rows = [{**asdict(model), "is_present": find_present(model) is not None} for model in list_models()]
+    presence = [(model, find_present(model) is not None) for model in list_models()]
     if as_json:
+        rows = [{**asdict(model), "is_present": is_present} for model, is_present in presence]
         click.echo(json.dumps(rows, indent=1))
         return
-    for row in rows:
-        state = "here" if row["is_present"] else "not pulled"
-        click.echo(f"{row['name']:18} {row['size_bytes'] / 1e9:6.2f} GB  {state:10}  {row['licence']}")
+    for model, is_present in presence:
+        click.echo(model_line(model, is_present=is_present))
 
 
 @models.command("pull", short_help="Fetch a model: the only command that uses the network.")
@@ -69,6 +70,7 @@ def show_command(model: str, as_json: bool) -> None:
     from sg_local.gguf_header import read_header
     from sg_local.models import find_by_path, resolve_model
     from sg_local.progress import printable
+    from sg_local.report.models import fact_lines
 
     path = resolve_model(model)
     header = read_header(path)
@@ -90,9 +92,8 @@ def show_command(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
-    for key, value in facts.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(printable(f"{key:18} {shown[:400]}"))
+    for line in fact_lines(facts):
+        click.echo(printable(line))
 
 
 def _task_name(told: Any) -> str | None:

@@ -44,10 +44,21 @@ def plan(
     from sg_local.plan.memory import GIB
     from sg_local.plan.plan import plan_run
     from sg_local.progress import printable
+    from sg_local.report.plan import plan_table
     from sg_local.settings import resolve_settings
 
     gpu_bytes = None if gpu_memory is None else int(gpu_memory * GIB)
-    found = plan_run(task_source, model, run_dir, resolve_settings(preset, given(settings)), gpu_bytes)
-    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else printable("\n".join(found.lines())))
-    if found.faults:
-        raise SgLocalError("\n".join(found.faults))
+    planned = plan_run(task_source, model, run_dir, resolve_settings(preset, given(settings)), gpu_bytes)
+    if as_json:
+        click.echo(json.dumps(planned.as_dict(), indent=1))
+    else:
+        table = plan_table(
+            planned.title,
+            planned.needs,
+            planned.machine,
+            batch_size=planned.settings.batch_size,
+            batch_tokens=planned.batch_tokens,
+        )
+        click.echo(printable(table))
+    if planned.faults:
+        raise SgLocalError("\n".join(planned.faults))

@@ -16,12 +16,12 @@ def _stage_command(stage: str) -> click.Command:
     def command(run_dir: Path, redo: bool) -> None:
         from sg_local.progress import printable, say
         from sg_local.run.directory import open_run
-        from sg_local.run.pipeline import is_tied, run_stage
+        from sg_local.run.stage import run_stage
 
         run = open_run(run_dir)
         if not run_stage(run, stage, redo=redo):
             say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
-        if stage == "evaluate" and not is_tied():
+        if stage == "evaluate":
             from sg_local.report.scores import score_table
 
             click.echo(printable(score_table(run)))

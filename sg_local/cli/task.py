@@ -29,21 +29,22 @@ def check_command(task_source: str, as_json: bool) -> None:
     import json
 
     from sg_local.progress import printable
-    from sg_local.run.pipeline import check_task
+    from sg_local.run.begin import check_task
+    from sg_local.selfguide.metrics import metric_of
 
     found, test_rows = check_task(task_source)
     if as_json:
         facts = {
             "name": found.name,
             "labels": list(found.labels),
-            "metric": found.metric,
+            "metric": metric_of(found),
             "n_examples": len(found.examples),
             "n_test_rows": len(test_rows),
         }
         click.echo(json.dumps(facts, indent=1))
         return
     kind = f"classification, labels {', '.join(found.labels)}" if found.labels else "generation"
-    lines = [f"{found.name}: {kind}; {len(found.examples)} examples; scored by {found.metric}"]
+    lines = [f"{found.name}: {kind}; {len(found.examples)} examples; scored by {metric_of(found)}"]
     if found.test:
         lines.append(f"{found.test}: {len(test_rows)} test rows")
     else:

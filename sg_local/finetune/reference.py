@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sg_local.finetune.process import go_offline
+from sg_local.finetune.environment import go_offline
 
 MAX_TOKENS_AT_ONCE = 4096  # in a batch; a layer is made float32 once for each
 

@@ -15,13 +15,12 @@ import sys
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypedDict
 
 from sg_local.errors import signal_name
-from sg_local.finetune.process import NEEDED
+from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
-from sg_local.plan.machine import nvidia_gpus
-from sg_local.run.directory import total_memory_bytes
+from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
+from sg_local.report.checks import Finding
 
 LLAMA_REQUIREMENT = "llama-cpp-python==0.3.36"  # as in pyproject.toml
 NEEDED_BYTES = 33_000_000_000  # a run of a 7B model: two 16-bit copies, the merged file (see memory.py)
@@ -57,16 +56,6 @@ with open_engine(Path(sys.argv[2]), n_ctx=256, n_parallel=1) as engine:
     engine.decode([BatchToken(token, position, [0], position == 63) for position in range(64)])
 """
 _TRY_SECONDS = 120
-
-
-class Finding(TypedDict):
-    """One thing that was looked at; fix: what to do where it is not ok."""
-
-    what: str
-    ok: bool
-    needed: bool  # without it a run does not work
-    found: str
-    fix: str | None
 
 
 def examine() -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What this machine lists: its NVIDIA cards, and the one that is used.
+"""What this machine has: its memory, its NVIDIA cards, and the one that is used.
 
 nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 """
@@ -6,6 +6,27 @@ nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is, in bytes; 0 for memory that the system does not tell, gpu_bytes 0 without a GPU."""
+
+    gpu: str
+    gpu_bytes: int
+    host_bytes: int
+    run_disk_bytes: int  # free where the run's directory will be
+    store_disk_bytes: int  # free where models and working copies are
+    is_one_disk: bool
+
+
+def total_memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def nvidia_gpus() -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sg_local.plan.sizes import ModelSizes, TaskTokens
+from sg_local.selfguide.contenders import Contender
 from sg_local.settings import Settings
 
 GIB = 1024**3
@@ -46,7 +47,6 @@ PROOF_PROMPTS = 16  # proof/parity.py
 PROOF_TOKENS_AT_ONCE = 4096  # finetune/reference.py
 CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 
-CONTENDERS = 4  # stages/evaluate.py; where there are labels, one more
 LEAST_N_CTX = 512  # below, a batch could not be filled
 
 # Where the merged file is as large as the base; with auto, if its types are fine enough.
@@ -119,7 +119,7 @@ def estimate(
         export if copies else replace(export, store_disk=copy),
         replace(
             _engine("evaluate", model, settings, on_gpu, model.file_bytes),
-            tokens=(CONTENDERS + bool(tokens.labels))
+            tokens=sum(contender.is_expected(with_labels=tokens.labels > 0) for contender in Contender)
             * (prefix + tokens.test_rows * (tokens.input + tokens.answer)),
         ),
     ]

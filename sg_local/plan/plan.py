@@ -6,37 +6,23 @@
 The numbers are those of memory.py: estimated.
 """
 
-import math
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sg_local.gguf_header import read_model_header, require_supported
 from sg_local.models import model_store, resolve_model
-from sg_local.plan.machine import nvidia_gpus
-from sg_local.plan.memory import GIB, Need, batch_tokens, estimate, remedies
+from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
+from sg_local.plan.memory import Need, batch_tokens, estimate, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
-from sg_local.run.directory import total_memory_bytes
-from sg_local.run.pipeline import check_task
+from sg_local.report import tables
+from sg_local.run.begin import check_task
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.
 USABLE_SHARE_OF_GPU = 0.92
 USABLE_SHARE_OF_HOST = 0.9
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is, in bytes; 0 for memory that the system does not tell, gpu_bytes 0 without a GPU."""
-
-    gpu: str
-    gpu_bytes: int
-    host_bytes: int
-    run_disk_bytes: int  # free where the run's directory will be
-    store_disk_bytes: int  # free where models and working copies are
-    is_one_disk: bool
 
 
 @dataclass(frozen=True)
@@ -74,39 +60,6 @@ class Plan:
             ],
         }
 
-    def lines(self) -> list[str]:
-        """The table, the parts, and what this machine has."""
-        lines = [self.title, "", f"{'':14}{'GPU memory':>12}{'host memory':>13}{'disk':>16}{'tokens':>10}"]
-        for need in self.needs:
-            cells = (_shown(need.gpu_bytes), _shown(need.host_bytes), _shown(need.disk_bytes))
-            lines.append(
-                f"{need.step:14}{cells[0]:>12}{cells[1]:>13}{cells[2]:>16}{_thousands(need.tokens):>10}"
-            )
-        machine = self.machine
-        disk = min(machine.run_disk_bytes, machine.store_disk_bytes)
-        lines.append(
-            f"{'this machine':14}{_shown(machine.gpu_bytes):>12}{_shown(machine.host_bytes):>13}"
-            f"{_shown(disk) + ' free':>16}"
-        )
-        for title, parts_of in _COLUMNS:
-            groups = _grouped(self.needs, parts_of)
-            lines += ["", title] if groups else []
-            for steps, parts in groups:
-                told = ", ".join(f"{name} {_shown(n_bytes)}" for name, n_bytes in parts.items())
-                lines.append(f"  {steps}: {told}")
-        lines += [
-            "",
-            f"a training batch of {self.settings.batch_size} rows: about {self.batch_tokens} tokens",
-        ]
-        return lines
-
-
-_COLUMNS: tuple[tuple[str, Callable[[Need], dict[str, int]]], ...] = (
-    ("GPU memory", lambda need: need.gpu),
-    ("host memory", lambda need: need.host),
-    ("disk (16-bit copies are made once for a model)", lambda need: {**need.store_disk, **need.run_disk}),
-)
-
 
 def plan_run(
     task_source: str, model_source: str, run_dir: Path | None, settings: Settings, gpu_bytes: int | None
@@ -135,8 +88,8 @@ def look_at_machine(run_dir: Path, gpu_bytes: int | None) -> Machine:
     if gpu_bytes is None:
         gpu, gpu_bytes = "", 0
         for line in nvidia_gpus()[:1]:  # "NVIDIA GeForce RTX 3060, 12288 MiB"; training uses the first
-            if found := re.fullmatch(r"(.*), (\d+) MiB", line):
-                gpu, gpu_bytes = found[1], int(found[2]) * 1024**2
+            if match := re.fullmatch(r"(.*), (\d+) MiB", line):
+                gpu, gpu_bytes = match[1], int(match[2]) * 1024**2
     run_place, store_place = _existing(run_dir), _existing(model_store())
     return Machine(
         gpu=gpu if gpu_bytes else "",
@@ -154,10 +107,10 @@ def compare(
     """The needs on this machine, and a line for each that it does not have, with what to change."""
 
     def needs_of(changed: Settings) -> dict[str, Need]:
-        found = estimate(
+        estimated = estimate(
             model, changed, tokens, on_gpu=machine.gpu_bytes > 0, memory_bytes=machine.host_bytes
         )
-        return {need.step: need for need in found}
+        return {need.step: need for need in estimated}
 
     needs = list(needs_of(settings).values())
     steps: dict[str, list[str]] = {}  # what is lacking -> the steps that lack it
@@ -181,15 +134,17 @@ def _fits(need: Need, machine: Machine) -> bool:
 
 
 def _lack(need: Need, machine: Machine) -> str:
-    found = []
+    lacking = []
     for what, needed, there, share in (
         ("GPU memory", need.gpu_bytes, machine.gpu_bytes, USABLE_SHARE_OF_GPU),
         ("host memory", need.host_bytes, machine.host_bytes, USABLE_SHARE_OF_HOST),
     ):
         if there and needed > share * there:
-            usable = _shown(int(share * there))
-            found.append(f"{_shown(needed)} of {what} needed, {usable} of {_shown(there)} can be used")
-    return " and ".join(found)
+            usable = tables.size(int(share * there))
+            lacking.append(
+                f"{tables.size(needed)} of {what} needed, {usable} of {tables.size(there)} can be used"
+            )
+    return " and ".join(lacking)
 
 
 def _changes(before: Settings, after: Settings) -> str:
@@ -219,7 +174,7 @@ def _disk_faults(needs: list[Need], machine: Machine) -> list[str]:
             )
         ]
     return [
-        f"{what} needs {_shown(needed)} of disk, and {_shown(free)} are free: free some, or take {remedy}"
+        f"{what} needs {tables.size(needed)} of disk, and {tables.size(free)} are free: free some, or take {remedy}"
         for what, needed, free, remedy in places
         if needed > free
     ]
@@ -229,29 +184,3 @@ def _existing(path: Path) -> Path:
     """The path or the nearest directory above it that there is."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def _grouped(
-    needs: list[Need], parts_of: Callable[[Need], dict[str, int]]
-) -> list[tuple[str, dict[str, int]]]:
-    """Steps with the same parts under one heading; those without any left out."""
-    found: list[tuple[str, dict[str, int]]] = []
-    for need in needs:
-        parts = {name: n_bytes for name, n_bytes in parts_of(need).items() if n_bytes}
-        if not parts:
-            continue
-        if found and found[-1][1] == parts:
-            found[-1] = (f"{found[-1][0]}, {need.step}", parts)
-        else:
-            found.append((need.step, parts))
-    return found
-
-
-def _shown(n_bytes: int) -> str:
-    if not n_bytes:
-        return "-"
-    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB / 10 else f"{math.ceil(n_bytes / 1024**2)} MiB"
-
-
-def _thousands(n_tokens: int) -> str:
-    return f"{n_tokens / 1000:,.0f} k"

@@ -1,13 +1,14 @@
 """Is a run still what its manifest says: hashes, the base's fingerprint, and the exported files beside torch.
 
-    ok   adapter.gguf                         sha256 3f2a...
-    ok   parity                               adapter within 0.031 logits of torch, ...
+    verify_run(run, with_parity=True)
+    -> Passed("adapter.gguf", "sha256 3f2a..."), Passed("parity", "adapter within 0.031 logits of torch, ...")
 
 Raises SgLocalError with every fault; changes nothing.
 """
 
 from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import sha256_file
@@ -17,8 +18,15 @@ from sg_local.run.directory import Run
 from sg_local.settings import STAGES
 
 
-def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
-    """Yields a line for each thing that is as it was; raises at the end where something is not."""
+class Passed(NamedTuple):
+    """A check that passes, and what shows it."""
+
+    what: str
+    evidence: str
+
+
+def verify_run(run: Run, *, with_parity: bool) -> Iterator[Passed]:
+    """Yields each check that passes; raises at the end where one does not."""
     if with_parity:
         _require_packages()
     run.check_model()
@@ -27,7 +35,7 @@ def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
     if sha256_file(run.model.path) != run.model.sha256:
         faults.append(f"the base model {run.model.path} is no longer the file that the run began with")
     else:
-        yield _ok(run.model.path.name, f"sha256 {run.model.sha256[:16]}")
+        yield Passed(run.model.path.name, f"sha256 {run.model.sha256[:16]}")
     if not faults:
         yield from _exported(run, faults)
     if with_parity and not faults:
@@ -36,7 +44,7 @@ def verify_run(run: Run, *, with_parity: bool) -> Iterator[str]:
         raise SgLocalError("\n".join(faults))
 
 
-def _files(run: Run, faults: list[str]) -> Iterator[str]:
+def _files(run: Run, faults: list[str]) -> Iterator[Passed]:
     """What every stage read and wrote, against its manifest entry."""
 
     @cache
@@ -44,6 +52,7 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
         return sha256_file(run.file(name)) if run.file(name).is_file() else None
 
     stages = run.manifest()["stages"]
+    reported: set[str] = set()
     for stage in STAGES:
         if stage not in stages:
             faults.append(f"{stage} is not finished: `sg-local run` with the same arguments goes on")
@@ -55,39 +64,43 @@ def _files(run: Run, faults: list[str]) -> Iterator[str]:
             elif sha256_of(name) != expected:
                 faults.append(f"{run.file(name)} is not what {stage} wrote: {redo}")
             else:
-                yield _ok(name, f"sha256 {expected[:16]}")
+                yield Passed(name, f"sha256 {expected[:16]}")
         for name, expected in stages[stage]["reads"].items():
-            if sha256_of(name) != expected:
+            if sha256_of(name) != expected and name not in reported:
+                reported.add(name)  # of the first stage that read it; those after it run again with it
                 faults.append(
                     f"{run.file(name)} is not what {stage} read: `sg-local {stage} {run.path} --redo`"
                 )
-        may_read = run.settings.seen_by(stage).as_dict()
-        recorded = stages[stage].get("settings", may_read)  # an earlier version recorded all settings
-        if {name: recorded.get(name) for name in may_read} != may_read:
+        for name, was_there in stages[stage].get("looks_for", {}).items():
+            if run.file(name).exists() != was_there and name not in reported:
+                reported.add(name)
+                change = "is gone since" if was_there else "was not there when"
+                faults.append(f"{run.file(name)} {change} {stage} ran: `sg-local {stage} {run.path} --redo`")
+        if run.changed_settings(stage, stages[stage]):
             faults.append(f"{run.file('settings.toml')} is not what {stage} ran with: restore it")
 
 
-def _exported(run: Run, faults: list[str]) -> Iterator[str]:
+def _exported(run: Run, faults: list[str]) -> Iterator[Passed]:
     expected = fingerprint(run.model.path)
     for name in ("adapter.gguf", "model.gguf"):
-        found = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
-        if found != expected:
+        carried = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
+        if carried != expected:
             faults.append(
-                f"{run.file(name)} was made for another base (fingerprint {found}, expected {expected}): "
+                f"{run.file(name)} was made for another base (fingerprint {carried}, expected {expected}): "
                 f"`sg-local export {run.path} --redo`"
             )
         else:
-            yield _ok(name, f"made for this base, fingerprint {expected[:16]}")
+            yield Passed(name, f"made for this base, fingerprint {expected[:16]}")
 
 
-def _parity(run: Run, faults: list[str]) -> Iterator[str]:
+def _parity(run: Run, faults: list[str]) -> Iterator[Passed]:
     from sg_local.proof.parity import measure_run
 
     parity = measure_run(run, run.file("adapter.gguf"), run.file("model.gguf"))
     if parity.faults():
         faults += parity.faults()
         return
-    yield _ok(
+    yield Passed(
         "parity",
         f"adapter within {parity.max_logit_difference:.3f} logits of torch, "
         f"model.gguf mean KL {parity.mean_kl_nats:.4f} nats, same first choice {parity.argmax_equal_share:.1%}",
@@ -95,13 +108,9 @@ def _parity(run: Run, faults: list[str]) -> Iterator[str]:
 
 
 def _require_packages() -> None:
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
     try:
         require_training_packages(("torch", "transformers", "peft"))
     except InputError as error:
         raise InputError(f"{error}; or leave the comparison with torch out: --no-parity") from error
-
-
-def _ok(what: str, found: str) -> str:
-    return f"ok   {what:36} {found}"

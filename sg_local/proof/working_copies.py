@@ -21,9 +21,10 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_json, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import model_store
+from sg_local.plan.machine import total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.progress import say
-from sg_local.run.directory import BaseModel, Run, total_memory_bytes, versions
+from sg_local.run.directory import BaseModel, Run, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 
@@ -81,7 +82,7 @@ def generating_model(run: Run) -> Path:
     """
     from sg_local.llama.library import supports_gpu
 
-    settings, header = run.settings, read_model_header(run.model.path)
+    settings, header = run.settings, run.base_header
     on_gpu = supports_gpu() and settings.n_gpu_layers != 0
     quantized = {tensor.type_name for tensor in header.tensors} - {"F32", "F16", "BF16"}
     fits = 2 * _n_parameters(header) <= MAX_COPY_SHARE_OF_MEMORY * total_memory_bytes()

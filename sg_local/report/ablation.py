@@ -8,124 +8,192 @@ Layout: as in bench.py; the baselines are those of SELF-GUIDE (arXiv 2407.12874)
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from sg_local.selfguide.metrics import interval_over_tasks
+from sg_local.report import tables
+from sg_local.selfguide.metrics import METRICS
+from sg_local.selfguide.statistics import Difference, MeanOverTasks, mean_over_tasks
 
-Row = dict[str, Any]
-
-METRICS = {"exact_match": "Exact Match", "rouge_l": "ROUGE-L"}
 # The paper's other baselines: the tuned model of the demonstrations alone, and the made pairs as a long prompt.
 BASELINES = "train_rows=demonstrations"
-OVER_MANY_SHOT = "gain_over_many_shot"  # key of a row of the baselines
 SEED = "seed"  # the setting that is no part of the method: what differs with it is chance
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
+class AblationRow(TypedDict):
+    """A task with a switch, beside the same task without it."""
+
+    switch: str
+    task: str
+    metric: str
+    default: float
+    switched: float
+    difference: Difference
+    # Of another seed:
+    base_few_shot: NotRequired[float]
+    seed: NotRequired[int]  # without the switch
+    # Of the baselines:
+    base_many_shot: NotRequired[float]
+    many_shot_demonstrations: NotRequired[int]
+    gain_over_many_shot: NotRequired[Difference]
+
+
+class SwitchSummary(MeanOverTasks):
+    """The mean difference that a switch makes."""
+
+    n_tasks: int
+    gain_over_many_shot: NotRequired[MeanOverTasks]
+
+
+class SeedRow(TypedDict):
+    """A task's scores by seed."""
+
+    task: str
+    metric: str
+    base_few_shot: float
+    scores: dict[str, float]
+    mean: float
+    gain: float
+
+
+class SeedSummary(MeanOverTasks):
+    """The mean gain over the tasks of a metric."""
+
+    n_tasks: int
+
+
+class Seeds(TypedDict):
+    """All tasks with more than one seed."""
+
+    tasks: list[SeedRow]
+    summary: dict[str, SeedSummary]
+
+
+def summary(rows: Sequence[AblationRow]) -> dict[str, SwitchSummary]:
     """For each switch: the mean difference over its tasks, with the interval over tasks."""
-    found = {}
-    for text in dict.fromkeys(row["switch"] for row in rows):
-        own = [row for row in rows if row["switch"] == text]
-        found[text] = {"n_tasks": len(own), **_mean([row["difference"]["mean"] for row in own])}
-        over = [row[OVER_MANY_SHOT]["mean"] for row in own if OVER_MANY_SHOT in row]
+    summaries: dict[str, SwitchSummary] = {}
+    for switch in dict.fromkeys(row["switch"] for row in rows):
+        switched = [row for row in rows if row["switch"] == switch]
+        mean = mean_over_tasks([row["difference"]["mean"] for row in switched])
+        summaries[switch] = {
+            "n_tasks": len(switched),
+            "mean": mean["mean"],
+            "interval_95": mean["interval_95"],
+        }
+        over = [row["gain_over_many_shot"]["mean"] for row in switched if "gain_over_many_shot" in row]
         if over:
-            found[text][OVER_MANY_SHOT] = _mean(over)
-    return found
+            summaries[switch]["gain_over_many_shot"] = mean_over_tasks(over)
+    return summaries
 
 
-def seeds(rows: Sequence[Row]) -> dict[str, Any]:
+def seeds(rows: Sequence[AblationRow]) -> Seeds:
     """For each task its scores by seed and their mean; for each metric the mean gain, with the interval over tasks.
 
     {"tasks": [{"task": "sst2", "metric": "exact_match", "base_few_shot": 0.66, "scores": {"0": 0.83, "1": 0.87},
                 "mean": 0.85, "gain": 0.19}],
      "summary": {"exact_match": {"n_tasks": 1, "mean": 0.19, "interval_95": null}}}
     """
-    found: dict[str, Row] = {}
+    scores: dict[str, dict[str, float]] = {}  # task -> seed -> score
+    first_rows: dict[str, AblationRow] = {}
     for row in rows:
-        if SEED in row:
-            first = {str(row[SEED]): row["default"]}
-            told = {key: row[key] for key in ("task", "metric", "base_few_shot")}
-            own = found.setdefault(row["task"], {**told, "scores": first})
-            own["scores"][row["switch"].partition("=")[2]] = row["switched"]
-    for own in found.values():
-        own["scores"] = dict(sorted(own["scores"].items(), key=lambda item: int(item[0])))
-        mean = sum(own["scores"].values()) / len(own["scores"])
-        own |= {"mean": round(mean, 5), "gain": round(mean - own["base_few_shot"], 5)}
+        if "seed" in row:
+            first_rows.setdefault(row["task"], row)
+            of_task = scores.setdefault(row["task"], {str(row["seed"]): row["default"]})
+            of_task[row["switch"].partition("=")[2]] = row["switched"]
+    seed_rows = [_seed_row(row, scores[task]) for task, row in first_rows.items()]
     gains: dict[str, list[float]] = {}
-    for own in found.values():
-        gains.setdefault(own["metric"], []).append(own["gain"])
-    totals = {metric: {"n_tasks": len(values), **_mean(values)} for metric, values in gains.items()}
-    return {"tasks": list(found.values()), "summary": totals}
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The comparisons as tables, seeds and baselines apart; "" without any."""
-    totals = summary(rows)
-    parts = _seed_lines(seeds(rows))
-    if ablated := [text for text in totals if text != BASELINES and not text.startswith(f"{SEED}=")]:
-        parts += ["### Ablations: the default's score, and without it", ""]
-        heads = ["setting", "task", "default", "switched", "default - switched [95 %]", "p"]
-        parts += _heads(heads, 2)
-        for text in ablated:
-            shown = text.replace("|", "\\|")
-            parts += [_line([shown, *_cells(row)]) for row in rows if row["switch"] == text]
-            mean = f"mean of {totals[text]['n_tasks']}"
-            parts.append(_line([f"**{shown}**", mean, "", "", _interval(totals[text]), ""]))
-        parts.append("")
-    if baselines := [row for row in rows if row["switch"] == BASELINES]:
-        parts += ["### Other baselines", ""]
-        heads = ["task", "tuned", "tuned on the demonstrations alone", "gain [95 %]", "p"]
-        parts += _heads([*heads, "many-shot", "pairs", "gain over many-shot [95 %]", "p"], 1)
-        for row in baselines:
-            over = row[OVER_MANY_SHOT]
-            many = [f"{row['base_many_shot']:.3f}", str(row["many_shot_demonstrations"])]
-            parts.append(_line([*_cells(row), *many, _interval(over), f"{over['p']:.2g}"]))
-        total = totals[BASELINES]
-        cells = [f"**mean of {total['n_tasks']}**", "", "", _interval(total), "", "", ""]
-        parts += [_line([*cells, _interval(total[OVER_MANY_SHOT]), ""]), ""]
-    return "\n".join(parts)
-
-
-def _seed_lines(found: dict[str, Any]) -> list[str]:
-    if not found["tasks"]:
-        return []
-    columns = sorted({seed for own in found["tasks"] for seed in own["scores"]}, key=int)
-    heads = ["task", "few-shot", *(f"seed {seed}" for seed in columns), "mean", "gain over few-shot [95 %]"]
-    lines = ["### Tuned merged, with other seeds", "", *_heads(heads, 1)]
-    for metric, total in found["summary"].items():
-        for own in found["tasks"]:
-            if own["metric"] == metric:
-                scores = [f"{own['scores'][seed]:.3f}" if seed in own["scores"] else "" for seed in columns]
-                few_shot, mean = (f"{own[key]:.3f}" for key in ("base_few_shot", "mean"))
-                lines.append(_line([own["task"], few_shot, *scores, mean, f"{own['gain']:+.3f}"]))
-        name = f"**mean of {total['n_tasks']}, {METRICS[metric]}**"
-        lines.append(_line([name, "", *([""] * len(columns)), "", _interval(total)]))
-    return [*lines, ""]
-
-
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    bounds = interval_over_tasks(values)
+    for seed_row in seed_rows:
+        gains.setdefault(seed_row["metric"], []).append(seed_row["gain"])
     return {
-        "mean": round(sum(values) / len(values), 5),
-        "interval_95": bounds and [round(bound, 5) for bound in bounds],
+        "tasks": seed_rows,
+        "summary": {
+            metric: {"n_tasks": len(of_tasks), **mean_over_tasks(of_tasks)}
+            for metric, of_tasks in gains.items()
+        },
     }
 
 
-def _cells(row: Row) -> list[str]:
-    scores = [f"{row[key]:.3f}" for key in ("default", "switched")]
-    return [row["task"], *scores, _interval(row["difference"]), f"{row['difference']['p']:.2g}"]
+def markdown(rows: Sequence[AblationRow]) -> str:
+    """The comparisons as tables, seeds and baselines apart; "" without any."""
+    summaries = summary(rows)
+    lines = _seed_lines(seeds(rows))
+    if ablated := [
+        switch for switch in summaries if switch != BASELINES and not switch.startswith(f"{SEED}=")
+    ]:
+        lines += ["### Ablations: the default's score, and without it", ""]
+        heads = ["setting", "task", "default", "switched", "default - switched [95 %]", "p"]
+        lines += tables.markdown_heads(heads, 2)
+        for switch in ablated:
+            lines += [tables.markdown_row([switch, *_cells(row)]) for row in rows if row["switch"] == switch]
+            mean = _mean_of(summaries[switch]["n_tasks"])
+            lines.append(
+                tables.markdown_row([f"**{switch}**", mean, "", "", _mean_gain(summaries[switch]), ""])
+            )
+        lines.append("")
+    if BASELINES in summaries:
+        baselines = [row for row in rows if row["switch"] == BASELINES]
+        lines += _baseline_lines(baselines, summaries[BASELINES])
+    return "\n".join(lines)
 
 
-def _heads(heads: Sequence[str], n_texts: int) -> list[str]:
-    return [_line(heads), _line(["---"] * n_texts + ["---:"] * (len(heads) - n_texts))]
+def _seed_row(row: AblationRow, scores: dict[str, float]) -> SeedRow:
+    scores = dict(sorted(scores.items(), key=lambda item: int(item[0])))
+    mean = sum(scores.values()) / len(scores)
+    return {
+        "task": row["task"],
+        "metric": row["metric"],
+        "base_few_shot": row["base_few_shot"],
+        "scores": scores,
+        "mean": round(mean, 5),
+        "gain": round(mean - row["base_few_shot"], 5),
+    }
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _seed_lines(by_seed: Seeds) -> list[str]:
+    if not by_seed["tasks"]:
+        return []
+    columns = sorted({seed for row in by_seed["tasks"] for seed in row["scores"]}, key=int)
+    heads = ["task", "few-shot", *(f"seed {seed}" for seed in columns), "mean", "gain over few-shot [95 %]"]
+    lines = ["### Tuned merged, with other seeds", "", *tables.markdown_heads(heads)]
+    for metric, total in by_seed["summary"].items():
+        for row in by_seed["tasks"]:
+            if row["metric"] == metric:
+                scores = [
+                    tables.score(row["scores"][seed]) if seed in row["scores"] else "" for seed in columns
+                ]
+                few_shot, mean = map(tables.score, (row["base_few_shot"], row["mean"]))
+                lines.append(
+                    tables.markdown_row([row["task"], few_shot, *scores, mean, tables.gain(row["gain"])])
+                )
+        name = f"**{_mean_of(total['n_tasks'])}, {METRICS[metric].heading}**"
+        lines.append(tables.markdown_row([name, "", *([""] * len(columns)), "", _mean_gain(total)]))
+    return [*lines, ""]
 
 
-def _interval(difference: dict[str, Any]) -> str:
-    if difference["interval_95"] is None:
-        return f"{difference['mean']:+.3f}"
-    low, high = difference["interval_95"]
-    return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _baseline_lines(rows: Sequence[AblationRow], total: SwitchSummary) -> list[str]:
+    heads = ["task", "tuned", "tuned on the demonstrations alone", "gain [95 %]", "p"]
+    heads += ["many-shot", "pairs", "gain over many-shot [95 %]", "p"]
+    lines = ["### Other baselines", "", *tables.markdown_heads(heads)]
+    for row in rows:
+        many_shot = [tables.score(row["base_many_shot"]), str(row["many_shot_demonstrations"])]
+        lines.append(
+            tables.markdown_row([*_cells(row), *many_shot, *_gain_and_p(row["gain_over_many_shot"])])
+        )
+    cells = [f"**{_mean_of(total['n_tasks'])}**", "", "", _mean_gain(total), "", "", ""]
+    return [*lines, tables.markdown_row([*cells, _mean_gain(total["gain_over_many_shot"]), ""]), ""]
+
+
+def _cells(row: AblationRow) -> list[str]:
+    scores = [tables.score(row["default"]), tables.score(row["switched"])]
+    return [row["task"], *scores, *_gain_and_p(row["difference"])]
+
+
+def _gain_and_p(difference: Difference) -> list[str]:
+    return [tables.gain(difference["mean"], difference["interval_95"]), tables.p_value(difference["p"])]
+
+
+def _mean_gain(mean: MeanOverTasks) -> str:
+    return tables.gain(mean["mean"], mean["interval_95"])
+
+
+def _mean_of(n_tasks: int) -> str:
+    return f"mean of {n_tasks}"

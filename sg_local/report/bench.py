@@ -9,115 +9,163 @@
 Layout: what SELF-GUIDE (arXiv 2407.12874, section 4) tells of its tasks, with the interval and the test beside it.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict, cast
 
 from sg_local.errors import SgLocalError
-from sg_local.report.scores import gain_over_best
-from sg_local.selfguide.contenders import GAIN_OVER_BEST, MANY_SHOT, OPPONENTS
-from sg_local.selfguide.metrics import VERDICTS, interval_over_tasks
-
-Row = dict[str, Any]
-
-# Contender in evaluation.json -> head of its column.
-COLUMNS = {
-    "base_zero_shot": "zero-shot",
-    "base_few_shot": "few-shot",
-    "base_few_shot_first_line": "its first line",
-    "base_label_scoring": "label scoring",
-    MANY_SHOT: "many-shot",
-    "tuned_adapter": "tuned hot",
-    "tuned_merged": "tuned merged",
-}
-METRICS = {"classification": "Exact Match", "generation": "ROUGE-L"}
-# Where it makes a difference to cut few-shot answers at the end of their first line, that is one more contender.
-FIRST_LINE, GAIN_OVER_FIRST_LINE = "base_few_shot_first_line", "gain_over_first_line"
-# Whose shares of answers that are no label are shown, and whose distances from the truth.
-BASE, TUNED = "base_few_shot", "tuned_merged"
+from sg_local.report import ablation, tables
+from sg_local.report.ablation import AblationRow, Seeds, SwitchSummary
+from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
+from sg_local.selfguide.evaluation import Evaluation, Gain, gain_over_best, gains, metric_mean
+from sg_local.selfguide.metrics import CLASSIFICATION, METRIC_OF_KIND, METRICS
+from sg_local.selfguide.statistics import MeanOverTasks, Verdict, average, mean_over_tasks
 
 
-def row_of(evaluation: dict[str, Any], manifest: dict[str, Any]) -> Row:
+class Agreement(TypedDict):
+    """In the made data: how often the label fits what an input was made for, and how often by chance."""
+
+    share: float
+    chance: float
+
+
+class BenchRow(TypedDict):
+    """A finished task; gains over opponents of some runs or kinds of tasks stand beside these."""
+
+    task: str
+    kind: str
+    n_rows: int
+    minutes: float
+    merged_type: NotRequired[str]
+    too_coarse: NotRequired[str]  # the base's type, where the merged file has another
+    scores: dict[str, float]
+    gain: Gain
+    gain_over_best: Gain
+    # Of a task with labels, of the base and the tuned model:
+    no_label_share: NotRequired[dict[str, float]]
+    label_distance: NotRequired[dict[str, float]]
+    agreement: NotRequired[Agreement | None]
+
+
+class KindSummary(TypedDict):
+    """The tasks of one kind."""
+
+    n_tasks: int
+    means: dict[str, float]
+    gain: MeanOverTasks
+    better: int
+    no_difference_shown: int
+    worse: int
+    minutes: float
+    better_of: NotRequired[list[str]]  # headings of the opponents, where there are several
+    gain_over_better_base: NotRequired[MeanOverTasks]
+    no_label_share: NotRequired[dict[str, float]]
+    label_distance: NotRequired[dict[str, float]]
+
+
+class Results(TypedDict):
+    """results.json of a bench."""
+
+    tasks: list[BenchRow]
+    summary: dict[str, KindSummary]
+    failed: dict[str, str]
+    ablations: NotRequired[list[AblationRow]]
+    ablations_summary: NotRequired[dict[str, SwitchSummary]]
+    seeds: NotRequired[Seeds]
+
+
+def row_of(evaluation: Evaluation, manifest: Mapping[str, Any]) -> BenchRow:
     """A task's row from its run's evaluation.json and manifest.json. Raises SgLocalError where they are older."""
-    contenders, metric = evaluation["contenders"], evaluation["metric"]
-    is_classification = metric == "exact_match"
-    left_out = set() if is_classification else {"base_label_scoring"}
-    if GAIN_OVER_FIRST_LINE not in evaluation:
-        left_out.add(FIRST_LINE)
-    if MANY_SHOT not in contenders:
-        left_out.add(MANY_SHOT)
-    wanted = [name for name in COLUMNS if name not in left_out]
-    if missing := [name for name in wanted if name not in contenders]:
-        raise SgLocalError(f"evaluation.json has no {missing[0]}: run `sg-local evaluate --redo` on it")
-    row: Row = {
+    contenders, metric = evaluation["contenders"], METRICS[evaluation["metric"]]
+    is_classification = metric.judges == CLASSIFICATION
+    for contender in Contender:
+        if contender.is_expected(with_labels=is_classification) and contender not in contenders:
+            raise SgLocalError(f"evaluation.json has no {contender}: run `sg-local evaluate --redo` on it")
+    row: dict[str, object] = {
         "task": evaluation["task"],
-        "kind": "classification" if is_classification else "generation",
+        "kind": metric.judges,
         "n_rows": evaluation["n_rows"],
         "minutes": round(sum(entry["seconds"] for entry in manifest["stages"].values()) / 60, 1),
         **_types(manifest["stages"].get("export", {})),
-        "scores": {name: contenders[name][metric]["mean"] for name in wanted},
+        "scores": {
+            contender: metric_mean(contenders[contender], metric)["mean"]
+            for contender in Contender
+            if contender in contenders
+        },
         "gain": evaluation["gain"],
-        GAIN_OVER_BEST: gain_over_best(evaluation),
+        "gain_over_best": gain_over_best(evaluation),
     }
-    if FIRST_LINE in wanted:
-        row[GAIN_OVER_FIRST_LINE] = evaluation[GAIN_OVER_FIRST_LINE]
+    row |= {opponent.gain_key: gain for opponent, gain in gains(evaluation).items()}
     if is_classification:
-        row["gain_over_label_scoring"] = evaluation["gain_over_label_scoring"]
-        for key in ("no_label_share", "label_distance"):
-            row[key] = {name: contenders[name][key] for name in (BASE, TUNED)}
+        compared = (BASELINE, TUNED)
+        row["no_label_share"] = {name: contenders[name]["no_label_share"] for name in compared}
+        row["label_distance"] = {name: contenders[name]["label_distance"] for name in compared}
         row["agreement"] = manifest["stages"].get("curate", {}).get("agreement") or None
-    return row
+    return cast(BenchRow, row)
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
+def summary(rows: Sequence[BenchRow]) -> dict[str, KindSummary]:
     """For each kind of task: means of the columns, mean gains with their interval over tasks, and the verdicts."""
-    found = {}
-    for kind in METRICS:
-        own = [row for row in rows if row["kind"] == kind]
-        if not own:
-            continue
-        verdicts = [row[GAIN_OVER_BEST]["verdict"] for row in own]
-        found[kind] = {
-            "n_tasks": len(own),
-            "means": {
-                name: _mean([_score(row, name) for row in own])
-                for name in COLUMNS
-                if any(name in row["scores"] for row in own)
-            },
-            "gain": _mean_gain([row["gain"]["mean"] for row in own]),
-            **{verdict.replace(" ", "_"): verdicts.count(verdict) for verdict in VERDICTS},
-            "minutes": round(sum(row["minutes"] for row in own), 1),
-        }
-        opponents = [COLUMNS[name] for name in OPPONENTS if name in found[kind]["means"]]
-        if len(opponents) > 1:
-            found[kind]["better_of"] = opponents
-            found[kind]["gain_over_better_base"] = _mean_gain([row[GAIN_OVER_BEST]["mean"] for row in own])
-        if kind == "classification":
-            for key in ("no_label_share", "label_distance"):
-                found[kind][key] = {name: _mean([row[key][name] for row in own]) for name in (BASE, TUNED)}
-    return found
+    return {
+        kind: _kind_summary(kind, rows_of_kind)
+        for kind in METRIC_OF_KIND
+        if (rows_of_kind := [row for row in rows if row["kind"] == kind])
+    }
 
 
-def markdown(rows: Sequence[Row], failed: dict[str, str]) -> str:
+def markdown(rows: Sequence[BenchRow], failed: Mapping[str, str]) -> str:
     """The table, a part for each kind of task, and under it the tasks that did not finish."""
-    parts = []
+    lines = []
     for kind, totals in summary(rows).items():
-        own = [row for row in rows if row["kind"] == kind]
-        parts += [f"### {kind.capitalize()}: {METRICS[kind]}", ""]
-        parts += _table(own, totals, kind == "classification")
-        parts += ["", _in_words(totals), ""]
-    parts += _type_lines(rows)
+        lines += [f"### {kind.capitalize()}: {METRIC_OF_KIND[kind].heading}", ""]
+        lines += _table([row for row in rows if row["kind"] == kind], totals)
+        lines += ["", _in_words(totals), ""]
+    lines += _type_lines(rows)
     for task, reason in sorted(failed.items()):
-        parts.append(f"- {task} is not finished: {'; '.join(reason.splitlines())}")
-    return "\n".join(parts).strip() + "\n" if parts else "no task is finished\n"
+        lines.append(f"- {task} is not finished: {'; '.join(reason.splitlines())}")
+    return "\n".join(lines).strip() + "\n" if lines else "no task is finished\n"
 
 
-def _types(export: dict[str, Any]) -> Row:
+def results_markdown(results: Results) -> str:
+    """What results.json holds, as tables."""
+    table = markdown(results["tasks"], results["failed"])
+    compared = ablation.markdown(results.get("ablations", []))
+    return f"{table}\n{compared}".rstrip("\n") + "\n"
+
+
+def _types(export: Mapping[str, Any]) -> dict[str, str]:
     """The type of the merged file, and that of the base where it was too coarse (stages/export.py)."""
-    found = {"merged_type": "parity", "too_coarse": "too_coarse"}
-    return {key: export[entry]["merged_type"] for key, entry in found.items() if entry in export}
+    entries = {"merged_type": "parity", "too_coarse": "too_coarse"}
+    return {key: export[entry]["merged_type"] for key, entry in entries.items() if entry in export}
 
 
-def _type_lines(rows: Sequence[Row]) -> list[str]:
+def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:
+    verdicts = [row["gain_over_best"]["verdict"] for row in rows]
+    columns = [contender for contender in Contender if any(contender in row["scores"] for row in rows)]
+    totals: KindSummary = {
+        "n_tasks": len(rows),
+        "means": {contender: average([_score(row, contender) for row in rows]) for contender in columns},
+        "gain": mean_over_tasks([row["gain"]["mean"] for row in rows]),
+        "better": verdicts.count(Verdict.BETTER),
+        "no_difference_shown": verdicts.count(Verdict.NO_DIFFERENCE),
+        "worse": verdicts.count(Verdict.WORSE),
+        "minutes": round(sum(row["minutes"] for row in rows), 1),
+    }
+    opponents = [opponent.heading for opponent in OPPONENTS if opponent in columns]
+    if len(opponents) > 1:
+        totals["better_of"] = opponents
+        totals["gain_over_better_base"] = mean_over_tasks([row["gain_over_best"]["mean"] for row in rows])
+    if kind == CLASSIFICATION:
+        compared = (BASELINE, TUNED)
+        totals["no_label_share"] = {
+            name: average([row["no_label_share"][name] for row in rows]) for name in compared
+        }
+        totals["label_distance"] = {
+            name: average([row["label_distance"][name] for row in rows]) for name in compared
+        }
+    return totals
+
+
+def _type_lines(rows: Sequence[BenchRow]) -> list[str]:
     """Which merged files have another type than the base."""
     return [
         f"- {row['task']}: model.gguf is {row['merged_type']}, as {row['too_coarse']} was too coarse for what was "
@@ -127,49 +175,43 @@ def _type_lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Row], totals: dict[str, Any], is_classification: bool) -> list[str]:
-    columns = [name for name in COLUMNS if name in totals["means"]]
-    heads = ["task", *(COLUMNS[name] for name in columns), "gain over few-shot [95 %]"]
+def _table(rows: Sequence[BenchRow], totals: KindSummary) -> list[str]:
+    columns = [contender for contender in Contender if contender in totals["means"]]
+    has_labels = "no_label_share" in totals
+    heads = ["task", *(contender.heading for contender in columns), "gain over few-shot [95 %]"]
     heads += ["gain over the base's best [95 %]", "p", "verdict"]
-    if is_classification:
-        heads += ["no label", "label distance", "as asked (chance)"]
-    heads.append("minutes")
-    lines = [_line(heads), _line([" --- ", *(["---:"] * (len(heads) - 1))])]
+    heads += ["no label", "label distance", "as asked (chance)"] if has_labels else []
+    lines = tables.markdown_heads([*heads, "minutes"])
     for row in rows:
-        cells = [row["task"], *(f"{_score(row, name):.3f}" for name in columns)]
-        best = row[GAIN_OVER_BEST]
-        cells += [_gain(row["gain"]), _gain(best), f"{best['p']:.2g}", best["verdict"]]
-        if is_classification:
-            cells += [*_shares(row), _agreement(row["agreement"])]
-        lines.append(_line([*cells, f"{row['minutes']:.0f}"]))
-    cells = [
-        "**mean**",
-        *(f"{totals['means'][name]:.3f}" for name in columns),
-        _gain(totals["gain"]),
-        _gain(totals.get("gain_over_better_base", totals["gain"])),
-        "",
-        "",
-    ]
-    if is_classification:
-        cells += [*_shares(totals), ""]
-    return [*lines, _line([*cells, f"{totals['minutes'] / totals['n_tasks']:.0f}"])]
+        best = row["gain_over_best"]
+        cells = [row["task"], *(tables.score(_score(row, contender)) for contender in columns)]
+        cells += [_gain(row["gain"]), _gain(best), tables.p_value(best["p"]), best["verdict"]]
+        if has_labels:
+            cells += [*_before_and_after(row), _agreement(row["agreement"])]
+        lines.append(tables.markdown_row([*cells, f"{row['minutes']:.0f}"]))
+    cells = ["**mean**", *(tables.score(totals["means"][contender]) for contender in columns)]
+    cells += [_gain(totals["gain"]), _gain(totals.get("gain_over_better_base", totals["gain"])), "", ""]
+    cells += [*_before_and_after(totals), ""] if has_labels else []
+    return [*lines, tables.markdown_row([*cells, f"{totals['minutes'] / totals['n_tasks']:.0f}"])]
 
 
-def _shares(row: Row) -> list[str]:
+def _before_and_after(row: BenchRow | KindSummary) -> list[str]:
     """Answers that are no label, and the distance from the truth's labels: of the base -> of the tuned model."""
     shares, distances = row["no_label_share"], row["label_distance"]
-    return [f"{shares[BASE]:.1%} → {shares[TUNED]:.1%}", f"{distances[BASE]:.2f} → {distances[TUNED]:.2f}"]
+    return [
+        f"{tables.share(shares[BASELINE])} → {tables.share(shares[TUNED])}",
+        f"{distances[BASELINE]:.2f} → {distances[TUNED]:.2f}",
+    ]
 
 
-def _agreement(agreement: dict[str, Any] | None) -> str:
-    """In the made data: how often the label fits what an input was made for, and how often by chance."""
+def _agreement(agreement: Agreement | None) -> str:
     return f"{agreement['share']:.0%} ({agreement['chance']:.0%})" if agreement else ""
 
 
-def _in_words(totals: dict[str, Any]) -> str:
+def _in_words(totals: KindSummary) -> str:
     n_tasks = totals["n_tasks"]
-    counts = ", ".join(f"{totals[verdict.replace(' ', '_')]} {verdict}" for verdict in VERDICTS)
-    text = f"{n_tasks} task{'s' * (n_tasks != 1)}, against the base's best way: {counts}. "
+    text = f"{n_tasks} task{'s' * (n_tasks != 1)}, against the base's best way: {totals['better']} {Verdict.BETTER}, "
+    text += f"{totals['no_difference_shown']} {Verdict.NO_DIFFERENCE}, {totals['worse']} {Verdict.WORSE}. "
     text += f"Mean gain over few-shot {_gain(totals['gain'])}"
     if "gain_over_better_base" in totals:
         *others, last = totals["better_of"]
@@ -178,27 +220,13 @@ def _in_words(totals: dict[str, Any]) -> str:
     return text + (" (95 % interval over tasks)." if n_tasks > 1 else ".")
 
 
-def _score(row: Row, contender: str) -> float:
+def _score(row: BenchRow, contender: Contender) -> float:
     """Few-shot answers of one line are what they are when they are cut at its end."""
-    scores: dict[str, float] = row["scores"]
-    return scores[BASE] if contender == FIRST_LINE and FIRST_LINE not in scores else scores[contender]
+    scores = row["scores"]
+    if contender == Contender.FIRST_LINE and contender not in scores:
+        contender = Contender.FEW_SHOT
+    return scores[contender]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 5)
-
-
-def _mean_gain(values: Sequence[float]) -> dict[str, Any]:
-    bounds = interval_over_tasks(values)
-    return {"mean": _mean(values), "interval_95": bounds and [round(bound, 5) for bound in bounds]}
-
-
-def _gain(gain: dict[str, Any]) -> str:
-    if gain["interval_95"] is None:
-        return f"{gain['mean']:+.3f}"
-    low, high = gain["interval_95"]
-    return f"{gain['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.strip() for cell in cells) + " |"
+def _gain(gain: Gain | MeanOverTasks) -> str:
+    return tables.gain(gain["mean"], gain["interval_95"])

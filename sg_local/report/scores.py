@@ -6,85 +6,125 @@ base_few_shot               0.340  0.255 - 0.437
 tuned_merged                0.710  0.615 - 0.790
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
 
-from sg_local.files import read_json
+from sg_local.errors import InputError
+from sg_local.files import read_json, read_rows
+from sg_local.report import tables
 from sg_local.run.directory import Run
-from sg_local.selfguide.contenders import BASELINE, GAIN_OVER_BEST, GAINS, TUNED, strongest_opponent
+from sg_local.selfguide.contenders import BASELINE, TUNED
+from sg_local.selfguide.evaluation import (
+    Evaluation,
+    PredictionRow,
+    gain_over_best,
+    gains,
+    is_evaluation,
+    is_prediction,
+    metric_mean,
+    metrics_of,
+)
+from sg_local.selfguide.metrics import LabelCounts
+from sg_local.selfguide.statistics import Verdict
 
 MAX_EVALUATION_BYTES = 1 << 20
-MAX_LABELS_IN_TABLE = 30
-# One label for nine rows of ten, where less than three quarters have it, is told in a line.
+# A line says so where one label is given to nine rows of ten, and less than three quarters have it.
 ONE_ANSWER = 0.9
 LESS_THAN = 0.75
 
 
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation of a run. Raises InputError where it is missing or damaged."""
+    value = read_json(path, MAX_EVALUATION_BYTES)
+    if not is_evaluation(value):
+        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parent} --redo` makes it anew")
+    return value
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    """The answers of a contender. Raises InputError where they are missing or damaged."""
+    rows = read_rows(path)
+    if not all(map(is_prediction, rows)):
+        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parents[1]} --redo` makes it anew")
+    return cast(list[PredictionRow], rows)
+
+
 def score_table(run: Run) -> str:
     """The evaluation as lines to read: a row for each contender, the gain, and what was scored."""
-    evaluation = read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES)
-    metric = evaluation["metric"]
+    evaluation = read_evaluation(run.file("evaluation.json"))
     lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
-    is_classification = run.task.is_classification
-    name_width = max(18, *map(len, evaluation["contenders"]))
-    lines.append(f"{'':{name_width}}{'Exact Match':>12}  {'95 % interval':15}{'ROUGE-L':>8}  {'95 % interval':15}"
-                 + ("no label" if is_classification else ""))  # fmt: skip
-    for name, scores in evaluation["contenders"].items():
-        cells = [f"{name:{name_width}}"]
-        for key, width in (("exact_match", 12), ("rouge_l", 8)):
-            low, high = scores[key]["interval_95"]
-            cells.append(f"{scores[key]['mean']:>{width}.3f}  {f'{low:.3f} - {high:.3f}':15}")
-        if is_classification:
-            cells.append(f"{scores['no_label_share']:>8.1%}")
-        lines.append("".join(cells))
-    lines.append("")
-    before, after = (evaluation["contenders"][name].get("labels") for name in (BASELINE, TUNED))
+    lines += [*_contender_lines(evaluation), ""]
+    before, after = (evaluation["contenders"][contender].get("labels") for contender in (BASELINE, TUNED))
     if before and after:  # runs of earlier versions do not have them
         lines += [*_label_lines(before, after, run.task.labels), ""]
         lines += _one_answer_lines(after, evaluation["n_rows"])
-    gains = {GAINS[key]: evaluation[key] for key in GAINS if key in evaluation}
-    best = gain_over_best(evaluation)
-    for gain in (gains | {best["over"]: best}).values():
-        low, high = gain["interval_95"]
-        lines.append(
-            f"gain in {metric}, {gain['of']} over {gain['over']}: {gain['mean']:+.3f} "
-            f"(95 % interval {low:+.3f} to {high:+.3f}, p = {gain['p']:.2g}): {gain['verdict']}"
-        )
-    lines.append(f"verdict, against the base's best way ({best['over']}): {best['verdict']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_gain_lines(evaluation)])
 
 
-def gain_over_best(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The gain over the strongest of the base's ways; in a file of an earlier version, of those that it compares."""
-    if GAIN_OVER_BEST in evaluation:
-        return dict(evaluation[GAIN_OVER_BEST])
-    gains = {GAINS[key]: evaluation[key] for key in GAINS if key in evaluation}
-    scores = {name: evaluation["contenders"][name] for name in gains}
-    return dict(gains[strongest_opponent(scores, evaluation["metric"])])
-
-
-def _label_lines(before: dict[str, Any], after: dict[str, Any], labels: Sequence[str]) -> list[str]:
-    """Which labels base and tuned model give, and how often they are right; and whether one is given to nearly all."""
-    none = {"rows": 0, "given": 0, "right": 0}
-    told = [label for label in labels if label in before or label in after]
-    shown = told[:MAX_LABELS_IN_TABLE]
-    width = max(18, *map(len, shown))
-    lines = [
-        f"{'':{width}}{'':>6}{BASELINE:>18}{TUNED:>18}",
-        f"{'label':{width}}{'rows':>6}{'given':>11}{'right':>7}{'given':>11}{'right':>7}",
-    ]
-    for label in shown:
-        base, own = before.get(label, none), after.get(label, none)
-        lines.append(
-            f"{label:{width}}{own['rows'] or base['rows']:>6}{base['given']:>11}{base['right']:>7}"
-            f"{own['given']:>11}{own['right']:>7}"
-        )
-    if len(told) > len(shown):
-        lines.append(f"and {len(told) - len(shown)} labels more, in evaluation.json")
+def _contender_lines(evaluation: Evaluation) -> list[str]:
+    metrics = metrics_of(evaluation)
+    has_labels = "no_label_share" in evaluation["contenders"][TUNED]
+    heads, widths = [""], [tables.name_width(evaluation["contenders"])]
+    for metric in metrics:
+        heads += [metric.heading, f"  {'95 % interval':15}"]
+        widths += [len(metric.heading) + 1, 17]
+    lines = [tables.aligned([*heads, *(["no label"] if has_labels else [])], [*widths, 8])]
+    for name, scores in evaluation["contenders"].items():
+        cells = [name]
+        for metric in metrics:
+            mean = metric_mean(scores, metric)
+            low, high = map(tables.score, mean["interval_95"])
+            cells += [tables.score(mean["mean"]), f"  {f'{low} - {high}':15}"]
+        if has_labels:
+            cells.append(tables.share(scores["no_label_share"]))
+        lines.append(tables.aligned(cells, [*widths, 8]))
     return lines
 
 
-def _one_answer_lines(after: dict[str, Any], n_rows: int) -> list[str]:
+def _gain_lines(evaluation: Evaluation) -> list[str]:
+    best = gain_over_best(evaluation)
+    by_opponent = {gain["over"]: gain for gain in [*gains(evaluation).values(), best]}
+    lines = []
+    for gain in by_opponent.values():
+        low, high = gain["interval_95"]
+        lines.append(
+            f"gain in {evaluation['metric']}, {gain['of']} over {gain['over']}: {tables.gain(gain['mean'])} "
+            f"(95 % interval {tables.gain(low)} to {tables.gain(high)}, p = {tables.p_value(gain['p'])}): "
+            f"{gain['verdict']}"
+        )
+    return [*lines, f"verdict, against the base's best way ({best['over']}): {best['verdict']}"]
+
+
+def _label_lines(
+    before: Mapping[str, LabelCounts], after: Mapping[str, LabelCounts], labels: Sequence[str]
+) -> list[str]:
+    """Which labels base and tuned model give, and how often they are right."""
+    none = LabelCounts(rows=0, given=0, right=0)
+    counted = [label for label in labels if label in before or label in after]
+    in_table = counted[: tables.MAX_LABELS_IN_TABLE]
+    width = tables.name_width(in_table)
+    widths = [width, 6, 11, 7, 11, 7]
+    lines = [
+        tables.aligned(["", "", BASELINE, TUNED], [width, 6, 18, 18]),
+        tables.aligned(["label", "rows", "given", "right", "given", "right"], widths),
+    ]
+    for label in in_table:
+        base, tuned = before.get(label, none), after.get(label, none)
+        numbers = (
+            tuned["rows"] or base["rows"],
+            base["given"],
+            base["right"],
+            tuned["given"],
+            tuned["right"],
+        )
+        lines.append(tables.aligned([label, *map(str, numbers)], widths))
+    if n_more := len(counted) - len(in_table):
+        lines.append(f"and {n_more} labels more, in evaluation.json")
+    return lines
+
+
+def _one_answer_lines(after: Mapping[str, LabelCounts], n_rows: int) -> list[str]:
     """Says so where the tuned model gives one label to nearly all rows, and far fewer have it."""
     return [
         f"{TUNED} says {label!r} to {counts['given']} of {n_rows} rows, and {counts['rows']} are: what it learned from "
@@ -97,5 +137,5 @@ def _one_answer_lines(after: dict[str, Any], n_rows: int) -> list[str]:
 
 def worse_than(run: Run) -> str | None:
     """The strongest of the base's ways where the tuned model is significantly worse than it, else None."""
-    best = gain_over_best(read_json(run.file("evaluation.json"), MAX_EVALUATION_BYTES))
-    return str(best["over"]) if best["verdict"] == "worse" else None
+    best = gain_over_best(read_evaluation(run.file("evaluation.json")))
+    return best["over"] if best["verdict"] == Verdict.WORSE else None

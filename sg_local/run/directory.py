@@ -1,4 +1,4 @@
-"""A run directory: what it is made of, which stages are finished, and who may write to it.
+"""A run directory: what it is made of, and which stages are finished.
 
     runs/support-inbox/
       task.toml  test.jsonl  settings.toml     copied and resolved once, never rewritten
@@ -6,48 +6,31 @@
       evaluation.json  predictions/
       manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
 
-A stage is finished when its manifest entry is written, and that is the last thing it does.
+A stage is finished when its manifest entry is written, and that is the last thing it does. What a stage reads and
+writes is declared in stage_files.py.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sg_local.errors import InputError, SgLocalError
-from sg_local.files import (
-    copy_file,
-    read_json,
-    read_rows,
-    read_toml,
-    remove_leftovers,
-    sha256_file,
-    write_rows,
-    write_text,
-)
-from sg_local.models import Model, find_by_path
-from sg_local.settings import STAGES, Settings, as_flag, resolve_settings, without_removed
-from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
+from sg_local.errors import InputError
+from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
+from sg_local.gguf_header import GgufHeader, read_model_header
+from sg_local.run.stage_files import STAGE_FILES, StageFiles
+from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
+from sg_local.task import Example, Task, load_task, load_test_rows
 
 MAX_MANIFEST_BYTES = 16 << 20
-LOCK_SECONDS = 5.0  # a stage whose `run` was killed ends within a second or two
 
-# Files that a stage writes piece by piece and goes on with when it is called again.
-_PIECES = {
-    "generate": ("inputs.jsonl", ".probe.jsonl"),
-    "annotate": ("outputs.jsonl",),
-    "train": ("checkpoints/*/*",),
-    "evaluate": ("predictions/*.jsonl",),
-}
-# Where a person may have edited what a stage had read. Weights are left to `verify`: hashing them takes minutes.
-_EDITABLE = {".jsonl", ".toml"}
-# What a run that was killed while it was made may have left: these, and temporaries of the files.
-_FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
+# Left to `verify`: to hash them takes minutes. Any other file may have been edited since a stage read it.
+_WEIGHTS = {".gguf", ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +42,13 @@ class BaseModel:
     size_bytes: int
     licence: str
     prompt_format: str  # "gguf" or "vicuna"
+
+
+class Unfinished(NamedTuple):
+    """A stage that has something to do, and why: "train", "is out of date (train.jsonl was changed since)"."""
+
+    stage: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +63,11 @@ class Run:
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
         return self.path / name
+
+    @cached_property
+    def base_header(self) -> GgufHeader:
+        """The header of the base, read once. Raises InputError where it cannot be read any more."""
+        return read_model_header(self.model.path)
 
     @property
     def test_rows(self) -> list[Example]:
@@ -93,17 +88,61 @@ class Run:
                 return dict(manifest)
         raise InputError(f"{path} is damaged: restore it, or delete the run and start anew")
 
-    def is_finished(self, stage: str) -> bool:
-        """Whether a stage and all before it ended, their files are there, and what they read is as it was."""
-        return self._unfinished(STAGES[: STAGES.index(stage) + 1]) is None
+    def first_unfinished(self, until: str = STAGES[-1]) -> Unfinished | None:
+        """The first stage that has something to do, of those up to `until`; None where all are finished.
 
-    def require(self, stage: str) -> None:
-        """Raises InputError unless the stages before this one are finished, and the base model is there."""
-        found = self._unfinished(STAGES[: STAGES.index(stage)])
-        if found is not None:
-            earlier, reason = found
-            raise InputError(f"{earlier} {reason}: run `sg-local {earlier} {self.path}` first")
-        self.check_model()
+        A stage is finished when its manifest entry is there, all that it wrote, and all that it read as it was.
+        """
+        entries = self.manifest()["stages"]
+
+        @cache
+        def sha256_of(name: str) -> str | None:
+            return sha256_file(self.file(name)) if self.file(name).exists() else None
+
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if stage not in entries:
+                return Unfinished(stage, "is not finished")
+            entry = entries[stage]
+            for name in entry["writes"]:
+                if not self.file(name).exists():
+                    return Unfinished(stage, f"is not finished ({name} is gone)")
+            for name, sha256 in entry["reads"].items():
+                if Path(name).suffix not in _WEIGHTS and sha256_of(name) != sha256:
+                    return Unfinished(stage, f"is out of date ({name} was changed since)")
+            if names := self.changed_settings(stage, entry):
+                change = "was" if len(names) == 1 else "were"
+                return Unfinished(
+                    stage, f"is out of date ({', '.join(names)} in settings.toml {change} changed since)"
+                )
+            for name, was_there in entry.get("looks_for", {}).items():
+                if self.file(name).exists() != was_there:
+                    change = "was removed" if was_there else "was added"
+                    return Unfinished(stage, f"is out of date ({name} {change} since)")
+        return None
+
+    def changed_settings(self, stage: str, entry: dict[str, Any]) -> list[str]:
+        """Names of the settings that a stage may read, and that are not what its manifest entry says it ran with."""
+        defaults = Settings().as_dict()
+        recorded = entry.get("settings")
+        if recorded is None:
+            return []
+        # A setting that is not recorded came later: the stage ran with what is its default now.
+        return [
+            name
+            for name, value in self.settings.seen_by(stage).as_dict().items()
+            if recorded.get(name, defaults[name]) != value
+        ]
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage and all before it are finished."""
+        return self.first_unfinished(stage) is None
+
+    def is_due(self, stage: str) -> bool:
+        """Whether a stage has something to do. Raises InputError where one before it has."""
+        first = self.first_unfinished(stage)
+        if first is not None and first.stage != stage:
+            raise InputError(f"{first.stage} {first.reason}: run `sg-local {first.stage} {self.path}` first")
+        return first is not None
 
     def check_model(self) -> None:
         """Raises InputError when the base model is gone or is no longer the same file."""
@@ -130,7 +169,7 @@ class Run:
             self._write_manifest(manifest)
         for later in forgotten:
             if not (keep_partial and later == stage):
-                for pattern in _PIECES.get(later, ()):
+                for pattern in STAGE_FILES[later].pieces:
                     for path in self.path.glob(pattern):
                         path.unlink()
 
@@ -156,78 +195,47 @@ class Run:
         )
 
     @contextmanager
-    def stage(self, name: str, reads: list[str], writes: list[str]) -> Iterator[dict[str, Any]]:
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Runs the body as a stage: the later ones are taken back first, the manifest entry is written last.
 
-        The body may put numbers (`counts`, `tokens`) into the dict that it gets. For a holder of the run's lock.
+        The body gets the entry in the making: the hashes of what it reads are in it under "reads", and it may add
+        numbers of its own (`counts`, `tokens`). For a holder of the run's lock.
         """
         self.forget_from(name, keep_partial=True)
         started = time.monotonic()
-        details: dict[str, Any] = {}
-        yield details
-        manifest = self.manifest()
-        manifest["stages"][name] = {
-            "reads": {item: sha256_file(self.file(item)) for item in reads},
-            "writes": {item: sha256_file(self.file(item)) for item in writes},
-            **details,
+        files = STAGE_FILES[name]
+        entry: dict[str, Any] = {
+            # Before the work: what is edited meanwhile was not read.
+            "reads": {
+                item: sha256_file(self.file(item))
+                for item in files.reads
+                if item not in files.looks_for or self.file(item).exists()
+            },
+            "looks_for": {item: self.file(item).exists() for item in files.looks_for},
+        }
+        yield entry
+        entry |= {
+            "writes": {item: sha256_file(self.file(item)) for item in self._written(files)},
             "settings": self.settings.as_dict(),
             "seed": self.settings.seed,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": peak_memory_bytes(),
         }
+        manifest = self.manifest()
+        manifest["stages"][name] = entry
         self._write_manifest(manifest)
 
-    def _unfinished(self, stages: tuple[str, ...]) -> tuple[str, str] | None:
-        """The first of these stages that has something to do, and why; None where there is none."""
-        entries = self.manifest()["stages"]
-        for stage in stages:
-            if stage not in entries:
-                return stage, "is not finished"
-            entry = entries[stage]
-            for name in entry["writes"]:
-                if not self.file(name).exists():
-                    return stage, f"is not finished ({name} is gone)"
-            for name, sha256 in entry["reads"].items():
-                path = self.file(name)
-                if path.suffix in _EDITABLE and (not path.exists() or sha256_file(path) != sha256):
-                    return stage, f"is out of date ({name} was changed since)"
-        return None
+    def _written(self, files: StageFiles) -> list[str]:
+        """The names of what a stage wrote; patterns stand for what is there."""
+        names: list[str] = []
+        for item in files.writes:
+            matches = sorted(self.path.glob(item)) if "*" in item else [self.file(item)]
+            names += [path.relative_to(self.path).as_posix() for path in matches]
+        return names
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-
-
-def make_directory(path: Path) -> None:
-    """Makes the directory of a run, or of many. Raises SgLocalError where it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SgLocalError(f"{path} cannot be made ({error.strerror}): choose another directory") from error
-
-
-@contextmanager
-def lock_run(path: Path) -> Iterator[None]:
-    """Holds a run directory for one writer, and clears away the temporaries of killed ones.
-
-    Raises InputError where another process holds it, and SgLocalError where the directory cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise InputError(f"another sg-local is working on {path}: wait for it, or end it") from None
-    except OSError as error:
-        raise SgLocalError(
-            f"{path} cannot be written ({error.strerror or error}): choose another directory"
-        ) from error
-    try:
-        remove_leftovers(path)
-        yield
-    finally:
-        lock.release()
 
 
 def versions() -> dict[str, str]:
@@ -262,49 +270,6 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def total_memory_bytes() -> int:
-    """The machine's memory; 0 where the system does not say (Windows)."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
-
-
-def describe_base(path: Path, prompt_format: str = "gguf") -> BaseModel:
-    """The facts of a model file, with or without a chat template.
-
-    Raises InputError when it is no model that can be finetuned here.
-    """
-    from sg_local.gguf_header import read_model_header, require_supported
-
-    try:
-        str(path.resolve()).encode()
-    except UnicodeEncodeError as error:  # settings.toml could not hold it
-        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
-    header = read_model_header(path)
-    require_supported(header)
-    listed: Model | None = find_by_path(path)
-    if prompt_format == "auto":
-        prompt_format = listed.prompt_format if listed else "gguf"
-    licence = str(header.metadata.get("general.license", "unknown"))
-    if listed:  # with the notice that some licences want to be passed on
-        licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
-    return BaseModel(path.resolve(), sha256_file(path), path.stat().st_size, licence, prompt_format)
-
-
-def describe_model(path: Path, prompt_format: str) -> BaseModel:
-    """The facts of a model file that a run keeps. Raises InputError when it is no model that runs here."""
-    from sg_local.gguf_header import read_model_header
-
-    found = describe_base(path, prompt_format)
-    if found.prompt_format == "gguf" and not read_model_header(path).chat_template:
-        raise InputError(
-            f"{path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
-            "or use a GGUF with tokenizer.chat_template"
-        )
-    return found
-
-
 def open_run(path: Path) -> Run:
     """Opens an existing run directory. Raises InputError when it is none, or one of its files is damaged."""
     settings_path = path / "settings.toml"
@@ -335,126 +300,16 @@ def open_run(path: Path) -> Run:
     return Run(path, load_task(path / "task.toml"), base, settings)
 
 
-def create_or_open_run(
-    path: Path,
-    task: Task,
-    model_path: Path,
-    settings: Settings,
-    test_rows: list[Example] | None = None,
-) -> tuple[Run, bool]:
-    """The run at `path`, made if there is none; True when it is new. Without test rows it takes the task's own.
-
-    Raises InputError that names what changed when the directory belongs to another task, model or settings, and
-    SgLocalError where it cannot be made.
-    """
-    from sg_local.gguf_header import read_model_header, require_context
-
-    base = describe_model(model_path, settings.prompt_format)
-    require_context(read_model_header(model_path), settings.n_ctx)
-    if test_rows is None:
-        test_rows = load_test_rows(task) if task.test else []
-    if _is_begun(path):
-        return _open_same_run(path, task, test_rows, base, settings), False
-    make_directory(path)
-    with lock_run(path):
-        if _is_begun(path):  # by another process, a moment ago
-            return _open_same_run(path, task, test_rows, base, settings), False
-        write_text(path / "task.toml", _task_text(task))
-        (path / "test.jsonl").unlink(missing_ok=True)
-        if test_rows:
-            write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
-        model_table = {
-            "path": str(base.path),
-            "sha256": base.sha256,
-            "size_bytes": base.size_bytes,
-            "licence": base.licence,
-            "prompt_format": base.prompt_format,
-        }
-        # Last: with this file it is a run.
-        write_text(
-            path / "settings.toml",
-            _toml_table("model", model_table) + _toml_table("settings", settings.as_dict()),
-        )
-    return open_run(path), True
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether `path` is a run. Raises InputError where something else is there that a run must not mix with."""
-    if (path / "settings.toml").exists():
-        return True
-    if path.is_dir():
-        ours = (".lock", *_FIRST_FILES, *(f".{name}." for name in _FIRST_FILES))
-        if strange := [item.name for item in path.iterdir() if not item.name.startswith(ours)]:
-            raise InputError(
-                f"{path} holds other files ({min(strange)}) and is no run: choose another directory"
-            )
-    elif path.exists():
-        raise InputError(f"{path} is not a directory: choose another directory")
-    return False
-
-
-def _open_same_run(
-    path: Path, task: Task, test_rows: list[Example], base: BaseModel, settings: Settings
-) -> Run:
-    old = open_run(path)
-    before, now = differences(old.model, old.settings, base, settings)
-    if task.name != old.task.name:
-        before.append(f"the task {old.task.name}")
-        now.append(f"the task {task.name}")
-    elif _task_text(task) != _task_text(old.task):
-        keys = [key for key in TASK_KEYS if key != "test" and getattr(task, key) != getattr(old.task, key)]
-        before.append(f"the task {task.name}")
-        now.append(f"other {' and '.join(keys)} in it")
-    elif [vars(row) for row in test_rows] != _rows_of(path / "test.jsonl"):
-        before.append(f"test rows of {task.name}")
-        now.append("other test rows")
-    if before:
-        raise InputError(
-            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
-            "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
-        )
-    return old
-
-
-def differences(
-    old_model: BaseModel, old: Settings, model: BaseModel, settings: Settings
-) -> tuple[list[str], list[str]]:
-    """What something was begun with and is called with, where they differ, as it is said to the user."""
-    new = settings.as_dict()
-    changed = {name: value for name, value in old.as_dict().items() if value != new[name]}
-    # As on the command line, to be copied from there.
-    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
-    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
-    if model.sha256 != old_model.sha256:
-        before.append(f"the model {old_model.path}")
-        now.append("other bytes in that file" if model.path == old_model.path else f"the model {model.path}")
-    elif model.prompt_format != old_model.prompt_format:
-        before.append(f"the prompt format {old_model.prompt_format}")
-        now.append(f"the prompt format {model.prompt_format}")
-    return before, now
-
-
-def _rows_of(path: Path) -> list[dict[str, Any]]:
-    return read_rows(path) if path.exists() else []
-
-
-def _task_text(task: Task) -> str:
-    return task_to_toml(replace(task, test=None))  # a run has its own copy of the test rows
-
-
 def _is_entry(entry: Any) -> bool:
-    """Whether a manifest entry has the form that `Run.stage` gives it."""
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(key), dict)
-        and all(isinstance(item, str) for pair in entry[key].items() for item in pair)
-        for key in ("reads", "writes")
+    """Whether a manifest entry has the form that `Run.stage` gives it; an earlier version recorded less."""
+    return (
+        isinstance(entry, dict)
+        and _is_map_to(str, entry.get("reads"))
+        and _is_map_to(str, entry.get("writes"))
+        and _is_map_to(bool, entry.get("looks_for", {}))
+        and isinstance(entry.get("settings", {}), dict)
     )
 
 
-def _toml_table(name: str, values: dict[str, Any]) -> str:
-    # For str, int, float and bool, a JSON literal is a TOML literal, but for U+007F, which TOML wants escaped.
-    lines = [
-        f"{key} = {json.dumps(value, ensure_ascii=False, allow_nan=False)}".replace("\x7f", "\\u007F")
-        for key, value in values.items()
-    ]
-    return f"[{name}]\n" + "\n".join(lines) + "\n\n"
+def _is_map_to(kind: type, value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())

@@ -4,7 +4,6 @@ template_source(run)    "{% for message in messages %}<|im_start|>..."    the GG
 """
 
 from sg_local.chat.template import VICUNA_TEMPLATE
-from sg_local.gguf_header import read_model_header
 from sg_local.run.directory import Run
 from sg_local.task import Example
 
@@ -13,7 +12,7 @@ def template_source(run: Run) -> str:
     """The Jinja text of the run's chat format."""
     if run.model.prompt_format == "vicuna":
         return VICUNA_TEMPLATE
-    return read_model_header(run.model.path).chat_template or VICUNA_TEMPLATE
+    return run.base_header.chat_template or VICUNA_TEMPLATE
 
 
 def demonstrations(run: Run) -> tuple[Example, ...]:

@@ -1,23 +1,71 @@
-"""The ways of answering that `evaluate` scores side by side, as evaluation.json and the tables call them."""
+"""The contenders: the ways of answering that `evaluate` scores side by side.
 
-from typing import Any
+    Contender.LABEL_SCORING            "base_label_scoring", its key in evaluation.json and its file in predictions/
+    Contender.LABEL_SCORING.heading    "label scoring", the head of its column in a table of many tasks
 
-BASELINE = "base_few_shot"
-FIRST_LINE = "base_few_shot_first_line"
-LABEL_SCORING = "base_label_scoring"
-MANY_SHOT = "base_many_shot"
-TUNED = "tuned_merged"
-# The base's ways of answering with demonstrations: the tuned model has to beat the best of them.
-OPPONENTS = (BASELINE, FIRST_LINE, LABEL_SCORING, MANY_SHOT)
-# Keys of evaluation.json.
-GAIN_OVER_BEST = "gain_over_best"
-GAINS = {"gain": BASELINE, "gain_over_first_line": FIRST_LINE, "gain_over_label_scoring": LABEL_SCORING}
+A contender is one entry here; how it answers is said in stages/evaluate.py. Tables have them in this order.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
 
 
-def strongest_opponent(scores: dict[str, Any], metric: str) -> str:
-    """Of the contenders that have scores, the base's way with the highest mean; the first of OPPONENTS among equals.
+@dataclass(frozen=True)
+class _Entry:
+    key: str
+    heading: str
+    is_opponent: bool = False  # the base with examples: the tuned model has to beat the best of these
+    gain_key: str = ""  # of the gain over it in evaluation.json; "": it is there where it is the strongest
+    needs_labels: bool = False
+    is_optional: bool = False  # there in some runs only
+    uses_made_rows: bool = False
 
-    It is chosen on the rows that it is compared on, which favours the base.
-    """
-    there = [name for name in OPPONENTS if name in scores]
-    return max(there, key=lambda name: float(scores[name][metric]["mean"]))
+
+class Contender(StrEnum):
+    """A way of answering; the value is its key in JSON."""
+
+    heading: str
+    is_opponent: bool
+    gain_key: str
+    needs_labels: bool
+    is_optional: bool
+    uses_made_rows: bool
+
+    def __new__(cls, entry: _Entry) -> Self:
+        contender = str.__new__(cls, entry.key)
+        contender._value_ = entry.key
+        contender.heading = entry.heading
+        contender.is_opponent, contender.gain_key = entry.is_opponent, entry.gain_key
+        contender.needs_labels, contender.is_optional = entry.needs_labels, entry.is_optional
+        contender.uses_made_rows = entry.uses_made_rows
+        return contender
+
+    ZERO_SHOT = _Entry("base_zero_shot", "zero-shot")
+    FEW_SHOT = _Entry("base_few_shot", "few-shot", is_opponent=True, gain_key="gain")
+    FIRST_LINE = _Entry(
+        "base_few_shot_first_line",
+        "its first line",
+        is_opponent=True,
+        gain_key="gain_over_first_line",
+        is_optional=True,
+    )
+    LABEL_SCORING = _Entry(
+        "base_label_scoring",
+        "label scoring",
+        is_opponent=True,
+        gain_key="gain_over_label_scoring",
+        needs_labels=True,
+    )
+    MANY_SHOT = _Entry("base_many_shot", "many-shot", is_opponent=True, is_optional=True, uses_made_rows=True)
+    TUNED_ADAPTER = _Entry("tuned_adapter", "tuned hot", uses_made_rows=True)
+    TUNED_MERGED = _Entry("tuned_merged", "tuned merged", uses_made_rows=True)
+
+    def is_expected(self, *, with_labels: bool) -> bool:
+        """Whether every evaluation of a task with, or without, labels has it."""
+        return not self.is_optional and (with_labels or not self.needs_labels)
+
+
+# Whose gain is told, and over whom by default.
+TUNED, BASELINE = Contender.TUNED_MERGED, Contender.FEW_SHOT
+OPPONENTS = tuple(contender for contender in Contender if contender.is_opponent)

@@ -1,9 +1,10 @@
-"""How good are answers: Exact Match and ROUGE-L, with intervals and a paired test.
+"""How good is an answer: the metrics, and what the answers to a task with labels are like.
 
     exact_match("Support.", "support") -> 1.0
     rouge_l("how many chapters", "how many chapters are there") -> 0.75
-    paired_test([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]) -> 0.0625
-    verdict(0.0625, 0.83) -> "no difference shown"
+    Metric.ROUGE_L.heading -> "ROUGE-L"
+
+A metric is one entry of `Metric`: evaluation.json and all tables have it then.
 
 Exact Match compares after lower-casing, removing punctuation and collapsing white space (SELF-GUIDE, section 4).
 ROUGE-L is the word-level F-measure of the `rouge-score` package; the paper's code computes it over characters, so
@@ -14,22 +15,31 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import cache
 from itertools import combinations
-from typing import Any
+from typing import Any, Self, TypedDict
 
 from sg_local.errors import InputError
+from sg_local.selfguide.statistics import MCNEMAR, SIGN_CHANGES
+from sg_local.task import Task
 
-SIGNIFICANCE = 0.05
-VERDICTS = ("better", "no difference shown", "worse")
+CLASSIFICATION, GENERATION = "classification", "generation"  # the kinds of tasks: with labels, and without
 
-_N_RESAMPLES = 10_000
 # Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han: no spaces stand between words.
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
+
+
+class LabelCounts(TypedDict):
+    """Of a label: the rows that have it, the answers that give it, and how many of these are right."""
+
+    rows: int
+    given: int
+    right: int
 
 
 def normalize(text: str) -> str:
@@ -72,11 +82,10 @@ def label_distance(answers: Sequence[str], references: Sequence[str], labels: Se
 
 def label_counts(
     answers: Sequence[str], references: Sequence[str], labels: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    """For each label the rows that have it, the answers that give it, and how many of these are right.
+) -> dict[str, LabelCounts]:
+    """For each label: {"refund": {"rows": 25, "given": 31, "right": 22}, ...}.
 
-    {"refund": {"rows": 25, "given": 31, "right": 22}, ...}: precision is right / given, recall is right / rows.
-    Labels that no row has and no answer gives are left out.
+    Precision is right / given, recall is right / rows. Labels that no row has and no answer gives are left out.
     """
     given, true = Counter(map(normalize, answers)), Counter(map(normalize, references))
     right = Counter(
@@ -111,24 +120,24 @@ def words(text: str) -> list[str]:
     """
     if text.isascii():
         return re.findall("[a-z0-9]+", text.lower())
-    found: list[str] = []
+    units: list[str] = []
     before = ""  # what the character before was part of: a "word", a "unit" of its own, or neither
     for character in unicodedata.normalize("NFC", text).lower():
         category = unicodedata.category(character)
         is_unit = category == "So" or _SPACELESS.match(character)
         if category[0] == "M" and before:  # accents and vowel signs belong to the letter before
-            found[-1] += character
+            units[-1] += character
         elif is_unit and category[0] in "LNS":
-            found.append(character)
+            units.append(character)
             before = "unit"
         elif category[0] not in "LN":
             before = ""
         elif before == "word":
-            found[-1] += character
+            units[-1] += character
         else:
-            found.append(character)
+            units.append(character)
             before = "word"
-    return found
+    return units
 
 
 class _Tokenizer:
@@ -151,90 +160,38 @@ def rouge_l(prediction: str, reference: str) -> float:
     return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
-def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of at least one score.
+class Metric(StrEnum):
+    """How an answer is scored against its reference, 0..1; the value is its key in JSON."""
 
-    Wilson's where all scores are 0 or 1, else a percentile bootstrap (10,000 resamples, fixed seed), which is too
-    narrow for fewer than about 20 scores.
-    """
-    from scipy.stats import binomtest
+    heading: str  # in tables
+    score: Callable[[str, str], float]  # score(prediction, reference)
+    test: str  # what paired_test does with its scores
+    judges: str  # the kind of task whose gains and verdict go by it; "" for one that stands beside
+    definition: str  # in evaluation.json; "" where the heading says it all
 
-    if all(score in (0.0, 1.0) for score in scores):
-        found = binomtest(round(sum(scores)), len(scores)).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
-    return _bootstrap(scores)
+    def __new__(
+        cls,
+        key: str,
+        heading: str,
+        score: Callable[[str, str], float],
+        test: str,
+        judges: str = "",
+        definition: str = "",
+    ) -> Self:
+        metric = str.__new__(cls, key)
+        metric._value_ = key
+        metric.heading, metric.score, metric.test = heading, score, test
+        metric.judges, metric.definition = judges, definition
+        return metric
 
-
-def paired_difference(after: Sequence[float], before: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of after - before over the same rows, at least one, and its 95 % interval by bootstrap, as above."""
-    differences = [a - b for a, b in zip(after, before, strict=True)]
-    return (sum(differences) / len(differences), *_bootstrap(differences))
-
-
-def paired_test(after: Sequence[float], before: Sequence[float]) -> float:
-    """Two-sided p of "it makes no difference which of the two answered", over the same rows, at least one.
-
-    Where all scores are 0 or 1 it is McNemar's exact test: the binomial one of the rows where they differ. Else each
-    row's difference changes its sign at random (10,000 times, fixed seed), which is the same test by simulation.
-    It is about the mean, as the interval is; Wilcoxon's ranks can point to the other side.
-    """
-    differences = [a - b for a, b in zip(after, before, strict=True) if a != b]
-    if not differences:
-        return 1.0
-    if all(difference in (-1.0, 1.0) for difference in differences):
-        from scipy.stats import binomtest
-
-        return float(binomtest(differences.count(1.0), len(differences)).pvalue)
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    array = np.asarray(differences)
-    least = abs(array.sum()) * (1 - 1e-9)  # sums of the same numbers in another order are as large
-    per_draw = max(1, 1_000_000 // len(array))
-    as_large = 0
-    for done in range(0, _N_RESAMPLES, per_draw):
-        signs = rng.integers(0, 2, (min(per_draw, _N_RESAMPLES - done), len(array))) * 2 - 1
-        as_large += int((abs(signs @ array) >= least).sum())
-    return (as_large + 1) / (_N_RESAMPLES + 1)
+    EXACT_MATCH = "exact_match", "Exact Match", exact_match, MCNEMAR, CLASSIFICATION
+    ROUGE_L = "rouge_l", "ROUGE-L", rouge_l, SIGN_CHANGES, GENERATION, "word level, F-measure (rouge-score)"
 
 
-def verdict(p: float, mean_difference: float) -> str:
-    """What a paired test says, one of VERDICTS.
-
-    The test decides, not the bootstrap interval: with few rows that differ the interval is too narrow. Five
-    answers turned right of 300, and none wrong, have an interval above 0 and p = 0.06.
-    """
-    if p >= SIGNIFICANCE:
-        return VERDICTS[1]
-    return VERDICTS[0] if mean_difference > 0 else VERDICTS[2]
+METRICS = {str(metric): metric for metric in Metric}  # by their keys
+METRIC_OF_KIND = {metric.judges: metric for metric in Metric if metric.judges}
 
 
-def interval_over_tasks(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean over tasks, by Student's t; None for fewer than two.
-
-    Tasks are few, and a bootstrap of few values is too narrow.
-    """
-    from statistics import mean, stdev
-
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return mean(values) - half, mean(values) + half
-
-
-def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    array = np.asarray(values)
-    per_draw = max(1, 1_000_000 // len(array))  # resamples at once: 8 MB of indices, however many values
-    means = np.concatenate(
-        [
-            array[rng.integers(0, len(array), (min(per_draw, _N_RESAMPLES - done), len(array)))].mean(axis=1)
-            for done in range(0, _N_RESAMPLES, per_draw)
-        ]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def metric_of(task: Task) -> Metric:
+    """The metric that a task is judged by."""
+    return METRIC_OF_KIND[CLASSIFICATION if task.is_classification else GENERATION]

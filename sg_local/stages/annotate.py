@@ -38,8 +38,7 @@ SAMPLED_INPUTS_PER_CALL = 24
 
 def run_annotate(run: Run) -> None:
     """Answers every input that generate kept."""
-    run.require("annotate")
-    with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]) as details:
+    with run.stage("annotate") as details:
         inputs = [row for row in read_rows(run.file("inputs.jsonl"), InputRow) if row["drop"] is None]
         scores_labels = run.task.is_classification and run.settings.label_answers == "scores"
         per_call = QUESTIONS_PER_CALL if scores_labels else SAMPLED_INPUTS_PER_CALL

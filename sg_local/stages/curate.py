@@ -1,6 +1,6 @@
 """Stage 3: choose the pairs to train on, and give every label equal numbers (SELF-GUIDE, section 3.3).
 
-reads  inputs.jsonl outputs.jsonl
+reads  inputs.jsonl outputs.jsonl, and looks whether there is a test.jsonl
 writes train.jsonl   PairRow of selfguide/rows.py
     {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "targets": null,
      "copies": 2, "drop": null}
@@ -52,8 +52,7 @@ class Counts(TypedDict):
 
 def run_curate(run: Run) -> None:
     """Writes train.jsonl, and tells what the made data is like and what was dropped and why."""
-    run.require("curate")
-    with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]) as details:
+    with run.stage("curate") as details:
         inputs = read_rows(run.file("inputs.jsonl"), InputRow)
         outputs = read_rows(run.file("outputs.jsonl"), OutputRow)
         pairs, agreement = _made_pairs(run, inputs, outputs)

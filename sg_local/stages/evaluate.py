@@ -1,6 +1,6 @@
 """Stage 6: score the files that are served, beside the untuned model (SELF-GUIDE, section 4).
 
-reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf
+reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf; train.jsonl for --many-shot
 writes evaluation.json
     {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
      "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
@@ -19,7 +19,7 @@ in-context learning on its own data).
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError
@@ -42,26 +42,15 @@ from sg_local.progress import progress
 from sg_local.run.directory import Run
 from sg_local.run.in_flight import guarded_call
 from sg_local.run.prompt import demonstrations, template_source
-from sg_local.selfguide.contenders import (
-    BASELINE,
-    FIRST_LINE,
-    GAIN_OVER_BEST,
-    GAINS,
-    LABEL_SCORING,
-    MANY_SHOT,
-    TUNED,
-    strongest_opponent,
-)
-from sg_local.selfguide.metrics import (
-    exact_match,
-    interval,
-    is_label,
-    label_counts,
-    label_distance,
-    paired_difference,
-    paired_test,
-    rouge_l,
-    verdict,
+from sg_local.selfguide.contenders import Contender
+from sg_local.selfguide.evaluation import (
+    PredictionRow,
+    Served,
+    evaluation_of,
+    first_line_rows,
+    is_prediction,
+    prediction_row,
+    predictions_file,
 )
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import DEMONSTRATION
@@ -72,57 +61,74 @@ from sg_local.task import Example
 MAX_MANY_SHOT_TOKENS = 2048
 
 
-class Contender(NamedTuple):
-    """A way to answer: which files, which demonstrations are in the prompt, and whether labels are scored."""
+class Way(NamedTuple):
+    """How a contender answers: with which files, which demonstrations in the prompt, and whether labels are scored."""
 
     model: Path
     adapter: Path | None
-    shown: Sequence[Example]
+    demonstrations: Sequence[Example]
     scores_labels: bool = False
+
+    @property
+    def served(self) -> Path:
+        return self.adapter or self.model
 
 
 def run_evaluate(run: Run) -> None:
     """Answers the test rows with every contender and writes the scores."""
-    run.require("evaluate")
-    contenders = _contenders(run)
-    writes = ["evaluation.json", *(f"predictions/{name}.jsonl" for name in contenders)]
-    reads = [name for name in ("test.jsonl", "adapter.gguf", "model.gguf") if run.file(name).exists()]
-    with run.stage("evaluate", reads=reads, writes=writes) as details:
+    with run.stage("evaluate") as details:
+        ways = ways_to_answer(run)
         rows, source = _scored_rows(run)
         run.file("predictions").mkdir(exist_ok=True)
-        answered = {}
+        answered: dict[Contender, list[PredictionRow]] = {}
         details["engine"] = {}
-        for name, contender in contenders.items():
-            path = run.file(f"predictions/{name}.jsonl")
-            done = read_rows(path) if path.exists() else []
-            if [(row["input"], row["reference"]) for row in done] != [
-                (row.input, row.output) for row in rows
-            ]:
-                found, details["engine"][name] = _predict(run, name, contender, rows)
-                write_rows(path, found)
-            answered[name] = read_rows(path)
-            if name == BASELINE and (cut := _first_lines(answered[name], run.task.examples)):
-                writes.append(f"predictions/{FIRST_LINE}.jsonl")
-                write_rows(run.file(writes[-1]), cut)
-                answered[FIRST_LINE] = cut
-        evaluation = _evaluation(run, answered, {**contenders, FIRST_LINE: contenders[BASELINE]}, source)
+        for contender, way in ways.items():
+            path = run.file(predictions_file(contender))
+            predictions = _finished_predictions(path, rows)
+            if predictions is None:
+                predictions, details["engine"][contender] = _predict(run, contender, way, rows)
+                write_rows(path, predictions)
+            answered[contender] = predictions
+            if contender == Contender.FEW_SHOT and (
+                first_lines := first_line_rows(predictions, run.task.examples)
+            ):
+                write_rows(run.file(predictions_file(Contender.FIRST_LINE)), first_lines)
+                answered[Contender.FIRST_LINE] = first_lines
+        ways[Contender.FIRST_LINE] = ways[Contender.FEW_SHOT]
+        sha256 = {run.file(name): sha256 for name, sha256 in details["reads"].items()}
+        sha256[run.model.path] = sha256_file(run.model.path)
+        served = {
+            contender: Served(way.served.name, sha256[way.served], len(way.demonstrations))
+            for contender, way in ways.items()
+        }
+        evaluation = evaluation_of(run.task, answered, served, source)
         write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         details["counts"] = {"rows": len(rows)}
 
 
-def _contenders(run: Run) -> dict[str, Contender]:
-    base, tuned_shows = run.model.path, demonstrations(run)
-    found = {
-        "base_zero_shot": Contender(base, None, ()),
-        BASELINE: Contender(base, None, run.task.examples),
+def ways_to_answer(run: Run) -> dict[Contender, Way]:
+    """How each contender answers, in the order of the tables, but for the first lines of few-shot answers."""
+    base, tuned_demonstrations = run.model.path, demonstrations(run)
+    ways = {
+        Contender.ZERO_SHOT: Way(base, None, ()),
+        Contender.FEW_SHOT: Way(base, None, run.task.examples),
     }
     if run.task.is_classification:
-        found[LABEL_SCORING] = Contender(base, None, run.task.examples, scores_labels=True)
+        ways[Contender.LABEL_SCORING] = Way(base, None, run.task.examples, scores_labels=True)
     if run.settings.many_shot:
-        found[MANY_SHOT] = Contender(base, None, many_shots(run, _scored_rows(run)[0]))
-    found["tuned_adapter"] = Contender(base, run.file("adapter.gguf"), tuned_shows)
-    found[TUNED] = Contender(run.file("model.gguf"), None, tuned_shows)
-    return found
+        ways[Contender.MANY_SHOT] = Way(base, None, many_shots(run, _scored_rows(run)[0]))
+    ways[Contender.TUNED_ADAPTER] = Way(base, run.file("adapter.gguf"), tuned_demonstrations)
+    ways[Contender.TUNED_MERGED] = Way(run.file("model.gguf"), None, tuned_demonstrations)
+    return ways
+
+
+def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow] | None:
+    """The answers that an earlier call left for these rows; None where there are no such ones."""
+    stored = read_rows(path) if path.exists() else []
+    predictions = [row for row in stored if is_prediction(row)]
+    answered = [(row["input"], row["reference"]) for row in predictions]
+    is_complete = len(predictions) == len(stored) and answered == [(row.input, row.output) for row in rows]
+    return predictions if is_complete else None
 
 
 def _scored_rows(run: Run) -> tuple[list[Example], str]:
@@ -142,64 +148,41 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
 
 
 def _predict(
-    run: Run, name: str, contender: Contender, rows: list[Example]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    run: Run, contender: Contender, way: Way, rows: list[Example]
+) -> tuple[list[PredictionRow], dict[str, object]]:
     """A contender's answers with their scores, and what the engine counted."""
     with (
-        open_with(run.settings, contender.model, contender.adapter) as engine,
-        progress(f"evaluate {name}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
+        open_with(run.settings, way.model, way.adapter) as engine,
+        progress(f"evaluate {contender}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
     ):
         template = engine.tokenizer.chat_template(template_source(run))
-        answer = _label_answers if contender.scores_labels else _greedy_answers
-        per_call = QUESTIONS_PER_CALL if contender.scores_labels else INPUTS_PER_CALL
+        answer = _label_answers if way.scores_labels else _greedy_answers
+        per_call = QUESTIONS_PER_CALL if way.scores_labels else INPUTS_PER_CALL
         answers: list[str | None] = []
         for start in range(0, len(rows), per_call):
             part = [row.input for row in rows[start : start + per_call]]
             answers += guarded_call(
                 run,
-                f"evaluate {name}",
+                f"evaluate {contender}",
                 range(start, start + len(part)),
                 lambda places, part=part: answer(  # type: ignore[misc]
-                    run, engine, template, contender, [part[place] for place in places], advance
+                    run, engine, template, way, [part[place] for place in places], advance
                 ),
                 lambda _place: None,
             )
         counted = counters(engine)
     # What does not fit the context, or crashed, is no answer.
-    found = [_scored(row.input, answer or "", row.output) for row, answer in zip(rows, answers, strict=True)]
-    return found, counted
-
-
-def _scored(text: str, prediction: str, reference: str) -> dict[str, Any]:
-    """A row of predictions/<contender>.jsonl."""
-    return {
-        "input": text,
-        "prediction": prediction,
-        "reference": reference,
-        "exact_match": exact_match(prediction, reference),
-        "rouge_l": round(rouge_l(prediction, reference), 5),
-    }
-
-
-def _first_lines(rows: list[dict[str, Any]], examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """The answers up to the end of their first line, or none where that changes nothing or examples have more lines.
-
-    A model that was never tuned to chats often does not end its answer; who uses one cuts it there.
-    """
-    if any("\n" in example.output.strip() for example in examples):
-        return []
-    if not any("\n" in row["prediction"] for row in rows):
-        return []
-    return [
-        _scored(row["input"], row["prediction"].partition("\n")[0].strip(), row["reference"]) for row in rows
+    predictions = [
+        prediction_row(row.input, answer or "", row.output) for row, answer in zip(rows, answers, strict=True)
     ]
+    return predictions, counted
 
 
 def _greedy_answers(
     run: Run,
     engine: Engine,
     template: ChatTemplate,
-    contender: Contender,
+    way: Way,
     inputs: list[str],
     advance: Callable[[int], None],
 ) -> list[str | None]:
@@ -208,7 +191,7 @@ def _greedy_answers(
         template,
         run.task.instruction,
         inputs,
-        demonstrations=contender.shown,
+        demonstrations=way.demonstrations,
         max_new_tokens=longest_answer(engine, run.task.labels, run.settings.max_new_tokens),
         on_finished=advance,
     )
@@ -219,70 +202,12 @@ def _label_answers(
     run: Run,
     engine: Engine,
     template: ChatTemplate,
-    _contender: Contender,
+    _way: Way,
     inputs: list[str],
     advance: Callable[[int], None],
 ) -> list[str | None]:
-    found = score_labels(engine, template, run.task, inputs, advance)
-    return [likeliest(scores) if scores else None for scores in found]
-
-
-def _evaluation(
-    run: Run,
-    answered: dict[str, list[dict[str, Any]]],
-    contenders: dict[str, Contender],
-    source: str,
-) -> dict[str, Any]:
-    metric = run.task.metric
-    scores: dict[str, Any] = {}
-    for name, rows in answered.items():
-        contender = contenders[name]
-        served = contender.adapter or contender.model
-        entry: dict[str, Any] = {
-            "served": served.name,
-            "served_sha256": sha256_file(served),
-            "demonstrations": len(contender.shown),
-        }
-        for key in ("exact_match", "rouge_l"):
-            values = [row[key] for row in rows]
-            low, high = interval(values)
-            entry[key] = {
-                "mean": round(sum(values) / len(values), 5),
-                "interval_95": [round(low, 5), round(high, 5)],
-            }
-        if run.task.is_classification:
-            answers = [row["prediction"] for row in rows]
-            references = [row["reference"] for row in rows]
-            outside = sum(not is_label(answer, run.task.labels) for answer in answers)
-            entry["no_label_share"] = round(outside / len(rows), 5)
-            entry["label_distance"] = round(label_distance(answers, references, run.task.labels), 5)
-            entry["labels"] = label_counts(answers, references, run.task.labels)
-        scores[name] = entry
-    return {
-        "task": run.task.name,
-        "metric": metric,
-        "rouge_l": "word level, F-measure (rouge-score)",
-        "rows_from": source,
-        "n_rows": len(answered[TUNED]),
-        "contenders": scores,
-        **{key: _gain(answered, over, metric) for key, over in GAINS.items() if over in answered},
-        GAIN_OVER_BEST: _gain(answered, strongest_opponent(scores, metric), metric),
-    }
-
-
-def _gain(answered: dict[str, list[dict[str, Any]]], over: str, metric: str) -> dict[str, Any]:
-    after, before = ([row[metric] for row in answered[name]] for name in (TUNED, over))
-    mean, low, high = paired_difference(after, before)
-    p = paired_test(after, before)
-    return {
-        "of": TUNED,
-        "over": over,
-        "mean": round(mean, 5),
-        "interval_95": [round(low, 5), round(high, 5)],
-        "test": "McNemar, exact" if metric == "exact_match" else "sign changes of the differences",
-        "p": float(f"{p:.3g}"),
-        "verdict": verdict(p, mean),
-    }
+    label_scores = score_labels(engine, template, run.task, inputs, advance)
+    return [likeliest(scores) if scores else None for scores in label_scores]
 
 
 def many_shots(run: Run, rows: Sequence[Example]) -> list[Example]:
@@ -302,17 +227,19 @@ def many_shots(run: Run, rows: Sequence[Example]) -> list[Example]:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
 
-        def n_tokens(text: str, shown: Sequence[Example]) -> int:
-            return len(tokenizer.encode_prompt(template, answer_messages(run.task.instruction, text, shown)))
+        def n_tokens(text: str, examples: Sequence[Example]) -> int:
+            return len(
+                tokenizer.encode_prompt(template, answer_messages(run.task.instruction, text, examples))
+            )
 
         room = min(run.settings.n_ctx, model.n_ctx_train, MAX_MANY_SHOT_TOKENS) - run.settings.max_new_tokens
         room -= max(n_tokens(row.input, run.task.examples) for row in rows)
         nothing = n_tokens("", ())
-        shown: list[Example] = []
+        chosen: list[Example] = []
         for index in in_turns(labels):
             example = Example(made[index]["input"], made[index]["output"])
             room -= n_tokens("", (example,)) - nothing
             if room < 0:
                 break
-            shown.append(example)
-    return [*shown, *run.task.examples]
+            chosen.append(example)
+    return [*chosen, *run.task.examples]

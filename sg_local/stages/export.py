@@ -1,6 +1,6 @@
 """Stage 5: the trained adapter as files that llama.cpp, Ollama and LM Studio run.
 
-reads  adapter/
+reads  adapter/ train.jsonl, from which the compared prompts are
 writes adapter.gguf   LoRA adapter for the base GGUF
        model.gguf     base and adapter merged, in the base's own types, Q8_0 where these are too coarse, or --quant
        Modelfile      for `ollama create`
@@ -19,7 +19,6 @@ from pathlib import Path
 from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError
 from sg_local.files import canonical_json, sha256_file, write_text
-from sg_local.gguf_header import read_model_header, require_context
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
@@ -29,24 +28,23 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import Parity, measure_on_texts, measure_run, require_parity
-from sg_local.run.directory import BaseModel, Run, describe_base
+from sg_local.run.begin import describe_base, read_model
+from sg_local.run.directory import BaseModel, Run
 from sg_local.run.prompt import demonstrations, template_source
+from sg_local.run.stage_files import STAGE_FILES
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
-from sg_local.stages.train import ADAPTER_FILES
 
-EXPORTED = ("adapter.gguf", "model.gguf", "Modelfile")
 EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
 FINER = "Q8_0"  # of model.gguf, where the base's own types are too coarse
 
 
 def run_export(run: Run) -> None:
     """Writes the adapter, the merged model and the Modelfile, and proves that they are the trained model."""
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
-    run.require("export")
     require_training_packages(("torch", "transformers", "peft"))
-    with run.stage("export", reads=list(ADAPTER_FILES), writes=list(EXPORTED)) as details:
+    with run.stage("export") as details:
         work = run.file(".work") / "export"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -59,7 +57,7 @@ def run_export(run: Run) -> None:
         if too_coarse:
             details["too_coarse"] = too_coarse.as_dict()
         _require_and_tell(parity, run.file("adapter"), run.model)
-        for name in EXPORTED:
+        for name in STAGE_FILES["export"].writes:
             os.replace(work / name, run.file(name))
         shutil.rmtree(run.file(".work"), ignore_errors=True)
 
@@ -70,11 +68,10 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     Of the settings it reads quant and those of the engine. Raises InputError where the adapter or the model cannot be
     exported or out_dir has such files, and SgLocalError where the proof fails; then nothing is left behind.
     """
-    from sg_local.finetune.process import require_training_packages
+    from sg_local.finetune.environment import require_training_packages
 
     require_training_packages(("torch", "transformers", "peft"))
-    base = describe_base(resolve_model(model_source))
-    require_context(read_model_header(base.path), settings.n_ctx)
+    base = describe_base(read_model(resolve_model(model_source)), settings)
     if there := [name for name in EXPORTED_FROM_ELSEWHERE if (out_dir / name).exists()]:
         raise InputError(f"{out_dir / there[0]} exists already: move it away, or give another --out")
     is_new = not out_dir.exists()

@@ -47,7 +47,7 @@ Made = tuple[list[InputRow], list[Completion | None]]  # rows to fill, and their
 
 def run_generate(run: Run) -> None:
     """Makes inputs until n_inputs passed the filters, or the attempts are used up."""
-    with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]) as details:
+    with run.stage("generate") as details:
         path = run.file("inputs.jsonl")
         rows = whole_calls(recover_rows(path, InputRow), ROWS_PER_CALL)
         write_rows(path, rows)

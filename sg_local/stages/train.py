@@ -14,10 +14,9 @@ from collections import Counter
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows
 from sg_local.finetune.batches import TrainRow
-from sg_local.finetune.process import prepare_process, require_trainer
+from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
-from sg_local.gguf_header import read_model_header
 from sg_local.gguf_io.tensors import lora_targets
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
@@ -29,14 +28,11 @@ from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import PairRow, is_kept
 
-ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-
 
 def run_train(run: Run) -> None:
     """Trains the adapter on the rows that curate kept, each as often as its `copies` say."""
-    run.require("train")
     require_trainer(run.settings.trainer)
-    with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)) as details:
+    with run.stage("train") as details:
         rows, dropped, vocabulary = _tokenized(run)
         settings, target_modules = run.settings, _target_modules(run)
         card = card_in_use()
@@ -75,7 +71,7 @@ def run_train(run: Run) -> None:
 
 def _target_modules(run: Run) -> tuple[str, ...]:
     """The matrices that get LoRA. Raises InputError for names that the model does not have."""
-    possible = lora_targets(read_model_header(run.model.path).architecture)
+    possible = lora_targets(run.base_header.architecture)
     named = tuple(name.strip() for name in run.settings.target_modules.split(","))
     chosen = possible if named == ("all",) else named
     if unknown := [name for name in chosen if name not in possible]:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.finetune.batches import TrainRow, tree_batch
+from sg_local.finetune.environment import prepare_process
 from sg_local.finetune.load import load_with_lora
-from sg_local.finetune.process import prepare_process
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import row_trainer
 from sg_local.gguf_header import read_model_header

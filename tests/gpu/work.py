@@ -154,7 +154,7 @@ def train(
     work: str, weights_dir: str, gpu_gib: str, batches: str, bits: str, n_tokens: str, n_shared: str, pad: str
 ) -> dict[str, Any]:
     """Six steps of `train_adapter` on random rows, in a share of the card; what was loaded, and what it took."""
-    from sg_local.finetune.process import prepare_process
+    from sg_local.finetune.environment import prepare_process
 
     place = Path(work).resolve()
     source = Path(weights_dir).resolve()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sg_local.errors import InputError
-from sg_local.finetune.process import go_offline
+from sg_local.finetune.environment import go_offline
 from sg_local.models import resolve_model
 
 go_offline()  # before any test imports transformers, as each stage does

@@ -10,7 +10,8 @@ from finished_run import write_inputs
 from tiny_models import write_tiny_llama
 
 from sg_local.files import read_rows
-from sg_local.run.directory import Run, create_or_open_run, open_run
+from sg_local.run.begin import create_or_open_run
+from sg_local.run.directory import Run, open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -20,7 +21,7 @@ N_ROWS = 30
 # As llama.cpp would: the process ends by a signal in the middle of a call, wherever the prompt holds the word.
 PLANTED = """
 import os, signal, sys
-if "-c" in sys.orig_argv:  # a stage, not the process that started it
+if any(argument.endswith("child.py") for argument in sys.orig_argv):  # a stage, not the process that started it
     import sg_local.llama.generation as generation
     whole = generation.generate
     def generate(engine, requests, on_finished=None):

@@ -15,9 +15,9 @@ import pytest
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune import load
 from sg_local.finetune.batches import TrainRow, tree_batch
+from sg_local.finetune.environment import go_offline
 from sg_local.finetune.load import require_card, require_same_positions
 from sg_local.finetune.loss import batch_loss, tensors
-from sg_local.finetune.process import go_offline
 from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
 
 for package in ("torch", "transformers", "peft", "trl"):

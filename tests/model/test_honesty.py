@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sg_local.files import read_rows, write_rows
-from sg_local.selfguide.metrics import paired_test
+from sg_local.selfguide.statistics import paired_test
 from sg_local.task import load_task, load_test_rows, task_to_toml
 
 TASK = "support-inbox"

@@ -19,8 +19,8 @@ from tiny_models import TOKENS, write_tiny_llama
 
 from sg_local.finetune import loss as loss_module
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
+from sg_local.finetune.environment import go_offline
 from sg_local.finetune.loss import batch_loss, check_tree, tensors
-from sg_local.finetune.process import go_offline
 from sg_local.gguf_io.base_weights import write_base_weights
 
 for package in ("torch", "transformers", "peft", "trl"):
@@ -160,7 +160,7 @@ def test_the_check_of_the_first_batch_finds_a_lost_window(monkeypatch: pytest.Mo
 _PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
-from sg_local.finetune.process import prepare_process
+from sg_local.finetune.environment import prepare_process
 given = json.loads(sys.argv[1])
 prepare_process(Path(given["work"]))
 from sg_local.finetune.batches import TrainRow

@@ -15,11 +15,12 @@ from finished_run import MODEL, TENSORS, ScriptedStages, finish_run
 from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
-import sg_local.finetune.process as process
+import sg_local.finetune.environment as environment
 import sg_local.run.directory as run_directory
 from sg_local.cli import cli
 from sg_local.files import write_rows
-from sg_local.run.directory import Run, create_or_open_run
+from sg_local.run.begin import create_or_open_run
+from sg_local.run.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -115,15 +116,15 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = process.find_spec
-    monkeypatch.setattr(process, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    find_spec = environment.find_spec
+    monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "torch" else find_spec(name))
 
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> ScriptedStages:
     """In place of the processes of the stages, of any run."""
     scripted = ScriptedStages()
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", scripted)
+    monkeypatch.setattr("sg_local.run.process.in_child_process", scripted)
     return scripted
 
 

@@ -16,10 +16,11 @@ from gguf_bytes import TinyTensor, Value, tiny_gguf
 from sg_local.files import read_rows, write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.run.directory import Run
-from sg_local.selfguide.contenders import BASELINE, LABEL_SCORING, MANY_SHOT, TUNED
+from sg_local.run.stage_files import STAGE_FILES
+from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
+from sg_local.selfguide.evaluation import prediction_row, predictions_file
+from sg_local.selfguide.metrics import Metric, metric_of
 from sg_local.settings import STAGES
-from sg_local.stages.export import EXPORTED
-from sg_local.stages.train import ADAPTER_FILES
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -37,20 +38,20 @@ GAIN = {"of": TUNED, "mean": 0.5, "interval_95": [0.2, 0.8], "p": 0.001, "verdic
 
 def write_inputs(run: Run, rows: Rows) -> None:
     """What generate writes; a row says what is special about it."""
-    with run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
+    with run.stage("generate"):
         defaults = {"label": None, "prompt": "turns", "drop": None, "seed": 0}
         write_rows(run.file("inputs.jsonl"), [defaults | row for row in rows])
 
 
 def write_outputs(run: Run, rows: Rows) -> None:
     """What annotate writes."""
-    with run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]):
+    with run.stage("annotate"):
         write_rows(run.file("outputs.jsonl"), [{"drop": None, **row} for row in rows])
 
 
 def write_train_rows(run: Run, rows: Rows) -> None:
     """What curate writes."""
-    with run.stage("curate", reads=["inputs.jsonl", "outputs.jsonl"], writes=["train.jsonl"]):
+    with run.stage("curate"):
         defaults = {"confidence": None, "targets": None, "copies": 1, "drop": None}
         write_rows(run.file("train.jsonl"), [defaults | row for row in rows])
 
@@ -66,12 +67,12 @@ def write_stage(
     elif stage == "curate":
         write_train_rows(run, [{"id": 0, "input": message, "output": "login"}])
     elif stage == "train":
-        with run.stage("train", reads=["train.jsonl"], writes=list(ADAPTER_FILES)):
+        with run.stage("train"):
             run.file("adapter").mkdir(exist_ok=True)
-            for name in ADAPTER_FILES:
+            for name in STAGE_FILES["train"].writes:
                 run.file(name).write_text(json.dumps({"message": message}))
     elif stage == "export":
-        with run.stage("export", reads=list(ADAPTER_FILES), writes=list(EXPORTED)):
+        with run.stage("export"):
             _write_export(run, message)
     else:
         _write_evaluation(run, message, right or {}, n_rows)
@@ -101,10 +102,10 @@ class ScriptedStages:
             return 1
         self.ran.append((name, stage))
         if stage == "evaluate":
-            answers = run.file(f"predictions/{BASELINE}.jsonl")
+            answers = run.file(predictions_file(BASELINE))
             self.baselines_there[name] = read_rows(answers)[0]["input"] if answers.exists() else None
         right = self.right_if_switched if "ablations" in name else 30
-        write_stage(run, stage, name, {TUNED: right, MANY_SHOT: 10}, n_rows=40)
+        write_stage(run, stage, name, {TUNED: right, Contender.MANY_SHOT: 10}, n_rows=40)
         return 0
 
     @staticmethod
@@ -136,42 +137,37 @@ def _write_export(run: Run, message: str) -> None:
 
 def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: int) -> None:
     scores = {"mean": 0.5, "interval_95": [0.1, 0.9]}
-    entry: dict[str, Any] = {"exact_match": scores, "rouge_l": scores, "demonstrations": 1}
-    names = ["base_zero_shot", BASELINE, "tuned_adapter", TUNED]
+    entry: dict[str, Any] = dict.fromkeys(map(str, Metric), scores)
+    contenders = [
+        contender
+        for contender in Contender
+        if contender.is_expected(with_labels=run.task.is_classification)
+        or (contender == Contender.MANY_SHOT and run.settings.many_shot)
+    ]
     gains = {"gain": {**GAIN, "over": BASELINE}}
     if run.task.is_classification:
         entry |= {"no_label_share": 0.0, "label_distance": 0.1}
-        names.insert(2, LABEL_SCORING)
-        gains["gain_over_label_scoring"] = {**GAIN, "over": LABEL_SCORING, "mean": 0.25}
+        gains["gain_over_label_scoring"] = {**GAIN, "over": Contender.LABEL_SCORING, "mean": 0.25}
     gains["gain_over_best"] = gains.get("gain_over_label_scoring", gains["gain"])
-    if run.settings.many_shot:
-        names.append(MANY_SHOT)
     evaluation = {
         "task": run.task.name,
-        "metric": run.task.metric,
+        "metric": metric_of(run.task),
         "n_rows": n_rows,
         "rows_from": "the task's test file",
         "contenders": {
-            name: {**entry, **({"demonstrations": 9} if name == MANY_SHOT else {})} for name in names
+            contender: {**entry, "demonstrations": 9 if contender == Contender.MANY_SHOT else 1}
+            for contender in contenders
         },
         **gains,
     }
-    predictions = {name: f"predictions/{name}.jsonl" for name in names}
-    reads = ["test.jsonl", "adapter.gguf", "model.gguf"]
-    with run.stage("evaluate", reads=reads, writes=["evaluation.json", *predictions.values()]):
+    with run.stage("evaluate"):
         run.file("predictions").mkdir(exist_ok=True)
-        for name, path in predictions.items():
-            n_right = right.get(name, n_rows // 2)
+        for contender in contenders:
+            n_right = right.get(contender, n_rows // 2)
             write_rows(
-                run.file(path),
+                run.file(predictions_file(contender)),
                 [
-                    {
-                        "input": f"{message} {row}",
-                        "prediction": "login" if row < n_right else "refund",
-                        "reference": "login",
-                        "exact_match": float(row < n_right),
-                        "rouge_l": float(row < n_right),
-                    }
+                    prediction_row(f"{message} {row}", "login" if row < n_right else "refund", "login")
                     for row in range(n_rows)
                 ],
             )

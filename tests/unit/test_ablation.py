@@ -103,7 +103,7 @@ def test_an_interrupted_switch_goes_on_where_it_stopped(
         return stages(run, stage)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sg_local.run.pipeline._in_own_process", interrupted)
+        patch.setattr("sg_local.run.process.in_child_process", interrupted)
         assert bench("--ablate", "n_layouts=1").exit_code == 1
     stages.ran.clear()
     assert bench("--ablate", "n_layouts=1").exit_code == 0

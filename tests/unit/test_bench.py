@@ -16,8 +16,11 @@ from sg_local.bench.bench import load_tasks
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import write_rows
 from sg_local.report.bench import markdown, row_of, summary
-from sg_local.run.directory import Run, lock_run, open_run
-from sg_local.run.pipeline import run_stage
+from sg_local.run.directory import Run, open_run
+from sg_local.run.lock import lock_run
+from sg_local.run.process import stage_exit_code
+from sg_local.selfguide.contenders import Contender
+from sg_local.selfguide.metrics import metric_of
 from sg_local.settings import STAGES
 
 BOXES = {
@@ -64,7 +67,7 @@ def all_stages(*runs: str) -> list[tuple[str, str]]:
 def test_all_three_formats_are_read(task: Path, tasks: Path) -> None:
     found = load_tasks(tasks)
     assert [task.name for task, _ in found] == ["boxes", "crates", "task1_polite"]
-    assert [task.metric for task, _ in found] == ["exact_match", "exact_match", "rouge_l"]
+    assert [metric_of(task) for task, _ in found] == ["exact_match", "exact_match", "rouge_l"]
     assert [len(rows) for _, rows in found] == [1, 1, 300]
     assert [len(rows) for _, rows in load_tasks(tasks, n_test_rows=7)] == [1, 1, 7]
     assert load_tasks(tasks / "tasks") == found
@@ -159,13 +162,7 @@ def test_the_table_as_json(sg: Call, stages: ScriptedStages, tasks: Path, model:
     assert found == json.loads(Path("here/results.json").read_text())
     assert [row["task"] for row in found["tasks"]] == ["boxes", "crates", "task1_polite"]
     boxes = found["tasks"][0]
-    assert list(boxes["scores"]) == [
-        "base_zero_shot",
-        "base_few_shot",
-        "base_label_scoring",
-        "tuned_adapter",
-        "tuned_merged",
-    ]
+    assert list(boxes["scores"]) == [item for item in Contender if item.is_expected(with_labels=True)]
     assert boxes["no_label_share"] == {"base_few_shot": 0.0, "tuned_merged": 0.0}
     assert "base_label_scoring" not in found["tasks"][2]["scores"]
     assert found["summary"]["classification"]["gain_over_better_base"]["mean"] == 0.25
@@ -225,25 +222,20 @@ def test_a_failed_task_may_be_finished_by_itself(
 def test_why_a_stage_failed_is_recorded_in_its_own_words(
     sg: Call, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stage(run: Run, name: str) -> int:
-        def broken(_run: Run) -> None:
-            raise SgLocalError("no made pair passed\nthe filters")
+    def broken(_run: Run) -> None:
+        raise SgLocalError("no made pair passed\nthe filters")
 
-        monkeypatch.setattr("sg_local.stages.generate.run_generate", broken)
-        with monkeypatch.context() as patch:
-            patch.setattr("sg_local.run.pipeline._is_tied", True)
-            with pytest.raises(SgLocalError):
-                run_stage(run, name)
-        return 1
-
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", stage)
+    monkeypatch.setattr("sg_local.stages.generate.run_generate", broken)
+    monkeypatch.setattr(
+        "sg_local.run.process.in_child_process", lambda run, stage: stage_exit_code(run.path, stage)
+    )
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"] == {"boxes": "no made pair passed\nthe filters"}
     assert "- boxes is not finished: no made pair passed; the filters\n" in Path(
         "benches/everyday/results.md"
     ).read_text("utf-8")
     # Another reason is not taken for the same one.
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", lambda _run, _stage: -9)
+    monkeypatch.setattr("sg_local.run.process.in_child_process", lambda _run, _stage: -9)
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"]["boxes"].startswith("generate was ended by SIGKILL")
 
@@ -256,7 +248,7 @@ def test_an_interruption_keeps_what_is_finished(
             raise KeyboardInterrupt
         return stages(run, stage)
 
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", interrupted)
+    monkeypatch.setattr("sg_local.run.process.in_child_process", interrupted)
     result = sg("bench", tasks, "--model", model)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].endswith("the same command goes on from there")
@@ -346,7 +338,7 @@ def test_a_bench_with_settings_that_are_gone(
 def test_one_writer(
     sg: Call, stages: ScriptedStages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sg_local.run.directory.LOCK_SECONDS", 0)
+    monkeypatch.setattr("sg_local.run.lock.LOCK_SECONDS", 0)
     Path("here").mkdir()
     with lock_run(Path("here")):
         result = sg("bench", tasks, "--model", model, "--out", "here")
@@ -392,10 +384,10 @@ def test_a_merged_file_of_another_type_is_named(finished_run: Run) -> None:
     stages: dict[str, Any] = {
         "export": {"seconds": 3, "parity": {"merged_type": "Q8_0"}, "too_coarse": {"merged_type": "Q4_1"}}
     }
-    told = markdown([row_of(evaluation, {"stages": stages}), *ROWS], {}).splitlines()
+    told = markdown([row_of(evaluation, {"stages": stages})], {}).splitlines()
     assert any(all(part in line for part in ("inbox", "model.gguf is Q8_0", "Q4_1")) for line in told)
     del stages["export"]["too_coarse"]
-    assert "model.gguf is" not in markdown([row_of(evaluation, {"stages": stages}), *ROWS], {})
+    assert "model.gguf is" not in markdown([row_of(evaluation, {"stages": stages})], {})
 
 
 def test_means_are_those_of_the_tasks_with_an_interval_over_them() -> None:

@@ -14,7 +14,7 @@ import pytest
 from command_line import ROOT, Call
 from messages import assert_says
 
-import sg_local.finetune.process as process
+import sg_local.finetune.environment as environment
 from sg_local.run.directory import Run
 
 
@@ -90,12 +90,12 @@ def test_doctor_says_how_to_install_what_is_missing(sg: Call, monkeypatch: pytes
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("sg_local.plan.doctor.version", nothing)
-    packages = ("gguf", "rapidfuzz", "rouge-score", "scipy", "llama.cpp", *process.NEEDED)
+    packages = ("gguf", "rapidfuzz", "rouge-score", "scipy", "llama.cpp", *environment.NEEDED)
     found = findings(sg, *packages)
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirement = next(item for item in pyproject["dependencies"] if item.startswith("llama-cpp-python"))
     assert found["llama.cpp"]["fix"] == f"pip install {requirement}"
-    for name in process.NEEDED:
+    for name in environment.NEEDED:
         assert not found[name]["ok"]
         assert "sg-local[train]" in found[name]["fix"]
 

@@ -17,7 +17,7 @@ def test_an_interruption_is_one_line(
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sg_local.run.pipeline._in_own_process", interrupt)
+    monkeypatch.setattr("sg_local.run.process.in_child_process", interrupt)
     result = sg(*given(new_run, task), "--until=generate")
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]
@@ -47,9 +47,8 @@ def test_what_the_machine_refuses_is_one_line(
     def refuse(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("sg_local.stages.curate.run_curate", refuse)
-    monkeypatch.setattr(Run, "require", lambda _run, _stage: None)
-    line = one_line(sg("curate", new_run.path), 1)
+    monkeypatch.setattr("sg_local.stages.generate.run_generate", refuse)
+    line = one_line(sg("generate", new_run.path), 1)
     assert_says(line, *told, "same command")
 
 

@@ -47,11 +47,11 @@ def test_verify_tells_everything_that_is_wrong(sg: Call, finished_run: Run) -> N
 
 
 def test_verify_of_an_export_for_another_base(sg: Call, finished_run: Run) -> None:
-    with finished_run.stage("export", reads=[], writes=["adapter.gguf", "model.gguf"]):
+    with finished_run.stage("export"):
         finished_run.file("model.gguf").write_bytes(
             tiny_gguf({**HEADER, "sg_local.base_fingerprint": "\x1b[31m0000"}, TENSORS)
         )
-    with finished_run.stage("evaluate", reads=[], writes=[]):
+    with finished_run.stage("evaluate"):
         pass
     result = sg("verify", finished_run.path, "--no-parity")
     assert result.exit_code == 1

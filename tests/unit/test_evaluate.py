@@ -16,9 +16,11 @@ from scripted_engine import ScriptedEngine, ScriptedTokenizer
 import sg_local.stages.evaluate as evaluate
 from sg_local.files import read_rows, write_rows
 from sg_local.llama.generation import Completion
-from sg_local.report.scores import gain_over_best, score_table
+from sg_local.report.scores import score_table
 from sg_local.run.directory import Run
-from sg_local.run.pipeline import run_stage
+from sg_local.run.stage import run_stage
+from sg_local.selfguide.contenders import Contender
+from sg_local.selfguide.evaluation import gain_over_best
 from sg_local.task import Example
 
 ONE_OF_TWO = [
@@ -136,6 +138,30 @@ def test_the_strongest_opponent_is_named_and_the_first_among_equals(
     scores = evaluation["contenders"]
     scores["base_few_shot"]["exact_match"]["mean"] = scores["base_label_scoring"]["exact_match"]["mean"]
     assert gain_over_best(evaluation) == evaluation["gain"]
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_answers_that_are_there_are_kept_unless_they_lack_a_score(
+    finished_run: Run, engine: ScriptedEngine
+) -> None:
+    """As after a kill, and as another version, with other metrics, left them."""
+    path = finished_run.file("predictions/base_few_shot.jsonl")
+    kept = finished_run.file("predictions/tuned_merged.jsonl").read_bytes()
+    rows = read_rows(path)
+    write_rows(path, [{key: value for key, value in row.items() if key != "rouge_l"} for row in rows])
+    engine.opened.clear()
+    evaluate.run_evaluate(finished_run)
+    assert [opened[:2] for opened in engine.opened] == [(finished_run.model.path.name, None)]
+    assert read_rows(path) == rows
+    assert finished_run.file("predictions/tuned_merged.jsonl").read_bytes() == kept
+
+
+def test_every_contender_that_is_expected_has_its_way_to_answer(finished_run: Run) -> None:
+    free = replace(finished_run, task=replace(finished_run.task, labels=()))
+    for run in (finished_run, free):
+        with_labels = run.task.is_classification
+        expected = {contender for contender in Contender if contender.is_expected(with_labels=with_labels)}
+        assert set(evaluate.ways_to_answer(run)) == expected
 
 
 @pytest.mark.usefixtures("evaluation")

@@ -27,6 +27,7 @@ from sg_local.files import (
     remove_leftovers,
     row_seed,
     sha256_file,
+    toml_text,
     write_bytes,
     write_rows,
     write_text,
@@ -448,3 +449,35 @@ def test_the_last_line_of_a_growing_file_may_be_torn(tmp_path: Path) -> None:
     path.write_text('{"id": \n' + json.dumps(GOOD))
     with pytest.raises(InputError, match="line 1"):
         read_rows(path, Reading, is_growing=True)
+
+
+SCALARS = (
+    st.text()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+KEYS = st.text("abcxyz_-", min_size=1, max_size=8)
+TABLES = st.dictionaries(KEYS, SCALARS | st.lists(SCALARS, max_size=3), max_size=4)
+
+
+@given(
+    st.dictionaries(KEYS, SCALARS | st.lists(SCALARS, max_size=3), max_size=4),
+    st.dictionaries(KEYS, TABLES | st.lists(TABLES, min_size=1, max_size=3), max_size=4),
+)
+def test_what_is_written_as_toml_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object], tables: dict[str, object]
+) -> None:
+    path = tmp_path_factory.mktemp("toml") / "a.toml"
+    written = {**{key: value for key, value in values.items() if key not in tables}, **tables}
+    path.write_bytes(toml_text(written).encode())
+    assert read_toml(path) == written
+
+
+def test_a_written_toml_file_has_its_tables_last_and_its_lines_as_they_are() -> None:
+    values = {"a": 'say "x"\x7f', "b": [1, 2.5, True], "c": "two\nlines", "d": {"e": 1e-5}, "f": [{"g": "h"}]}
+    assert toml_text(values) == (
+        'a = "say \\"x\\"\\u007F"\nb = [1, 2.5, true]\nc = """\ntwo\nlines"""\n\n[d]\ne = 1e-05\n\n[[f]]\ng = "h"\n'
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        toml_text({"a": float("nan")})

@@ -12,13 +12,16 @@ import pytest
 from command_line import Contents
 from filelock import FileLock
 
-import sg_local.run.directory as run_module
+import sg_local.run.begin as begin
+import sg_local.run.lock as lock_module
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows, write_rows
 from sg_local.models import list_models
 from sg_local.proof.verify import verify_run
-from sg_local.run.directory import Run, create_or_open_run, lock_run, open_run
-from sg_local.run.pipeline import run_stage
+from sg_local.run.begin import create_or_open_run
+from sg_local.run.directory import Run, open_run
+from sg_local.run.lock import lock_run
+from sg_local.run.stage import run_stage
 from sg_local.settings import REMOVED, STAGES, Settings
 from sg_local.task import load_task
 
@@ -200,7 +203,8 @@ def test_a_run_with_settings_that_are_gone_goes_on_where_it_did_not_use_them(
     again, is_new = create(finished_run.path, task, finished_run.model.path, n_inputs=7)
     assert (again, is_new) == (finished_run, False)
     assert again.is_finished(STAGES[-1])
-    assert all(line.startswith("ok ") for line in verify_run(again, with_parity=False))
+    passed = {check.what for check in verify_run(again, with_parity=False)}
+    assert {"task.toml", "train.jsonl", "model.gguf", "evaluation.json"} - passed == {"task.toml"}
 
 
 def test_verify_compares_a_stage_with_the_settings_that_it_could_read(finished_run: Run) -> None:
@@ -253,14 +257,14 @@ def test_a_damaged_manifest_is_told(new_run: Run, text: str) -> None:
 
 def test_a_stage_is_finished_when_its_entry_is_written_and_that_is_last(new_run: Run) -> None:
     def fail() -> None:
-        with new_run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]):
+        with new_run.stage("generate"):
             write_rows(new_run.file("inputs.jsonl"), [{"id": 0}])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not new_run.is_finished("generate")
-    with new_run.stage("generate", reads=["task.toml"], writes=["inputs.jsonl"]) as details:
+    with new_run.stage("generate") as details:
         details["counts"] = {"kept": 1}
         assert not new_run.is_finished("generate")
     assert new_run.is_finished("generate")
@@ -272,7 +276,7 @@ def test_a_stage_is_finished_when_its_entry_is_written_and_that_is_last(new_run:
 
 
 def test_a_stage_that_runs_again_takes_back_the_later_ones_first(finished_run: Run) -> None:
-    with finished_run.stage("annotate", reads=["inputs.jsonl"], writes=["outputs.jsonl"]):
+    with finished_run.stage("annotate"):
         assert [stage for stage in STAGES if finished_run.is_finished(stage)] == ["generate"]
         # What the killed call had written stays, what later stages made of it goes.
         assert read_rows(finished_run.file("outputs.jsonl"))
@@ -295,7 +299,7 @@ def test_an_edited_file_makes_the_stages_that_read_it_out_of_date(finished_run: 
         InputError,
         match=r"train is out of date \(train\.jsonl .*\).*`sg-local train .*`",
     ):
-        finished_run.require("export")
+        finished_run.is_due("export")
 
 
 def test_a_removed_file_makes_its_stage_unfinished(finished_run: Run) -> None:
@@ -303,20 +307,20 @@ def test_a_removed_file_makes_its_stage_unfinished(finished_run: Run) -> None:
     assert finished_run.is_finished("train")
     assert not finished_run.is_finished("evaluate")
     with pytest.raises(InputError, match=r"export is not finished \(adapter\.gguf .*\).*`sg-local export"):
-        finished_run.require("evaluate")
+        finished_run.is_due("evaluate")
 
 
 def test_the_base_model_has_to_be_there_and_the_same(finished_run: Run) -> None:
     finished_run.model.path.write_bytes(b"GGUF")
     with pytest.raises(InputError, match="has 4 bytes, it had"):
-        finished_run.require("evaluate")
+        finished_run.check_model()
     finished_run.model.path.unlink()
     with pytest.raises(InputError, match=r"the base model .* is gone: put it back"):
-        finished_run.require("evaluate")
+        finished_run.check_model()
 
 
 def test_one_writer_at_a_time(new_run: Run, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(lock_module, "LOCK_SECONDS", 0)
     half_made = new_run.path.parent / "half-made"
     half_made.mkdir()
     with FileLock(new_run.path / ".lock"), FileLock(half_made / ".lock"):
@@ -365,16 +369,14 @@ def test_redo_of_a_stage_whose_base_is_gone_forgets_nothing(finished_run: Run, c
 def test_a_run_that_another_process_made_meanwhile_is_opened(
     tmp_path: Path, task: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = run_module.lock_run
-
     @contextmanager
     def lock_too_late(path: Path) -> Iterator[None]:
-        monkeypatch.setattr(run_module, "lock_run", lock)
+        monkeypatch.setattr(begin, "lock_run", lock_run)
         create(path, task, model, n_inputs=7)
-        with lock(path):
+        with lock_run(path):
             yield
 
-    monkeypatch.setattr(run_module, "lock_run", lock_too_late)
+    monkeypatch.setattr(begin, "lock_run", lock_too_late)
     run, is_new = create(tmp_path / "run", task, model, n_inputs=7)
     assert not is_new
     assert run.settings.n_inputs == 7
@@ -385,6 +387,6 @@ def test_a_run_keeps_the_licence_and_its_notice(
 ) -> None:
     vicuna = next(listed for listed in list_models() if listed.name == "vicuna-7b-v1.5")
     listed = replace(vicuna, prompt_format="gguf")
-    monkeypatch.setattr("sg_local.run.directory.find_by_path", lambda _path: listed)
+    monkeypatch.setattr("sg_local.run.begin.find_by_path", lambda _path: listed)
     run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings())
     assert run.model.licence.startswith("Llama 2 Community License. Llama 2 is licensed under")

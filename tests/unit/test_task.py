@@ -79,11 +79,10 @@ def test_a_task_file_is_read_stripped_and_with_an_absolute_test_path(
         )
 
 
-def test_the_metric_follows_from_the_labels(tmp_path: Path) -> None:
-    assert load_task(write_good(tmp_path)).metric == "exact_match"
+def test_a_task_without_labels_is_no_classification(tmp_path: Path) -> None:
     assert load_task(write_good(tmp_path)).is_classification
     generation = load_task(write_good(tmp_path, labels="", test="", licence=""))
-    assert (generation.metric, generation.is_classification) == ("rouge_l", False)
+    assert not generation.is_classification
     assert (generation.labels, generation.test, generation.licence) == ((), None, None)
 
 
@@ -383,7 +382,7 @@ def test_imported_test_rows_are_drawn_by_the_seed(tmp_path: Path) -> None:
 def test_import_of_a_generation_task(tmp_path: Path, outputs: list[str]) -> None:
     instances = [(f"row {i}", [output]) for i, output in enumerate(outputs)]
     task, rows = import_task(save(tmp_path, super_natural(instances, [("a", "Free text")], Definition="Do.")))
-    assert (task.labels, task.metric, task.instruction) == ((), "rouge_l", "Do.")
+    assert (task.labels, task.is_classification, task.instruction) == ((), False, "Do.")
     assert task.examples == (Example("a", "Free text"),)
     assert [row.output for row in rows] == outputs
 

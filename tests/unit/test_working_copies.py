@@ -12,7 +12,8 @@ import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
-from sg_local.run.directory import Run, create_or_open_run
+from sg_local.run.begin import create_or_open_run
+from sg_local.run.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -90,9 +91,10 @@ def test_where_no_copy_can_pay_none_is_made(
     elif reason == "gpu":
         monkeypatch.setattr(library, "supports_gpu", lambda: True)
     elif reason == "16 bits":
-        header = weights.read_model_header(run.model.path)
+        header = run.base_header
+        run = replace(run)  # a run reads its header once
         plain = tuple(tensor for tensor in header.tensors if tensor.type_name in ("F32", "F16", "BF16"))
-        monkeypatch.setattr(weights, "read_model_header", lambda _path: replace(header, tensors=plain))
+        monkeypatch.setattr(Run, "base_header", replace(header, tensors=plain))
     else:
         monkeypatch.setattr(weights, "total_memory_bytes", lambda: 1000)
     assert weights.generating_model(run) == run.model.path

@@ -1,4 +1,4 @@
-"""The switches of a training process: set before anything heavy is imported.
+"""The environment of a training process: the packages it needs, and what is set before the heavy ones are imported.
 
     prepare_process(run.file(".work"))        then, and only then: import unsloth, torch, trl
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sg_local.errors import InputError
 
-SWITCHES = {
+OFFLINE_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -54,11 +54,11 @@ def require_training_packages(names: tuple[str, ...]) -> None:
 
 
 def go_offline() -> None:
-    """Sets the switches. Call it before the heavy imports, which read them once."""
+    """Sets OFFLINE_ENVIRONMENT. Call it before the heavy imports, which read it once."""
     loaded = [name for name in ("unsloth", "transformers", "trl") if name in sys.modules]
-    if loaded and not SWITCHES.items() <= os.environ.items():
-        raise RuntimeError(f"the offline switches came after the import of {', '.join(loaded)}")
-    os.environ.update(SWITCHES)
+    if loaded and not OFFLINE_ENVIRONMENT.items() <= os.environ.items():
+        raise RuntimeError(f"the offline environment was set after the import of {', '.join(loaded)}")
+    os.environ.update(OFFLINE_ENVIRONMENT)
     # bitsandbytes offers to fetch faster kernels from a hub; we do not.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

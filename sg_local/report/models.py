@@ -1,0 +1,24 @@
+"""Models as lines to read: those that have a name, and what one file says about itself.
+
+smollm2-135m         0.10 GB  here        apache-2.0
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from sg_local.models import Model
+
+MAX_FACT_CHARACTERS = 400
+
+
+def model_line(model: Model, *, is_present: bool) -> str:
+    """A model of the list."""
+    state = "here" if is_present else "not pulled"
+    return f"{model.name:18} {model.size_bytes / 1e9:6.2f} GB  {state:10}  {model.licence}"
+
+
+def fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
+    """The facts of a file, one a line; long ones are cut."""
+    for name, fact in facts.items():
+        text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
+        yield f"{name:18} {text[:MAX_FACT_CHARACTERS]}"

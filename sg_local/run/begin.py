@@ -1,0 +1,193 @@
+"""How a run begins: task, base and settings are checked, and written once; called again, they have to be the same.
+
+runs/support-inbox/task.toml test.jsonl settings.toml      settings.toml is the last: with it, it is a run
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sg_local.errors import InputError
+from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
+from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
+from sg_local.models import Model, find_by_path, resolve_model
+from sg_local.run.directory import BaseModel, Run, open_run
+from sg_local.run.lock import lock_run, make_directory
+from sg_local.selfguide.metrics import check_labels
+from sg_local.settings import Settings, as_flag
+from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
+
+# What a run that was killed while it was made may have left: these, and temporaries of the files.
+_FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A GGUF that can be finetuned here, as one call read it: minutes of hashing for a large one, once."""
+
+    path: Path
+    header: GgufHeader
+    sha256: str
+
+
+def check_task(task_source: str) -> tuple[Task, list[Example]]:
+    """A task and its test rows, [] where it has none. Raises InputError with what is wrong with them."""
+    task = load_task(task_source)
+    check_labels(task.labels)
+    return task, load_test_rows(task) if task.test else []
+
+
+def begin_run(
+    task_source: str, model_source: str, run_dir: Path | None, settings: Settings
+) -> tuple[Run, bool]:
+    """The run of this task, model and settings, made if there is none; True when it is new.
+
+    Raises InputError where one of them is wrong, or is not what the run was begun with.
+    """
+    task, test_rows = check_task(task_source)
+    return create_or_open_run(
+        run_dir or Path("runs") / task.name,
+        task,
+        read_model(resolve_model(model_source)),
+        with_full_paths(settings),
+        test_rows,
+    )
+
+
+def with_full_paths(settings: Settings) -> Settings:
+    """The settings as a run keeps them, which goes on from any directory."""
+    if not settings.base_weights:
+        return settings
+    return replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
+
+
+def read_model(path: Path) -> ModelFile:
+    """Reads a model file for one call. Raises InputError when it is no model that can be finetuned here."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:  # settings.toml could not hold it
+        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
+    header = read_model_header(path)
+    require_supported(header)
+    return ModelFile(path, header, sha256_file(path))
+
+
+def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
+    """The facts of a model file, with or without a chat template.
+
+    Raises InputError where what is trained in the context of these settings would not be what is served.
+    """
+    require_context(model.header, settings.n_ctx)
+    listed: Model | None = find_by_path(model.path)
+    prompt_format = settings.prompt_format
+    if prompt_format == "auto":
+        prompt_format = listed.prompt_format if listed else "gguf"
+    licence = str(model.header.metadata.get("general.license", "unknown"))
+    if listed:  # with the notice that some licences want to be passed on
+        licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
+    return BaseModel(model.path.resolve(), model.sha256, model.header.size_bytes, licence, prompt_format)
+
+
+def describe_chat_base(model: ModelFile, settings: Settings) -> BaseModel:
+    """The same, of a model that answers in a chat format: the base of a run. Raises InputError where it has none."""
+    base = describe_base(model, settings)
+    if base.prompt_format == "gguf" and not model.header.chat_template:
+        raise InputError(
+            f"{model.path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
+            "or use a GGUF with tokenizer.chat_template"
+        )
+    return base
+
+
+def create_or_open_run(
+    path: Path,
+    task: Task,
+    model: ModelFile | Path,
+    settings: Settings,
+    test_rows: list[Example] | None = None,
+) -> tuple[Run, bool]:
+    """The run at `path`, made if there is none; True when it is new. Without test rows it takes the task's own.
+
+    model: as it was read for the runs of this call, or its path. Raises InputError that names what changed when the
+    directory belongs to another task, model or settings, and SgLocalError where it cannot be made.
+    """
+    base = describe_chat_base(read_model(model) if isinstance(model, Path) else model, settings)
+    if test_rows is None:
+        test_rows = load_test_rows(task) if task.test else []
+    if _is_begun(path):
+        return _open_same_run(path, task, test_rows, base, settings), False
+    make_directory(path)
+    with lock_run(path):
+        if _is_begun(path):  # by another process, a moment ago
+            return _open_same_run(path, task, test_rows, base, settings), False
+        write_text(path / "task.toml", _task_text(task))
+        (path / "test.jsonl").unlink(missing_ok=True)
+        if test_rows:
+            write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
+        begun_with = {"model": {**asdict(base), "path": str(base.path)}, "settings": settings.as_dict()}
+        write_text(path / "settings.toml", toml_text(begun_with))  # last: with this file it is a run
+    return open_run(path), True
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether `path` is a run. Raises InputError where something else is there that a run must not mix with."""
+    if (path / "settings.toml").exists():
+        return True
+    if path.is_dir():
+        ours = (".lock", *_FIRST_FILES, *(f".{name}." for name in _FIRST_FILES))
+        if strange := [item.name for item in path.iterdir() if not item.name.startswith(ours)]:
+            raise InputError(
+                f"{path} holds other files ({min(strange)}) and is no run: choose another directory"
+            )
+    elif path.exists():
+        raise InputError(f"{path} is not a directory: choose another directory")
+    return False
+
+
+def _open_same_run(
+    path: Path, task: Task, test_rows: list[Example], base: BaseModel, settings: Settings
+) -> Run:
+    old = open_run(path)
+    before, now = differences(old.model, old.settings, base, settings)
+    if task.name != old.task.name:
+        before.append(f"the task {old.task.name}")
+        now.append(f"the task {task.name}")
+    elif _task_text(task) != _task_text(old.task):
+        keys = [key for key in TASK_KEYS if key != "test" and getattr(task, key) != getattr(old.task, key)]
+        before.append(f"the task {task.name}")
+        now.append(f"other {' and '.join(keys)} in it")
+    elif [vars(row) for row in test_rows] != _rows_of(path / "test.jsonl"):
+        before.append(f"test rows of {task.name}")
+        now.append("other test rows")
+    if before:
+        raise InputError(
+            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
+            "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
+        )
+    return old
+
+
+def differences(
+    old_model: BaseModel, old: Settings, model: BaseModel, settings: Settings
+) -> tuple[list[str], list[str]]:
+    """What something was begun with and is called with, where they differ, as it is said to the user."""
+    new = settings.as_dict()
+    changed = {name: value for name, value in old.as_dict().items() if value != new[name]}
+    # As on the command line, to be copied from there.
+    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
+    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
+    if model.sha256 != old_model.sha256:
+        before.append(f"the model {old_model.path}")
+        now.append("other bytes in that file" if model.path == old_model.path else f"the model {model.path}")
+    elif model.prompt_format != old_model.prompt_format:
+        before.append(f"the prompt format {old_model.prompt_format}")
+        now.append(f"the prompt format {model.prompt_format}")
+    return before, now
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    return read_rows(path) if path.exists() else []
+
+
+def _task_text(task: Task) -> str:
+    return task_to_toml(replace(task, test=None))  # a run has its own copy of the test rows

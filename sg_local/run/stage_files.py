@@ -1,0 +1,58 @@
+"""What each stage reads and writes, declared once, in the order of the work.
+
+    STAGE_FILES["annotate"]    reads task.toml inputs.jsonl, writes outputs.jsonl, piece by piece
+
+The manifest, resuming, `verify` and ablations follow from it. Settings are not among the files: which of them a stage
+may read is declared in settings.py.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """Paths in the run's directory; in `writes` and `pieces`, * stands for any name."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    pieces: tuple[str, ...] = ()  # what it writes little by little, and goes on with when it is called again
+    looks_for: tuple[str, ...] = ()  # what matters by being there or not, whatever is in it
+
+
+STAGE_FILES = {
+    "generate": StageFiles(
+        reads=("task.toml",),
+        writes=("inputs.jsonl",),
+        pieces=("inputs.jsonl", ".probe.jsonl"),
+    ),
+    "annotate": StageFiles(
+        reads=("task.toml", "inputs.jsonl"),
+        writes=("outputs.jsonl",),
+        pieces=("outputs.jsonl",),
+    ),
+    "curate": StageFiles(
+        reads=("task.toml", "inputs.jsonl", "outputs.jsonl"),
+        writes=("train.jsonl",),
+        looks_for=("test.jsonl",),  # without test rows, a part of the made ones is held out
+    ),
+    "train": StageFiles(
+        reads=("task.toml", "train.jsonl"),
+        writes=("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+        pieces=("checkpoints/*/*",),
+    ),
+    "export": StageFiles(
+        reads=(
+            "task.toml",
+            "train.jsonl",
+            "adapter/adapter_config.json",
+            "adapter/adapter_model.safetensors",
+        ),
+        writes=("adapter.gguf", "model.gguf", "Modelfile"),
+    ),
+    "evaluate": StageFiles(
+        reads=("task.toml", "test.jsonl", "train.jsonl", "adapter.gguf", "model.gguf"),
+        writes=("evaluation.json", "predictions/*.jsonl"),
+        pieces=("predictions/*.jsonl",),
+        looks_for=("test.jsonl",),
+    ),
+}

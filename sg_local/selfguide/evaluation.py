@@ -1,0 +1,253 @@
+"""evaluation.json and the rows of predictions/: what `evaluate` writes, and the tables read.
+
+    {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
+     "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
+     "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
+
+What is there for each metric stands under the metric's key, the gain over an opponent under that one's `gain_key`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NotRequired, TypedDict, TypeGuard, cast
+
+from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
+from sg_local.selfguide.metrics import (
+    METRICS,
+    LabelCounts,
+    Metric,
+    is_label,
+    label_counts,
+    label_distance,
+    metric_of,
+)
+from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
+from sg_local.task import Example, Task
+
+
+class PredictionRow(TypedDict):
+    """An answer; its score by each metric stands beside these: `scores_of`."""
+
+    input: str
+    prediction: str
+    reference: str
+
+
+class ContenderScores(TypedDict):
+    """What was served and how it scored; the mean of each metric stands beside these: `metric_mean`."""
+
+    served: str
+    served_sha256: str
+    demonstrations: int
+    # Of a task with labels:
+    no_label_share: NotRequired[float]
+    label_distance: NotRequired[float]
+    labels: NotRequired[dict[str, LabelCounts]]
+
+
+class Gain(Difference):
+    """How much better one contender answers than another."""
+
+    of: str
+    over: str
+    test: str
+
+
+class Evaluation(TypedDict):
+    """evaluation.json; gains over further opponents stand beside these: `gains`."""
+
+    task: str
+    metric: str
+    rows_from: str
+    n_rows: int
+    contenders: dict[str, ContenderScores]
+    gain: Gain
+    gain_over_best: NotRequired[Gain]  # earlier versions did not write it
+
+
+class Served(NamedTuple):
+    """What a contender answered with."""
+
+    file: str
+    sha256: str
+    n_demonstrations: int
+
+
+def predictions_file(contender: Contender) -> str:
+    """Where its answers are in a run."""
+    return f"predictions/{contender}.jsonl"
+
+
+def prediction_row(text: str, prediction: str, reference: str) -> PredictionRow:
+    """An answer with its scores."""
+    row: dict[str, object] = {"input": text, "prediction": prediction, "reference": reference}
+    row |= {metric: round(metric.score(prediction, reference), 5) for metric in Metric}
+    return cast(PredictionRow, row)
+
+
+def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) -> list[PredictionRow]:
+    """The answers up to the end of their first line, or none where that changes nothing or examples have more lines.
+
+    A model that was never tuned to chats often does not end its answer; who uses one cuts it there.
+    """
+    if any("\n" in example.output.strip() for example in examples):
+        return []
+    if not any("\n" in row["prediction"] for row in rows):
+        return []
+    return [
+        prediction_row(row["input"], row["prediction"].partition("\n")[0].strip(), row["reference"])
+        for row in rows
+    ]
+
+
+def evaluation_of(
+    task: Task,
+    answered: Mapping[Contender, Sequence[PredictionRow]],
+    served: Mapping[Contender, Served],
+    source: str,
+) -> Evaluation:
+    """The scores of all contenders' answers to the same rows, and the tuned model's gains. source: of the rows."""
+    metric = metric_of(task)
+    contenders = {
+        contender: _contender_scores(task, rows, served[contender]) for contender, rows in answered.items()
+    }
+    opponents = [contender for contender in OPPONENTS if contender.gain_key and contender in answered]
+    best = strongest_opponent(contenders, metric)
+    evaluation: dict[str, object] = {
+        "task": task.name,
+        "metric": metric,
+        **{str(item): item.definition for item in Metric if item.definition},
+        "rows_from": source,
+        "n_rows": len(answered[TUNED]),
+        "contenders": contenders,
+        **{opponent.gain_key: _gain(answered, opponent, metric) for opponent in opponents},
+        "gain_over_best": _gain(answered, best, metric),
+    }
+    return cast(Evaluation, evaluation)
+
+
+def strongest_opponent(contenders: Mapping[Contender, ContenderScores], metric: Metric) -> Contender:
+    """Of the contenders that are there, the base's way with the highest mean; the first of OPPONENTS among equals.
+
+    It is chosen on the rows that it is compared on, which favours the base.
+    """
+    present = [opponent for opponent in OPPONENTS if opponent in contenders]
+    return max(present, key=lambda opponent: metric_mean(contenders[opponent], metric)["mean"])
+
+
+def scores_of(rows: Sequence[PredictionRow], metric: Metric) -> list[float]:
+    """The rows' scores by one metric."""
+    return [cast(float, _values(row)[metric]) for row in rows]
+
+
+def metric_mean(scores: ContenderScores, metric: Metric) -> Mean:
+    """A contender's mean by one metric."""
+    return cast(Mean, _values(scores)[metric])
+
+
+def metrics_of(evaluation: Evaluation) -> list[Metric]:
+    """The metrics that all contenders have: one that is new is not in files of earlier versions."""
+    return [
+        metric
+        for metric in Metric
+        if all(_is_mean(_values(scores).get(metric)) for scores in evaluation["contenders"].values())
+    ]
+
+
+def gains(evaluation: Evaluation) -> dict[Contender, Gain]:
+    """The tuned model's gains over the opponents that have a key of their own."""
+    values = _values(evaluation)
+    return {
+        opponent: cast(Gain, values[opponent.gain_key])
+        for opponent in OPPONENTS
+        if opponent.gain_key in values
+    }
+
+
+def gain_over_best(evaluation: Evaluation) -> Gain:
+    """The gain over the strongest of the base's ways; in a file of an earlier version, of those that it compares."""
+    if "gain_over_best" in evaluation:
+        return evaluation["gain_over_best"]
+    compared = gains(evaluation)
+    scores = {opponent: evaluation["contenders"][opponent] for opponent in compared}
+    return compared[strongest_opponent(scores, METRICS[evaluation["metric"]])]
+
+
+def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
+    """Whether a row has all that one of predictions/ has, the scores of all metrics included."""
+    texts = (row.get(key) for key in ("input", "prediction", "reference"))
+    return all(isinstance(text, str) for text in texts) and all(_is_number(row.get(item)) for item in Metric)
+
+
+def is_evaluation(value: object) -> TypeGuard[Evaluation]:
+    """Whether a value has all that is compared and told; what earlier versions did not write may be missing."""
+    match value:
+        case {"task": str(), "metric": str(metric), "n_rows": int(), "contenders": dict(contenders), **rest}:
+            keys = [opponent.gain_key for opponent in OPPONENTS] + ["gain_over_best"]
+            return (
+                metric in METRICS
+                and isinstance(rest.get("rows_from"), str)
+                and {BASELINE, TUNED} <= contenders.keys()
+                and all(_has_scores(scores, metric) for scores in contenders.values())
+                and BASELINE.gain_key in rest
+                and all(_is_gain(rest[key]) for key in keys if key in rest)
+            )
+    return False
+
+
+def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served) -> ContenderScores:
+    scores: dict[str, object] = {
+        "served": served.file,
+        "served_sha256": served.sha256,
+        "demonstrations": served.n_demonstrations,
+        **{metric: mean_of(scores_of(rows, metric)) for metric in Metric},
+    }
+    if task.is_classification:
+        answers = [row["prediction"] for row in rows]
+        references = [row["reference"] for row in rows]
+        n_outside = sum(not is_label(answer, task.labels) for answer in answers)
+        scores["no_label_share"] = round(n_outside / len(rows), 5)
+        scores["label_distance"] = round(label_distance(answers, references, task.labels), 5)
+        scores["labels"] = label_counts(answers, references, task.labels)
+    return cast(ContenderScores, scores)
+
+
+def _gain(answered: Mapping[Contender, Sequence[PredictionRow]], opponent: Contender, metric: Metric) -> Gain:
+    after, before = (scores_of(answered[contender], metric) for contender in (TUNED, opponent))
+    compared = difference(after, before)
+    return {
+        "of": TUNED,
+        "over": opponent,
+        "mean": compared["mean"],
+        "interval_95": compared["interval_95"],
+        "test": metric.test,
+        "p": compared["p"],
+        "verdict": compared["verdict"],
+    }
+
+
+def _values(typed: Mapping[str, object]) -> Mapping[str, object]:
+    """A TypedDict with the keys that its type does not name."""
+    return typed
+
+
+def _has_scores(scores: object, metric: str) -> bool:
+    """Whether a contender has what it is compared by; more is told where it is there."""
+    return isinstance(scores, dict) and _is_mean(scores.get(metric))
+
+
+def _is_gain(value: object) -> bool:
+    match value:
+        case {"of": str(), "over": str(), "p": p, "verdict": str()}:
+            return _is_number(p) and _is_mean(value)
+    return False
+
+
+def _is_mean(value: object) -> bool:
+    match value:
+        case {"mean": mean, "interval_95": [low, high]}:
+            return all(map(_is_number, (mean, low, high)))
+    return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

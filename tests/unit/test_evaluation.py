@@ -1,0 +1,124 @@
+"""What `evaluate` writes and the tables read: metrics, contenders, and files that are damaged or older."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sg_local.errors import InputError
+from sg_local.files import write_rows
+from sg_local.report.scores import read_evaluation, read_predictions
+from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
+from sg_local.selfguide.evaluation import (
+    Served,
+    evaluation_of,
+    first_line_rows,
+    gain_over_best,
+    gains,
+    metric_mean,
+    metrics_of,
+    prediction_row,
+    predictions_file,
+    scores_of,
+)
+from sg_local.selfguide.metrics import Metric
+from sg_local.task import Example, Task
+
+TASK = Task("inbox", "Which box?", (Example("Money back.", "refund"),), ("refund", "login"))
+SERVED = dict.fromkeys(Contender, Served("model.gguf", "6f2e", 1))
+
+
+def answered(**predictions: str) -> dict[Contender, Any]:
+    """For each contender its answers to two rows, "refund" and "login"; by name of the enum."""
+    return {
+        Contender[name]: [
+            prediction_row(f"message {row}", prediction, reference)
+            for row, (prediction, reference) in enumerate(
+                zip(text.split(), ["refund", "login"], strict=True), 1
+            )
+        ]
+        for name, text in predictions.items()
+    }
+
+
+EVALUATION = evaluation_of(
+    TASK,
+    answered(FEW_SHOT="login login", LABEL_SCORING="refund login", TUNED_MERGED="refund refund"),
+    SERVED,
+    "the task's test file",
+)
+
+
+def test_contenders_are_known_by_their_keys() -> None:
+    assert json.dumps({TUNED: BASELINE}) == '{"tuned_merged": "base_few_shot"}'
+    assert predictions_file(TUNED) == "predictions/tuned_merged.jsonl"
+    assert Contender.ZERO_SHOT not in OPPONENTS  # it has no examples
+    assert len({contender.heading for contender in Contender}) == len(Contender)
+    assert Contender.LABEL_SCORING.is_expected(with_labels=True)
+    assert not Contender.LABEL_SCORING.is_expected(with_labels=False)
+    assert not Contender.MANY_SHOT.is_expected(with_labels=True)
+
+
+def test_each_metric_has_its_mean_and_each_opponent_its_gain(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(EVALUATION))
+    found = read_evaluation(path)
+    assert found == EVALUATION
+    assert metrics_of(found) == list(Metric)
+    assert metric_mean(found["contenders"][TUNED], Metric.EXACT_MATCH)["mean"] == 0.5
+    assert {opponent: gain["mean"] for opponent, gain in gains(found).items()} == {
+        "base_few_shot": 0,
+        "base_label_scoring": -0.5,
+    }
+    assert gain_over_best(found)["over"] == "base_label_scoring"
+    assert found["contenders"][TUNED]["labels"]["refund"] == {"rows": 1, "given": 2, "right": 1}
+
+
+def test_a_file_from_before_a_metric_came_is_shown_without_it(tmp_path: Path) -> None:
+    older = json.loads(json.dumps(EVALUATION))
+    del older["contenders"][TUNED]["rouge_l"]
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(older))
+    assert metrics_of(read_evaluation(path)) == [metric for metric in Metric if metric != Metric.ROUGE_L]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _evaluation: [],
+        lambda evaluation: {**evaluation, "metric": "perplexity"},
+        lambda evaluation: {**evaluation, "rows_from": None},
+        lambda evaluation: {key: value for key, value in evaluation.items() if key != "gain"},
+        lambda evaluation: {**evaluation, "gain_over_best": {"mean": 1}},
+        lambda evaluation: {**evaluation, "gain_over_label_scoring": {**evaluation["gain"], "p": "small"}},
+        lambda evaluation: {**evaluation, "gain": {**evaluation["gain"], "interval_95": [0.1]}},
+        lambda evaluation: {**evaluation, "contenders": {TUNED: evaluation["contenders"][TUNED]}},
+        lambda evaluation: {**evaluation, "contenders": {key: {} for key in (BASELINE, TUNED)}},
+    ],
+)
+def test_a_damaged_evaluation_is_refused(tmp_path: Path, damage: Callable[[Any], Any]) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(damage(EVALUATION)))
+    with pytest.raises(InputError, match=r"evaluate .* --redo"):
+        read_evaluation(path)
+
+
+def test_a_row_that_lacks_a_score_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run/predictions/tuned_merged.jsonl"
+    path.parent.mkdir(parents=True)
+    good = prediction_row("Pay me.", "Refund.", "refund")
+    write_rows(path, [good])
+    assert scores_of(read_predictions(path), Metric.EXACT_MATCH) == [1]
+    write_rows(path, [good, {key: value for key, value in good.items() if key != Metric.ROUGE_L}])
+    with pytest.raises(InputError, match=f"evaluate {tmp_path}/run --redo"):
+        read_predictions(path)
+
+
+def test_first_lines_are_no_contender_where_examples_have_more_lines() -> None:
+    rows = [prediction_row("Pay me.", "refund \nInput: and so on", "refund")]
+    [cut] = first_line_rows(rows, TASK.examples)
+    assert (cut["prediction"], scores_of([cut], Metric.EXACT_MATCH)) == ("refund", [1])
+    assert first_line_rows([cut], TASK.examples) == []
+    assert first_line_rows(rows, [Example("Pay me.", "refund\nof money")]) == []
