@@ -6,6 +6,7 @@ Format: JSON Lines (https://jsonlines.org): UTF-8, one JSON object a line; no Na
 
     whole files    write_text  write_bytes  write_rows  atomic_path  aside in the same directory, then renamed
     growing files  append_rows  recover_rows                         whole lines; a torn last line is cut off
+    directories    own_directory  place_directory  remove_tree   links are removed, never followed
     reading        read_rows  scan_rows  read_text  read_json  read_toml
     TOML           toml_text                                     its one writer, beside read_toml
 
@@ -25,7 +26,7 @@ import secrets
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -146,15 +147,21 @@ def recover_rows(path: Path, kind: type[Row]) -> list[Row]:
     lines = list(scan_rows(path))
     torn = lines[-1] if lines and (lines[-1].row is None or not lines[-1].complete) else None
     # A longer line was not written by append_rows, and more lines may follow it.
-    if torn is not None and path.stat().st_size - torn.offset <= MAX_LINE_BYTES:
+    if torn is not None and path.stat().st_size - torn.offset > MAX_LINE_BYTES:
+        torn = None
+    if torn is not None:
         lines.pop()
+    rows = _checked_rows(path, lines, kind)  # before the file is touched: it may be none of ours
+    if path.is_symlink():  # what it points to is not ours: the rows are gone on with in a file of our own
+        copy_file(path, path)
+    if torn is not None:
         try:
             with open(path, "r+b") as file:
                 file.truncate(torn.offset)
                 os.fsync(file.fileno())
         except OSError as error:
             raise _write_error(path, error) from error
-    return _checked_rows(path, lines, kind)
+    return rows
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -168,7 +175,9 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         return
     path = Path(path)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        # Never through a link: Windows, which has no O_NOFOLLOW, gives links to administrators only.
+        no_follow = getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | no_follow, 0o666)
         try:
             size_bytes = os.fstat(descriptor).st_size
             try:
@@ -237,10 +246,57 @@ def remove_leftovers(directory: Path) -> list[Path]:
 
     Only for a caller that holds the directory's lock: a living writer's temporaries look the same.
     """
-    leftovers = sorted(path for path in Path(directory).rglob(".*.tmp*") if _LEFTOVER.fullmatch(path.name))
+    leftovers = sorted(
+        path
+        for path in Path(directory).rglob(".*.tmp*")
+        if _LEFTOVER.fullmatch(path.name) and (path.is_symlink() or path.is_file())
+    )
     for path in leftovers:
         path.unlink(missing_ok=True)
     return leftovers
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory with all that is in it, or a file, as far as possible. Of a link, the link alone."""
+    with suppress(OSError):  # not there, or not allowed: whoever needs the place will say so
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def own_directory(path: Path) -> None:
+    """Makes a directory, unless it is there; a link or a file in its place is removed, and what it points to stays.
+
+    So nothing is written or removed in a directory that is not ours. Raises SgLocalError where it cannot be made.
+    """
+    try:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def place_directory(source: Path, path: Path) -> None:
+    """Puts a directory that is finished in the place of `path`, on the disk with all its files when this returns.
+
+    Raises SgLocalError where that fails.
+    """
+    try:
+        sync_tree(source)
+        remove_tree(path)
+        os.replace(source, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def sync_tree(directory: Path) -> None:
+    """Waits until all files of a directory, and their names, are on the disk."""
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            _sync(path)
 
 
 def read_text(path: Path, max_bytes: int) -> str:

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sg_local.errors import InputError
-from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
+from sg_local.files import (
+    copy_file,
+    own_directory,
+    read_json,
+    read_toml,
+    remove_tree,
+    sha256_file,
+    write_text,
+)
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.run.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
@@ -171,7 +179,8 @@ class Run:
             if not (keep_partial and later == stage):
                 for pattern in STAGE_FILES[later].pieces:
                     for path in self.path.glob(pattern):
-                        path.unlink()
+                        if path.parent == self.path or not path.parent.is_symlink():
+                            remove_tree(path)
 
     def take_over(self, other: "Run", stages: Sequence[str]) -> None:
         """Copies what finished stages of another run wrote, with their manifest entries, into this one.
@@ -182,6 +191,7 @@ class Run:
         manifest, theirs = self.manifest(), other.manifest()["stages"]
         for stage in stages:
             for name in theirs[stage]["writes"]:
+                own_directory(self.file(name).parent)
                 copy_file(other.file(name), self.file(name))
             manifest["stages"][stage] = theirs[stage]
         self._write_manifest(manifest)

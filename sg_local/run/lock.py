@@ -32,6 +32,8 @@ def lock_run(path: Path) -> Iterator[None]:
 
     lock = FileLock(path / ".lock")
     try:
+        if (path / ".lock").is_symlink():  # opening it would empty the file that it points to
+            (path / ".lock").unlink()
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise InputError(f"another sg-local is working on {path}: wait for it, or end it") from None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Paths in the run's directory; in `writes` and `pieces`, * stands for any name."""
+    """Paths in the run's directory; in `writes` and `pieces`, * stands for any name. A piece may be a directory."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -38,7 +38,7 @@ STAGE_FILES = {
     "train": StageFiles(
         reads=("task.toml", "train.jsonl"),
         writes=("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-        pieces=("checkpoints/*/*",),
+        pieces=("checkpoints",),
     ),
     "export": StageFiles(
         reads=(
@@ -52,7 +52,7 @@ STAGE_FILES = {
     "evaluate": StageFiles(
         reads=("task.toml", "test.jsonl", "train.jsonl", "adapter.gguf", "model.gguf"),
         writes=("evaluation.json", "predictions/*.jsonl"),
-        pieces=("predictions/*.jsonl",),
+        pieces=("predictions/*.jsonl", "predictions/.*.json"),
         looks_for=("test.jsonl",),
     ),
 }

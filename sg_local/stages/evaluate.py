@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError
-from sg_local.files import read_rows, sha256_file, write_rows, write_text
+from sg_local.files import own_directory, read_rows, sha256_file, write_rows, write_text
 from sg_local.llama.asking import (
     INPUTS_PER_CALL,
     QUESTIONS_PER_CALL,
@@ -79,7 +79,7 @@ def run_evaluate(run: Run) -> None:
     with run.stage("evaluate") as details:
         ways = ways_to_answer(run)
         rows, source = _scored_rows(run)
-        run.file("predictions").mkdir(exist_ok=True)
+        own_directory(run.file("predictions"))
         answered: dict[Contender, list[PredictionRow]] = {}
         details["engine"] = {}
         for contender, way in ways.items():

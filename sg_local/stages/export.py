@@ -11,14 +11,13 @@ Nothing gets its final name before llama.cpp with these files was compared with 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError
-from sg_local.files import canonical_json, sha256_file, write_text
+from sg_local.files import canonical_json, own_directory, remove_tree, sha256_file, write_text
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
@@ -36,6 +35,8 @@ from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
 
 EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
+_WORK = ".sg-local-export"  # in the directory of an export from elsewhere, while it is made
+_WORK_FILES = (*EXPORTED_FROM_ELSEWHERE, "base.gguf")
 FINER = "Q8_0"  # of model.gguf, where the base's own types are too coarse
 
 
@@ -45,21 +46,23 @@ def run_export(run: Run) -> None:
 
     require_training_packages(("torch", "transformers", "peft"))
     with run.stage("export") as details:
-        work = run.file(".work") / "export"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        metadata = _metadata(run)
-        write_text(work / "Modelfile", _modelfile(run))
-        parity, too_coarse = _write_ggufs(
-            run.model, run.settings, run.file("adapter"), work, metadata, partial(measure_run, run)
-        )
-        details["parity"] = parity.as_dict()
-        if too_coarse:
-            details["too_coarse"] = too_coarse.as_dict()
-        _require_and_tell(parity, run.file("adapter"), run.model)
-        for name in STAGE_FILES["export"].writes:
-            os.replace(work / name, run.file(name))
-        shutil.rmtree(run.file(".work"), ignore_errors=True)
+        work = run.file(".work")
+        remove_tree(work)
+        own_directory(work)
+        try:
+            metadata = _metadata(run)
+            write_text(work / "Modelfile", _modelfile(run))
+            parity, too_coarse = _write_ggufs(
+                run.model, run.settings, run.file("adapter"), work, metadata, partial(measure_run, run)
+            )
+            details["parity"] = parity.as_dict()
+            if too_coarse:
+                details["too_coarse"] = too_coarse.as_dict()
+            _require_and_tell(parity, run.file("adapter"), run.model)
+            for name in STAGE_FILES["export"].writes:
+                os.replace(work / name, run.file(name))
+        finally:
+            remove_tree(work)
 
 
 def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings: Settings) -> Parity:
@@ -72,13 +75,13 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
 
     require_training_packages(("torch", "transformers", "peft"))
     base = describe_base(read_model(resolve_model(model_source)), settings)
-    if there := [name for name in EXPORTED_FROM_ELSEWHERE if (out_dir / name).exists()]:
+    if there := [name for name in EXPORTED_FROM_ELSEWHERE if os.path.lexists(out_dir / name)]:
         raise InputError(f"{out_dir / there[0]} exists already: move it away, or give another --out")
     is_new = not out_dir.exists()
-    work = out_dir / ".work"
-    shutil.rmtree(work, ignore_errors=True)
+    work = out_dir / _WORK
+    _remove_killed_work(work)
     try:
-        work.mkdir(parents=True)
+        own_directory(work)
         metadata = {
             "general.name": f"{base.path.stem} with {adapter_dir.resolve().name}",
             **_origin(base),
@@ -90,10 +93,22 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_tree(work)
         if is_new and out_dir.is_dir() and not any(out_dir.iterdir()):
             out_dir.rmdir()
     return parity
+
+
+def _remove_killed_work(work: Path) -> None:
+    """Removes what a killed call left. Raises InputError where it holds anything that no call of ours writes."""
+    if not os.path.lexists(work):
+        return
+    is_ours = work.is_dir() and not work.is_symlink()
+    if not is_ours or any(
+        not path.is_file() or not path.name.strip(".").startswith(_WORK_FILES) for path in work.iterdir()
+    ):
+        raise InputError(f"{work} is in the way, and not ours alone: move it away, or give another --out")
+    remove_tree(work)
 
 
 def _require_and_tell(parity: Parity, adapter_dir: Path, base: BaseModel) -> None:

@@ -8,11 +8,10 @@ The weights are those of the GGUF that is served, dequantized; the token ids are
 
 import math
 import os
-import shutil
 from collections import Counter
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import read_rows
+from sg_local.files import own_directory, place_directory, read_rows, remove_tree
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
@@ -38,13 +37,13 @@ def run_train(run: Run) -> None:
         card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
-        final = run.file("adapter").resolve()
-        work = run.file(".work").resolve()
-        checkpoints = run.file("checkpoints").resolve()
+        run_dir = run.path.resolve()  # the trainer works in another directory
+        final, work, checkpoints = (run_dir / name for name in ("adapter", ".work", "checkpoints"))
         here = os.getcwd()
         # Code that others could write must not be imported from: the work directory begins empty.
-        shutil.rmtree(work, ignore_errors=True)
-        weights_dir = training_weights(run).resolve()  # the trainer works in another directory
+        remove_tree(work)
+        own_directory(checkpoints)
+        weights_dir = training_weights(run).resolve()
         prepare_process(work, on_gpu=bool(card))
         try:
             with progress("train", steps, "steps") as advance:
@@ -60,12 +59,11 @@ def run_train(run: Run) -> None:
                     advance,
                     card=card,
                 )
+            place_directory(work / "adapter", final)
         finally:
             os.chdir(here)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(work / "adapter", final)
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+            remove_tree(work)
+        remove_tree(checkpoints)
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
 
 

@@ -1,0 +1,82 @@
+"""What stands for torch and for the writing of GGUFs, where the stages themselves are tried.
+
+replace_training(monkeypatch)     train writes an adapter of a few bytes, and a checkpoint on the way
+replace_export(monkeypatch)       export writes GGUFs of a few bytes; `Parity` says that they are right
+"""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sg_local.finetune.environment as environment
+import sg_local.stages.export as export
+import sg_local.stages.train as train
+from sg_local.files import write_bytes, write_text
+from sg_local.finetune.batches import TrainRow
+from sg_local.finetune.checkpoints import mark_complete, training_key
+from sg_local.proof.parity import Parity
+from sg_local.run.directory import Run
+
+GOOD = Parity(
+    max_logit_difference=0.01,
+    adapter_effect=5.0,
+    mean_kl_nats=0.001,
+    base_mean_kl_nats=3.0,
+    argmax_equal_share=1.0,
+    merged_type="F16",
+    n_prompts=4,
+    n_positions=40,
+)
+
+
+def replace_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No torch: `train_adapter` writes its files, rows as they are in train.jsonl."""
+
+    def tokenized(run: Run) -> tuple[list[TrainRow], "Counter[str]", None]:
+        return [TrainRow((1, 2), (len(run.file("train.jsonl").read_bytes()),))], Counter(), None
+
+    def prepare_process(work: Path, *, on_gpu: bool) -> None:
+        del on_gpu
+        work.mkdir(parents=True, exist_ok=True)
+        os.chdir(work)
+
+    def train_adapter(
+        _weights: Path, _vocabulary: None, rows: Any, adapter_dir: Path, checkpoints: Path, *_: Any, **__: Any
+    ) -> dict[str, object]:
+        key = training_key([len(rows)])
+        checkpoint = checkpoints / "checkpoint-1"
+        checkpoint.mkdir(exist_ok=True)
+        write_bytes(checkpoint / "optimizer.pt", b"moments")
+        mark_complete(checkpoint, key)
+        adapter_dir.mkdir(parents=True)
+        write_text(adapter_dir / "adapter_config.json", "{}\n")
+        write_bytes(adapter_dir / "adapter_model.safetensors", repr(rows).encode())
+        return {"steps": 1}
+
+    monkeypatch.setattr(train, "require_trainer", lambda _trainer: None)
+    monkeypatch.setattr(train, "_tokenized", tokenized)
+    monkeypatch.setattr(train, "training_weights", lambda run: run.path)
+    monkeypatch.setattr(train, "prepare_process", prepare_process)
+    monkeypatch.setattr(train, "train_adapter", train_adapter)
+
+
+def replace_export(monkeypatch: pytest.MonkeyPatch, parity: Parity = GOOD) -> None:
+    """No torch and no llama.cpp: the exported files are their inputs' bytes."""
+
+    def write_adapter(adapter_dir: Path, _base: Path, path: Path, metadata: dict[str, str]) -> None:
+        weights = (adapter_dir / "adapter_model.safetensors").read_bytes()
+        write_bytes(path, weights + json.dumps(metadata).encode())
+
+    def merge(base: Path, adapter: Path, path: Path, **_options: Any) -> None:
+        write_bytes(path, base.read_bytes() + adapter.read_bytes())
+
+    monkeypatch.setattr(environment, "require_training_packages", lambda _names: None)
+    monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
+    monkeypatch.setattr(export, "merge_gguf", merge)
+    monkeypatch.setattr(export, "_modelfile", lambda run: f"FROM ./model.gguf\n# {run.task.name}\n")
+    monkeypatch.setattr(export, "measure_run", lambda *_: parity)
+    monkeypatch.setattr(export, "measure_on_texts", lambda *_: parity)
