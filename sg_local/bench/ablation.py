@@ -27,7 +27,7 @@ from sg_local.run.lock import lock_run
 from sg_local.run.pipeline import run_pipeline
 from sg_local.run.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
-from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
+from sg_local.selfguide.evaluation import metric_mean, predictions_file, predictions_note, scores_of
 from sg_local.selfguide.metrics import metric_of
 from sg_local.selfguide.statistics import Difference, average, difference
 from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
@@ -209,6 +209,9 @@ def _copy_base_answers(run: Run, switched: Run) -> None:
     """What the base answers without made rows does not depend on the switch; evaluate takes what is there already."""
     with lock_run(switched.path):
         for contender in Contender:
-            source, target = (place.file(predictions_file(contender)) for place in (run, switched))
-            if not contender.uses_made_rows and source.exists() and not target.exists():
-                copy_file(source, target)
+            if contender.uses_made_rows or switched.file(predictions_file(contender)).exists():
+                continue
+            # The note first: answers without it are not gone on with.
+            for name in (predictions_note(contender), predictions_file(contender)):
+                if run.file(name).exists():
+                    copy_file(run.file(name), switched.file(name))

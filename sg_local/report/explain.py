@@ -129,7 +129,7 @@ def _row(rows: Sequence[Row], row_id: str) -> Row | None:
 
 
 def _without_id(row: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    return row and {field: value for field, value in row.items() if field != "id"}
+    return row and {field: value for field, value in row.items() if field not in {"id", "made_from"}}
 
 
 def _known_ids(inputs: Sequence[InputRow], examples: Sequence[str]) -> str:

@@ -23,12 +23,12 @@ STAGE_FILES = {
     "generate": StageFiles(
         reads=("task.toml",),
         writes=("inputs.jsonl",),
-        pieces=("inputs.jsonl", ".probe.jsonl"),
+        pieces=("inputs.jsonl", ".probe.jsonl", ".generate.json"),
     ),
     "annotate": StageFiles(
         reads=("task.toml", "inputs.jsonl"),
         writes=("outputs.jsonl",),
-        pieces=("outputs.jsonl",),
+        pieces=("outputs.jsonl", ".kept_outputs.jsonl"),
     ),
     "curate": StageFiles(
         reads=("task.toml", "inputs.jsonl", "outputs.jsonl"),

@@ -77,6 +77,11 @@ def predictions_file(contender: Contender) -> str:
     return f"predictions/{contender}.jsonl"
 
 
+def predictions_note(contender: Contender) -> str:
+    """Where a run says what the answers were made from."""
+    return f"predictions/.{contender}.json"
+
+
 def prediction_row(text: str, prediction: str, reference: str) -> PredictionRow:
     """An answer with its scores."""
     row: dict[str, object] = {"input": text, "prediction": prediction, "reference": reference}

@@ -104,6 +104,7 @@ class OutputRow(TypedDict):
     samples: NotRequired[list[str]]  # else; "" for one that did not end
     share: NotRequired[float]  # 0..1, how far the samples agree with the output
     information: NotRequired[float]  # nats a token, where choose_by is "information"
+    made_from: NotRequired[str]  # a key of the input's text, the task, the base and the settings
 
 
 class _Pair(TypedDict):

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from sg_local.chat.template import ChatTemplate
-from sg_local.files import append_rows, read_rows, recover_rows, row_seed, write_rows
+from sg_local.files import append_rows, read_rows, recover_rows, remove_tree, row_seed, write_rows
 from sg_local.llama.asking import QUESTIONS_PER_CALL, counters, likeliest, open_with, score_labels, speed
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Request, generate
@@ -27,6 +27,7 @@ from sg_local.progress import progress
 from sg_local.proof.working_copies import generating_model
 from sg_local.run.directory import Run
 from sg_local.run.in_flight import guarded_call, whole_calls
+from sg_local.run.made_from import key_of, stage_key
 from sg_local.run.prompt import template_source
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.prompts import answer_messages, prompt_variants
@@ -34,6 +35,7 @@ from sg_local.selfguide.rows import DropReason, InputRow, OutputRow
 from sg_local.selfguide.selection import consensus, likeness, most_informed, vote
 
 SAMPLED_INPUTS_PER_CALL = 24
+_KEPT = ".kept_outputs.jsonl"  # answers to inputs that were not edited, while the others are answered again
 
 
 def run_annotate(run: Run) -> None:
@@ -42,21 +44,22 @@ def run_annotate(run: Run) -> None:
         inputs = [row for row in read_rows(run.file("inputs.jsonl"), InputRow) if row["drop"] is None]
         scores_labels = run.task.is_classification and run.settings.label_answers == "scores"
         per_call = QUESTIONS_PER_CALL if scores_labels else SAMPLED_INPUTS_PER_CALL
-        path = run.file("outputs.jsonl")
-        rows = recover_rows(path, OutputRow)
-        if len(rows) < len(inputs):
-            rows = whole_calls(rows, per_call)
-        write_rows(path, rows)
+        kept, rows = _earlier_rows(run, inputs, per_call)
+        n_kept = len(kept)
+        unanswered = [row for row in inputs if row["id"] not in kept]
+        path, key = run.file("outputs.jsonl"), stage_key(run, "annotate")
         model_path = generating_model(run)
         details["model_file"] = model_path.name
         with (
             open_with(run.settings, model_path) as engine,
-            progress("annotate", len(inputs), "inputs", len(rows), detail=lambda: speed(engine)) as advance,
+            progress(
+                "annotate", len(inputs), "inputs", n_kept + len(rows), detail=lambda: speed(engine)
+            ) as advance,
         ):
             template = engine.tokenizer.chat_template(template_source(run))
             annotate = _score_labels if scores_labels else _sample_answers
-            for start in range(len(rows), len(inputs), per_call):
-                part = inputs[start : start + per_call]
+            for start in range(len(rows), len(unanswered), per_call):
+                part = unanswered[start : start + per_call]
 
                 def answer(places: Sequence[int], part: list[InputRow] = part) -> list[OutputRow]:
                     return annotate(run, engine, template, [part[place] for place in places], advance)
@@ -65,11 +68,46 @@ def run_annotate(run: Run) -> None:
                     return {"id": part[place]["id"], "output": None, "drop": DropReason.CRASH}
 
                 new = guarded_call(run, "annotate", [row["id"] for row in part], answer, dropped)
+                for row, answered in zip(part, new, strict=True):
+                    answered["made_from"] = key_of(key, row["input"])
                 append_rows(path, new)
                 rows += new
             details.update(counters(engine))
+        if kept:
+            by_id = kept | {row["id"]: row for row in rows}
+            rows = [by_id[row["id"]] for row in inputs]
+            write_rows(path, rows)
+        remove_tree(run.file(_KEPT))
         drops = Counter(str(row["drop"]) for row in rows if row["drop"])
         details["counts"] = {"annotated": len(rows), "dropped": dict(sorted(drops.items()))}
+
+
+def _earlier_rows(
+    run: Run, inputs: list[InputRow], per_call: int
+) -> tuple[dict[int, OutputRow], list[OutputRow]]:
+    """What earlier calls answered: rows that stay, by id, and those of outputs.jsonl, which is gone on with.
+
+    outputs.jsonl holds answers to the first of the inputs that are not among the kept ones, in whole calls. Where it
+    holds anything else (an input was edited since, dropped or added), its rows that still fit join the kept ones, and
+    it begins anew.
+    """
+    path, kept_path = run.file("outputs.jsonl"), run.file(_KEPT)
+    key = stage_key(run, "annotate")
+    keys = {row["id"]: key_of(key, row["input"]) for row in inputs}
+
+    def fitting(rows: list[OutputRow]) -> dict[int, OutputRow]:
+        return {row["id"]: row for row in rows if keys.get(row["id"]) == row.get("made_from", "unknown")}
+
+    kept, rows = fitting(recover_rows(kept_path, OutputRow)), recover_rows(path, OutputRow)
+    unanswered = [row["id"] for row in inputs if row["id"] not in kept]
+    if [row["id"] for row in rows] != unanswered[: len(rows)] or len(fitting(rows)) < len(rows):
+        kept |= fitting(rows)
+        write_rows(kept_path, kept.values())  # first: a row is in one of the two files at any time
+        rows = []
+    elif len(rows) < len(unanswered):
+        rows = whole_calls(rows, per_call)
+    write_rows(path, rows)
+    return kept, rows
 
 
 def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: list[InputRow]) -> list[TokenIds]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError
-from sg_local.files import own_directory, read_rows, sha256_file, write_rows, write_text
+from sg_local.files import own_directory, read_rows, remove_tree, sha256_file, write_rows, write_text
 from sg_local.llama.asking import (
     INPUTS_PER_CALL,
     QUESTIONS_PER_CALL,
@@ -41,6 +41,7 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress
 from sg_local.run.directory import Run
 from sg_local.run.in_flight import guarded_call
+from sg_local.run.made_from import base_facts, is_made_from, key_of, note_made_from, task_facts
 from sg_local.run.prompt import demonstrations, template_source
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import (
@@ -51,6 +52,7 @@ from sg_local.selfguide.evaluation import (
     is_prediction,
     prediction_row,
     predictions_file,
+    predictions_note,
 )
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import DEMONSTRATION
@@ -79,24 +81,30 @@ def run_evaluate(run: Run) -> None:
     with run.stage("evaluate") as details:
         ways = ways_to_answer(run)
         rows, source = _scored_rows(run)
+        sha256 = {run.file(name): sha256 for name, sha256 in details["reads"].items()}
+        sha256[run.model.path] = sha256_file(run.model.path)
         own_directory(run.file("predictions"))
         answered: dict[Contender, list[PredictionRow]] = {}
         details["engine"] = {}
         for contender, way in ways.items():
             path = run.file(predictions_file(contender))
-            predictions = _finished_predictions(path, rows)
+            note = run.file(predictions_note(contender))
+            key = _key(run, way, [sha256[file] for file in (way.model, way.adapter) if file], rows)
+            predictions = _finished_predictions(path, rows) if is_made_from(note, key, path) else None
             if predictions is None:
                 predictions, details["engine"][contender] = _predict(run, contender, way, rows)
                 write_rows(path, predictions)
+                note_made_from(note, key, path)
             answered[contender] = predictions
             if contender == Contender.FEW_SHOT and (
                 first_lines := first_line_rows(predictions, run.task.examples)
             ):
                 write_rows(run.file(predictions_file(Contender.FIRST_LINE)), first_lines)
                 answered[Contender.FIRST_LINE] = first_lines
+        for contender in set(Contender) - answered.keys():  # of an earlier call with other settings or rows
+            remove_tree(run.file(predictions_file(contender)))
+            remove_tree(run.file(predictions_note(contender)))
         ways[Contender.FIRST_LINE] = ways[Contender.FEW_SHOT]
-        sha256 = {run.file(name): sha256 for name, sha256 in details["reads"].items()}
-        sha256[run.model.path] = sha256_file(run.model.path)
         served = {
             contender: Served(way.served.name, sha256[way.served], len(way.demonstrations))
             for contender, way in ways.items()
@@ -120,6 +128,14 @@ def ways_to_answer(run: Run) -> dict[Contender, Way]:
     ways[Contender.TUNED_ADAPTER] = Way(base, run.file("adapter.gguf"), tuned_demonstrations)
     ways[Contender.TUNED_MERGED] = Way(run.file("model.gguf"), None, tuned_demonstrations)
     return ways
+
+
+def _key(run: Run, way: Way, sha256: Sequence[str], rows: Sequence[Example]) -> str:
+    """The key of a contender's answers. sha256: of the files that it answers with."""
+    shown = [[example.input, example.output] for example in way.demonstrations]
+    asked = [[row.input, row.output] for row in rows]
+    limits = [run.settings.n_ctx, run.settings.max_new_tokens]
+    return key_of(task_facts(run), base_facts(run), list(sha256), shown, way.scores_labels, limits, asked)
 
 
 def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow] | None:

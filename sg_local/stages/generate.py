@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import SgLocalError
-from sg_local.files import append_rows, recover_rows, row_seed, write_rows
+from sg_local.files import append_rows, recover_rows, remove_tree, row_seed, write_rows
 from sg_local.llama.asking import counters, open_with, score_labels, speed
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Completion, Request, generate
@@ -26,7 +26,8 @@ from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import generating_model
 from sg_local.run.directory import Run
-from sg_local.run.in_flight import guarded_call, whole_calls
+from sg_local.run.in_flight import forget, guarded_call
+from sg_local.run.made_from import is_made_from, note_made_from, stage_key
 from sg_local.run.prompt import template_source
 from sg_local.selfguide.filters import Pool, Rules, input_fault, rules_of
 from sg_local.selfguide.labels import label_scores
@@ -39,6 +40,7 @@ from sg_local.task import Task
 ROWS_PER_CALL = 64
 N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
 _TRIALS = ".probe.jsonl"
+_NOTE = ".generate.json"  # what rows and trials were made from
 _TRIAL_SEEDS = "probe"  # seeds come from this word: with another one, trial inputs would be others
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
 
@@ -49,7 +51,8 @@ def run_generate(run: Run) -> None:
     """Makes inputs until n_inputs passed the filters, or the attempts are used up."""
     with run.stage("generate") as details:
         path = run.file("inputs.jsonl")
-        rows = whole_calls(recover_rows(path, InputRow), ROWS_PER_CALL)
+        _discard_outdated(run)
+        rows = _whole_calls(recover_rows(path, InputRow))
         write_rows(path, rows)
         wanted = run.settings.n_inputs
         attempts = ATTEMPTS_PER_INPUT * max(wanted, ROWS_PER_CALL)
@@ -73,9 +76,9 @@ def run_generate(run: Run) -> None:
                 style = _chosen_style(run, engine, template, rules)
             trials = recover_rows(run.file(_TRIALS), Trial)
             needs_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
-            while kept < wanted and len(rows) < attempts:
+            while kept < wanted and (first_id := rows[-1]["id"] + 1 if rows else 0) < attempts:
                 earlier = [row["input"] for row in rows if row["drop"] is None]
-                ids = range(len(rows), len(rows) + ROWS_PER_CALL)
+                ids = range(first_id, first_id + ROWS_PER_CALL)
                 requests, new = _requests(run, engine, template, style, ids, earlier)
 
                 def answer(
@@ -104,6 +107,26 @@ def run_generate(run: Run) -> None:
             )
         if kept < wanted:
             say(f"generate: {kept} of {wanted} inputs after {len(rows)} attempts; going on with these")
+
+
+def _discard_outdated(run: Run) -> None:
+    """Removes rows and trials of an earlier call where the task or a setting was changed since."""
+    note, key = run.file(_NOTE), stage_key(run, "generate")
+    if is_made_from(note, key):
+        return
+    pieces = [path for name in ("inputs.jsonl", _TRIALS) if (path := run.file(name)).exists()]
+    if pieces:
+        say("generate: the task or its settings were changed since: the inputs are made anew")
+    for path in pieces:
+        remove_tree(path)
+    forget(run)
+    note_made_from(note, key)
+
+
+def _whole_calls(rows: list[InputRow]) -> list[InputRow]:
+    """The rows of the calls that were written whole: a person may have taken out some before the last."""
+    n_last = (rows[-1]["id"] + 1) % ROWS_PER_CALL if rows else 0
+    return [row for row in rows if row["id"] <= rows[-1]["id"] - n_last]
 
 
 def _requests(

@@ -31,6 +31,9 @@ class ScriptedTokenizer:
     def encode_prompt(self, _template: str, messages: Sequence[dict[str, str]]) -> list[int]:
         return list("\n".join(message["content"] for message in messages).encode())
 
+    def encode_begun(self, _template: str, messages: Sequence[dict[str, str]], begun: str) -> list[int]:
+        return [*self.encode_prompt("", messages), *begun.encode()]
+
     def encode_answer(self, _template: str, _messages: Sequence[dict[str, str]], answer: str) -> list[int]:
         return list(answer.encode())
 

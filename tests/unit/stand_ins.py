@@ -1,23 +1,29 @@
-"""What stands for torch and for the writing of GGUFs, where the stages themselves are tried.
+"""What stands for llama.cpp, torch and the writing of GGUFs, where the stages themselves are tried.
 
+replace_sampling(monkeypatch)     generate and annotate get texts that depend on a request's seed and prompt alone
 replace_training(monkeypatch)     train writes an adapter of a few bytes, and a checkpoint on the way
 replace_export(monkeypatch)       export writes GGUFs of a few bytes; `Parity` says that they are right
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sg_local.finetune.environment as environment
+import sg_local.stages.annotate as annotate
 import sg_local.stages.export as export
+import sg_local.stages.generate as generate
 import sg_local.stages.train as train
 from sg_local.files import write_bytes, write_text
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.checkpoints import mark_complete, training_key
+from sg_local.llama.generation import Completion, Request
 from sg_local.proof.parity import Parity
 from sg_local.run.directory import Run
 
@@ -31,6 +37,37 @@ GOOD = Parity(
     n_prompts=4,
     n_positions=40,
 )
+
+
+def replace_sampling(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No llama.cpp: returns the prompts that annotate's samples were drawn for, as they come."""
+    asked: list[str] = []
+
+    def made_up(request: Request) -> Completion:
+        """Five words that no other request gets: "Baka lopi nuso remo tila."."""
+        digest = hashlib.sha256(f"{request.seed} {request.temperature} {request.prompt}".encode()).digest()
+        syllables = [f"{'bdfgklmnprstvz'[byte % 14]}{'aeiou'[byte // 14 % 5]}" for byte in digest]
+        words = ["".join(syllables[start : start + 2]) for start in range(0, 10, 2)]
+        return Completion(" ".join(words).capitalize() + ".", (1,), "end")
+
+    def make(_engine: Any, requests: Sequence[Request], *_: Any) -> list[Completion]:
+        return [made_up(request) for request in requests]
+
+    def sample(
+        _engine: Any, requests: Sequence[Request], on_finished: Callable[[int], None]
+    ) -> list[Completion]:
+        for number, request in enumerate(requests):
+            asked.append(bytes(request.prompt).decode())
+            on_finished(number)
+        return make(None, requests)
+
+    def logprobs(_engine: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        return [-float(sum(answer) % 97) - len(prompt) % 7 for prompt, answer in pairs]
+
+    monkeypatch.setattr(generate, "generate", make)
+    monkeypatch.setattr(annotate, "generate", sample)
+    monkeypatch.setattr(annotate, "answer_logprobs", logprobs)
+    return asked
 
 
 def replace_training(monkeypatch: pytest.MonkeyPatch) -> None:

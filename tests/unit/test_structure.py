@@ -24,7 +24,7 @@ LAYERS = [
     {"predict", "stages"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
-    {"run.begin", "run.in_flight", "run.prompt"},
+    {"run.begin", "run.in_flight", "run.made_from", "run.prompt"},
     {"chat.modelfile"},
     {"selfguide"},
     {"chat"},
