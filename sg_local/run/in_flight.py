@@ -1,16 +1,22 @@
 """Which rows native code is working on, so that a crash in it costs one row at most, and not the run.
 
-    .in_flight.json   {"part": "annotate", "rows": [12, 13, 14], "crashes": {"annotate": {"12": 1, "13": 1, "14": 1}}}
+    .in_flight.json   {"process": "4711-9f2c41d0", "part": "annotate", "rows": [12, 13, 14],
+                       "crashes": {"annotate": {"12": 1, "13": 1, "14": 1}}}
 
 llama.cpp can end the whole process (a failed assertion, a bad pointer). `run` notices: it names the rows in flight,
 counts a crash for each and starts the stage again, which gives those rows to llama.cpp one at a time. A row that
 crashes it again is dropped (DropReason.CRASH).
+
+The record says which process wrote it. One that was killed leaves it behind; a crash of a later process that has not
+come to any row, as while it loads the model, is counted for none.
 """
 
 import json
+import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from sg_local.errors import InputError
 from sg_local.files import read_json, write_text
@@ -18,6 +24,7 @@ from sg_local.run.directory import Run
 
 MAX_CRASHES = 2  # of one row, before it is dropped
 _MAX_BYTES = 16 << 20
+_THIS_PROCESS = f"{os.getpid()}-{secrets.token_hex(4)}"  # numbers of processes come again
 
 Result = TypeVar("Result")
 Crashes = dict[str, dict[int, int]]  # part -> row id -> how often the process ended with it in flight
@@ -35,7 +42,7 @@ def guarded_call(
     answer: from places in row_ids to results; dropped: the result of a row that is not tried again. part names the
     stage, and what of it: crashes are counted for each part alone.
     """
-    _, _, all_crashes = _read(run)
+    all_crashes = _read(run).crashes
     crashes = all_crashes.get(part, {})
     places = range(len(row_ids))
     if not any(crashes.get(row_id) for row_id in row_ids):
@@ -56,9 +63,20 @@ def guarded_call(
     return results
 
 
-def note_crash(run: Run) -> list[int]:
-    """Counts a crash for each row in flight and returns their ids; [] where the crash was elsewhere."""
-    part, rows, all_crashes = _read(run)
+def recorded_by(run: Run) -> str | None:
+    """The process that wrote the record, None where there is none."""
+    return _read(run).process if _path(run).exists() else None
+
+
+def note_crash(run: Run, before: str | None) -> list[int]:
+    """Counts a crash for each row in flight and returns their ids; [] where the crash was elsewhere.
+
+    before: `recorded_by` when the process was started that crashed. Where that is unchanged, the record is an
+    earlier one's, and not about this crash.
+    """
+    process, part, rows, all_crashes = _read(run)
+    if process == before:
+        return []
     if rows:
         crashes = all_crashes.get(part, {})
         counted = crashes | {row_id: crashes.get(row_id, 0) + 1 for row_id in rows}
@@ -75,18 +93,22 @@ def _path(run: Run) -> Path:
     return run.file(".in_flight.json")
 
 
-def _read(run: Run) -> tuple[str, list[int], Crashes]:
+class _Record(NamedTuple):
+    process: str
+    part: str
+    rows: list[int]
+    crashes: Crashes
+
+
+def _read(run: Run) -> _Record:
     if not _path(run).exists():
-        return "", [], {}
+        return _Record("", "", [], {})
     match read_json(_path(run), _MAX_BYTES):
-        case {"part": str(part), "rows": list(rows), "crashes": dict(crashes)} if all(
+        case {"part": str(part), "rows": list(rows), "crashes": dict(crashes), **rest} if all(
             isinstance(row, int) for row in rows
         ) and all(map(_are_counts, crashes.values())):
-            return (
-                part,
-                rows,
-                {name: {int(row): n for row, n in counts.items()} for name, counts in crashes.items()},
-            )
+            counted = {name: {int(row): n for row, n in counts.items()} for name, counts in crashes.items()}
+            return _Record(str(rest.get("process", "")), part, rows, counted)
     raise InputError(f"{_path(run)} is damaged: delete it, and run the same command again")
 
 
@@ -97,7 +119,8 @@ def _are_counts(crashes: object) -> bool:
 
 
 def _write(run: Run, part: str, rows: list[int], crashes: Crashes) -> None:
-    record = {"part": part, "rows": rows, "crashes": crashes}  # json writes the row ids as texts
+    # json writes the row ids as texts
+    record = {"process": _THIS_PROCESS, "part": part, "rows": rows, "crashes": crashes}
     write_text(_path(run), json.dumps(record) + "\n")
 
 

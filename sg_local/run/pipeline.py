@@ -13,7 +13,7 @@ from sg_local.errors import InputError, SgLocalError, signal_name
 from sg_local.progress import say
 from sg_local.run import process
 from sg_local.run.directory import Run
-from sg_local.run.in_flight import forget, note_crash
+from sg_local.run.in_flight import forget, note_crash, recorded_by
 from sg_local.run.process import StartStage
 from sg_local.settings import STAGES
 
@@ -76,8 +76,9 @@ def _require_training(run: Run) -> None:
 def _exit_code_after_crashes(run: Run, stage: str, start_stage: StartStage) -> int:
     """The stage's exit code; after a crash of native code it is started again, see in_flight.py."""
     for _ in range(MAX_CRASHES_OF_A_STAGE):
+        before = recorded_by(run)
         code = start_stage(run, stage)
-        if -code not in _CRASHES or not (rows := note_crash(run)):
+        if -code not in _CRASHES or not (rows := note_crash(run, before)):
             break
         if len(rows) == 1:
             say(

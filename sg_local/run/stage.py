@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from sg_local.run.directory import Run
+from sg_local.run.in_flight import forget
 from sg_local.run.lock import lock_run
 
 
@@ -23,6 +24,7 @@ def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
         run.check_model()
         if redo:
             run.forget_from(stage, keep_partial=False)
+            forget(run)
         body: Callable[[Run], None] = getattr(import_module(f"sg_local.stages.{stage}"), f"run_{stage}")
         body(replace(run, settings=run.settings.seen_by(stage)))
     return True

@@ -16,6 +16,7 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.run.directory import Run
 from sg_local.run.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
 from sg_local.run.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
+from sg_local.run.stage import run_stage
 from sg_local.settings import STAGES
 
 
@@ -163,6 +164,32 @@ def test_a_stage_that_crashes_on_a_row_is_started_again_some_times(
         run_pipeline(new_run, "generate", start_stage=crash)
     assert started == ["generate"] * MAX_CRASHES_OF_A_STAGE
     assert "generate was ended by SIGSEGV on row 3: going on" in capsys.readouterr().err
+
+
+def test_a_crash_before_any_row_is_counted_for_none(new_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage was killed and left its record; then llama.cpp crashes as it loads the model."""
+    record = {"process": "4711-killed", "part": "generate", "rows": [3, 4], "crashes": {}}
+    new_run.file(".in_flight.json").write_text(json.dumps(record))
+    started: list[str] = []
+
+    def crash(_run: Run, stage: str) -> int:
+        started.append(stage)
+        return -signal.SIGSEGV
+
+    for _ in range(2):
+        with pytest.raises(SgLocalError, match="generate was ended by SIGSEGV: the run is kept"):
+            run_pipeline(new_run, "generate", start_stage=crash)
+    assert started == ["generate"] * 2
+    assert json.loads(new_run.file(".in_flight.json").read_text()) == record
+    assert "row" not in capsys.readouterr().err
+
+
+def test_redo_counts_crashes_anew(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"process": "4711-crashed", "part": "annotate", "rows": [], "crashes": {"annotate": {"0": 2}}}
+    finished_run.file(".in_flight.json").write_text(json.dumps(record))
+    monkeypatch.setattr("sg_local.stages.annotate.run_annotate", lambda _run: None)
+    run_stage(finished_run, "annotate", redo=True)
+    assert not finished_run.file(".in_flight.json").exists()
 
 
 def test_a_reason_of_an_earlier_call_is_forgotten(new_run: Run) -> None:
