@@ -168,11 +168,11 @@ def compared(switch: Switch, run: Run, switched: Run) -> AblationRow:
         "difference": _difference(default, other),
     }
     if switch.name == SEED:
-        few_shot = read_evaluation(run.file("evaluation.json"))["contenders"][BASELINE]
+        few_shot = read_evaluation(run)["contenders"][BASELINE]
         row["base_few_shot"] = metric_mean(few_shot, metric)["mean"]
         row["seed"] = run.settings.seed
     if switch.text == BASELINES:
-        many_shot = read_evaluation(switched.file("evaluation.json"))["contenders"][Contender.MANY_SHOT]
+        many_shot = read_evaluation(switched)["contenders"][Contender.MANY_SHOT]
         row["base_many_shot"] = metric_mean(many_shot, metric)["mean"]
         row["many_shot_demonstrations"] = many_shot["demonstrations"]
         row["gain_over_many_shot"] = _difference(default, _scores(switched, Contender.MANY_SHOT))
@@ -180,7 +180,7 @@ def compared(switch: Switch, run: Run, switched: Run) -> AblationRow:
 
 
 def _scores(run: Run, contender: Contender) -> tuple[float, ...]:
-    rows = read_predictions(run.file(predictions_file(contender)))
+    rows = read_predictions(run, contender)
     return tuple(scores_of(rows, metric_of(run.task)))
 
 

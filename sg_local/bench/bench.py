@@ -156,7 +156,7 @@ def write_results(path: Path, failed: dict[str, str]) -> Results:
     for settings_path in sorted(path.glob("*/settings.toml")):
         run = open_run(settings_path.parent)
         if run.is_finished("evaluate"):
-            rows.append(row_of(read_evaluation(run.file("evaluation.json")), run.manifest()))
+            rows.append(row_of(read_evaluation(run), run.manifest()))
     results: Results = {"tasks": rows, "summary": summary(rows), "failed": failed}
     if compared := comparisons(path):
         results["ablations"] = compared

@@ -63,7 +63,7 @@ def run(
     from sg_local.report.scores import score_table, worse_than
 
     if as_json:
-        click.echo(found.file("evaluation.json").read_text("utf-8"), nl=False)
+        click.echo(found.written_file("evaluation.json").read_text("utf-8"), nl=False)
     else:
         create = shlex.join(["ollama", "create", found.task.name, "-f", str(found.file("Modelfile"))])
         uses = {

@@ -7,14 +7,13 @@ tuned_merged                0.710  0.615 - 0.790
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from sg_local.errors import InputError
 from sg_local.files import read_json, read_rows
 from sg_local.report import tables
 from sg_local.run.directory import Run
-from sg_local.selfguide.contenders import BASELINE, TUNED
+from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     Evaluation,
     PredictionRow,
@@ -24,6 +23,7 @@ from sg_local.selfguide.evaluation import (
     is_prediction,
     metric_mean,
     metrics_of,
+    predictions_file,
 )
 from sg_local.selfguide.metrics import LabelCounts
 from sg_local.selfguide.statistics import Verdict
@@ -34,25 +34,27 @@ ONE_ANSWER = 0.9
 LESS_THAN = 0.75
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation of a run. Raises InputError where it is missing or damaged."""
+def read_evaluation(run: Run) -> Evaluation:
+    """The evaluation of a run. Raises InputError where it is missing, damaged, or not as `evaluate` wrote it."""
+    path = run.written_file("evaluation.json")
     value = read_json(path, MAX_EVALUATION_BYTES)
     if not is_evaluation(value):
-        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parent} --redo` makes it anew")
+        raise InputError(f"{path} is damaged: `sg-local evaluate {run.path} --redo` makes it anew")
     return value
 
 
-def read_predictions(path: Path) -> list[PredictionRow]:
-    """The answers of a contender. Raises InputError where they are missing or damaged."""
+def read_predictions(run: Run, contender: Contender) -> list[PredictionRow]:
+    """The answers of a contender. Raises InputError where they are missing, damaged, or not as they were written."""
+    path = run.written_file(predictions_file(contender))
     rows = read_rows(path)
     if not all(map(is_prediction, rows)):
-        raise InputError(f"{path} is damaged: `sg-local evaluate {path.parents[1]} --redo` makes it anew")
+        raise InputError(f"{path} is damaged: `sg-local evaluate {run.path} --redo` makes it anew")
     return cast(list[PredictionRow], rows)
 
 
 def score_table(run: Run) -> str:
     """The evaluation as lines to read: a row for each contender, the gain, and what was scored."""
-    evaluation = read_evaluation(run.file("evaluation.json"))
+    evaluation = read_evaluation(run)
     lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
     lines += [*_contender_lines(evaluation), ""]
     before, after = (evaluation["contenders"][contender].get("labels") for contender in (BASELINE, TUNED))
@@ -137,5 +139,5 @@ def _one_answer_lines(after: Mapping[str, LabelCounts], n_rows: int) -> list[str
 
 def worse_than(run: Run) -> str | None:
     """The strongest of the base's ways where the tuned model is significantly worse than it, else None."""
-    best = gain_over_best(read_evaluation(run.file("evaluation.json")))
+    best = gain_over_best(read_evaluation(run))
     return best["over"] if best["verdict"] == Verdict.WORSE else None

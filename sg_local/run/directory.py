@@ -6,8 +6,8 @@
       evaluation.json  predictions/
       manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
 
-A stage is finished when its manifest entry is written, and that is the last thing it does. What a stage reads and
-writes is declared in stage_files.py.
+A stage is finished when its manifest entry is written, and that is the last thing it does; and as long as what it wrote
+is as it was written, but for what a person may edit. What a stage reads and writes is declared in stage_files.py.
 """
 
 import json
@@ -22,11 +22,13 @@ from typing import Any, NamedTuple
 
 from sg_local.errors import InputError
 from sg_local.files import (
+    SAMPLED_BYTES,
     copy_file,
     own_directory,
     read_json,
     read_toml,
     remove_tree,
+    sample_sha256,
     sha256_file,
     write_text,
 )
@@ -37,8 +39,10 @@ from sg_local.task import Example, Task, load_task, load_test_rows
 
 MAX_MANIFEST_BYTES = 16 << 20
 
-# Left to `verify`: to hash them takes minutes. Any other file may have been edited since a stage read it.
+# What a stage read of these is left to `verify`: to hash them takes minutes. Who wrote them looks at samples.
 _WEIGHTS = {".gguf", ".safetensors"}
+
+NOT_FINISHED = "is not finished"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Run:
     def first_unfinished(self, until: str = STAGES[-1]) -> Unfinished | None:
         """The first stage that has something to do, of those up to `until`; None where all are finished.
 
-        A stage is finished when its manifest entry is there, all that it wrote, and all that it read as it was.
+        A stage is finished when its manifest entry is there, and all that it wrote and read is as it was.
         """
         entries = self.manifest()["stages"]
 
@@ -109,11 +113,11 @@ class Run:
 
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage not in entries:
-                return Unfinished(stage, "is not finished")
+                return Unfinished(stage, NOT_FINISHED)
             entry = entries[stage]
             for name in entry["writes"]:
-                if not self.file(name).exists():
-                    return Unfinished(stage, f"is not finished ({name} is gone)")
+                if fault := self._fault_of_written(stage, entry, name):
+                    return Unfinished(stage, f"{NOT_FINISHED} ({name} {fault})")
             for name, sha256 in entry["reads"].items():
                 if Path(name).suffix not in _WEIGHTS and sha256_of(name) != sha256:
                     return Unfinished(stage, f"is out of date ({name} was changed since)")
@@ -122,11 +126,46 @@ class Run:
                 return Unfinished(
                     stage, f"is out of date ({', '.join(names)} in settings.toml {change} changed since)"
                 )
+            if entry.get("base", self._base_entry()) != self._base_entry():
+                return Unfinished(stage, "is out of date (the base in settings.toml was changed since)")
             for name, was_there in entry.get("looks_for", {}).items():
                 if self.file(name).exists() != was_there:
                     change = "was removed" if was_there else "was added"
                     return Unfinished(stage, f"is out of date ({name} {change} since)")
         return None
+
+    def written_file(self, name: str) -> Path:
+        """The path of a file that a stage wrote, to be shown or decided by.
+
+        Raises InputError where the stage is not finished, or the file is not as it was written.
+        """
+        stage = next(
+            stage for stage in STAGES if any(Path(name).match(item) for item in STAGE_FILES[stage].writes)
+        )
+        entry = self.manifest()["stages"].get(stage)
+        remedy = f"`sg-local {stage} {self.path}` makes it again"
+        if entry is None or name not in entry["writes"]:
+            raise InputError(f"{self.file(name)} is of no finished {stage}: {remedy}")
+        if fault := self._fault_of_written(stage, entry, name):
+            raise InputError(f"{self.file(name)} {fault}: {remedy}")
+        return self.file(name)
+
+    def _fault_of_written(self, stage: str, entry: dict[str, Any], name: str) -> str:
+        """What is wrong with a file that a stage wrote: "is gone"; "" where nothing is."""
+        path, sha256 = self.file(name), entry["writes"][name]
+        if not path.exists():
+            return "is gone"
+        size_bytes = path.stat().st_size
+        if name in STAGE_FILES[stage].editable:
+            return "is empty" if size_bytes == 0 and sha256_file(path) != sha256 else ""
+        if sample := entry.get("samples", {}).get(name):
+            is_as_written = sample_sha256(path) == sample
+        else:  # a large file without a sample is of an earlier version: `verify` hashes it
+            is_as_written = size_bytes > SAMPLED_BYTES or sha256_file(path) == sha256
+        return "" if is_as_written else "is not as it was written"
+
+    def _base_entry(self) -> dict[str, str]:
+        return {"sha256": self.model.sha256, "prompt_format": self.model.prompt_format}
 
     def changed_settings(self, stage: str, entry: dict[str, Any]) -> list[str]:
         """Names of the settings that a stage may read, and that are not what its manifest entry says it ran with."""
@@ -224,8 +263,14 @@ class Run:
             "looks_for": {item: self.file(item).exists() for item in files.looks_for},
         }
         yield entry
+        written = self._written(files)
         entry |= {
-            "writes": {item: sha256_file(self.file(item)) for item in self._written(files)},
+            "writes": {item: sha256_file(self.file(item)) for item in written},
+            # What is looked at when the run is called again: to hash a model takes minutes.
+            "samples": {
+                item: sample_sha256(self.file(item)) for item in written if Path(item).suffix in _WEIGHTS
+            },
+            "base": self._base_entry(),
             "settings": self.settings.as_dict(),
             "seed": self.settings.seed,
             "versions": versions(),
@@ -317,6 +362,7 @@ def _is_entry(entry: Any) -> bool:
         and _is_map_to(str, entry.get("reads"))
         and _is_map_to(str, entry.get("writes"))
         and _is_map_to(bool, entry.get("looks_for", {}))
+        and _is_map_to(str, entry.get("samples", {}))
         and isinstance(entry.get("settings", {}), dict)
     )
 

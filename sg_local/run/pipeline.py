@@ -12,7 +12,7 @@ import time
 from sg_local.errors import InputError, SgLocalError, signal_name
 from sg_local.progress import say
 from sg_local.run import process
-from sg_local.run.directory import Run
+from sg_local.run.directory import NOT_FINISHED, Run
 from sg_local.run.in_flight import forget, note_crash, recorded_by
 from sg_local.run.process import StartStage
 from sg_local.settings import STAGES
@@ -40,6 +40,8 @@ def run_pipeline(
     if first is None:
         return False
     run.check_model()
+    if first.reason != NOT_FINISHED:  # what was there is made again
+        say(f"{first.stage} {first.reason}")
     stages = STAGES[: STAGES.index(until) + 1]
     left = stages[stages.index(first.stage) :]  # a stage that runs takes back those after it
     if "train" in left:

@@ -17,6 +17,9 @@ class StageFiles:
     writes: tuple[str, ...]
     pieces: tuple[str, ...] = ()  # what it writes little by little, and goes on with when it is called again
     looks_for: tuple[str, ...] = ()  # what matters by being there or not, whatever is in it
+    editable: tuple[
+        str, ...
+    ] = ()  # of what it writes: a person may edit it, anything else has to stay as written
 
 
 STAGE_FILES = {
@@ -24,15 +27,18 @@ STAGE_FILES = {
         reads=("task.toml",),
         writes=("inputs.jsonl",),
         pieces=("inputs.jsonl", ".probe.jsonl", ".generate.json"),
+        editable=("inputs.jsonl",),
     ),
     "annotate": StageFiles(
         reads=("task.toml", "inputs.jsonl"),
         writes=("outputs.jsonl",),
         pieces=("outputs.jsonl", ".kept_outputs.jsonl"),
+        editable=("outputs.jsonl",),
     ),
     "curate": StageFiles(
         reads=("task.toml", "inputs.jsonl", "outputs.jsonl"),
         writes=("train.jsonl",),
+        editable=("train.jsonl",),
         looks_for=("test.jsonl",),  # without test rows, a part of the made ones is held out
     ),
     "train": StageFiles(
@@ -48,6 +54,7 @@ STAGE_FILES = {
             "adapter/adapter_model.safetensors",
         ),
         writes=("adapter.gguf", "model.gguf", "Modelfile"),
+        editable=("Modelfile",),
     ),
     "evaluate": StageFiles(
         reads=("task.toml", "test.jsonl", "train.jsonl", "adapter.gguf", "model.gguf"),

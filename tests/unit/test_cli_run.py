@@ -3,16 +3,22 @@
 import errno
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import Call, Contents, given, in_a_process, one_line
-from finished_run import HEADER, TENSORS
+from finished_run import HEADER, TENSORS, ScriptedStages, rewrite
 from gguf_bytes import tiny_gguf
 from messages import assert_says
 
+from sg_local.errors import InputError
 from sg_local.files import write_rows
+from sg_local.report.scores import read_evaluation, read_predictions, score_table, worse_than
 from sg_local.run.directory import Run
+from sg_local.selfguide.contenders import Contender
+from sg_local.settings import STAGES
 
 
 def test_a_finished_run_says_so_and_shows_its_result(
@@ -55,7 +61,7 @@ def test_the_gate(
     path = finished_run.file("evaluation.json")
     evaluation = json.loads(path.read_text())
     evaluation["gain_over_best"] |= {"interval_95": interval, "verdict": verdict}
-    path.write_text(json.dumps(evaluation))
+    rewrite(finished_run, path.name, json.dumps(evaluation))
     assert sg(*given(finished_run, task)).exit_code == 0
     result = sg(*given(finished_run, task), "--gate")
     assert result.exit_code == exit_code
@@ -238,3 +244,48 @@ def test_a_stage_that_dies_is_told(
     error = result.stderr.splitlines()[-1]
     assert_says(error, *told, "kept", "`sg-local run` with the same arguments goes on with annotate")
     assert ("doctor" in error) == (code in (-11, -4))
+
+
+EDITS: list[Callable[[str], str]] = [
+    lambda _text: "{}",
+    lambda _text: "",
+    lambda text: text[:200],
+    lambda text: text.replace('"better"', '"worse"'),
+    lambda text: text.replace("0.5", "0.9"),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_scores_that_were_changed_by_hand_are_not_believed(
+    finished_run: Run, edit: Callable[[str], str]
+) -> None:
+    """Not by the readers; `run` and `evaluate` score the answers again."""
+    told = f"evaluation.json is not as it was written: `sg-local evaluate {finished_run.path}`"
+    path = finished_run.file("evaluation.json")
+    path.write_text(edit(path.read_text()))
+    assert not finished_run.is_finished("evaluate")
+    for read in (score_table, worse_than, read_evaluation):
+        with pytest.raises(InputError, match=re.escape(told)):
+            read(finished_run)
+    row = finished_run.file("predictions/tuned_merged.jsonl")
+    row.write_text(row.read_text().replace("login", "refund"))
+    with pytest.raises(InputError, match=r"tuned_merged\.jsonl is not as it was written"):
+        read_predictions(finished_run, Contender.TUNED_MERGED)
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluation.json", "model.gguf", "adapter.gguf", "adapter/adapter_model.safetensors"]
+)
+def test_a_run_with_a_damaged_file_is_not_finished(
+    sg: Call, finished_run: Run, task: Path, stages: ScriptedStages, name: str
+) -> None:
+    finished_run.file(name).write_bytes(finished_run.file(name).read_bytes()[:20])
+    result = sg(*given(finished_run, task))
+    assert result.exit_code == 0
+    assert "nothing to do" not in result.stderr
+    assert_says(result.stderr, name, "not as it was written")
+    first = {"evaluation.json": "evaluate", "model.gguf": "export", "adapter.gguf": "export"}.get(
+        name, "train"
+    )
+    assert [stage for _, stage in stages.ran] == list(STAGES[STAGES.index(first) :])
+    assert finished_run.is_finished("evaluate")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import Call
+from finished_run import rewrite
 from messages import assert_says
 from scripted_engine import ScriptedEngine, ScriptedTokenizer
 
@@ -110,7 +111,7 @@ def test_scores_of_an_earlier_version_are_shown_without_labels(finished_run: Run
     found = json.loads(path.read_text())
     for scores in found["contenders"].values():
         del scores["labels"]
-    path.write_text(json.dumps(found))
+    rewrite(finished_run, path.name, json.dumps(found))
     assert "tuned_merged over base_few_shot" in score_table(finished_run)
     assert "given" not in score_table(finished_run)
 
@@ -133,7 +134,7 @@ def test_the_strongest_opponent_is_named_and_the_first_among_equals(
     assert evaluation["gain_over_best"] == over_labels
     del evaluation["gain_over_best"]  # as an earlier version wrote it
     assert gain_over_best(evaluation) == over_labels
-    finished_run.file("evaluation.json").write_text(json.dumps(evaluation))
+    rewrite(finished_run, "evaluation.json", json.dumps(evaluation))
     assert "(base_label_scoring): no difference shown" in score_table(finished_run).splitlines()[-1]
     scores = evaluation["contenders"]
     scores["base_few_shot"]["exact_match"]["mean"] = scores["base_label_scoring"]["exact_match"]["mean"]

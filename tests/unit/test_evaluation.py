@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import rewrite
 
 from sg_local.errors import InputError
-from sg_local.files import write_rows
 from sg_local.report.scores import read_evaluation, read_predictions
+from sg_local.run.directory import Run
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     Served,
@@ -61,10 +61,9 @@ def test_contenders_are_known_by_their_keys() -> None:
     assert not Contender.MANY_SHOT.is_expected(with_labels=True)
 
 
-def test_each_metric_has_its_mean_and_each_opponent_its_gain(tmp_path: Path) -> None:
-    path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(EVALUATION))
-    found = read_evaluation(path)
+def test_each_metric_has_its_mean_and_each_opponent_its_gain(finished_run: Run) -> None:
+    rewrite(finished_run, "evaluation.json", json.dumps(EVALUATION))
+    found = read_evaluation(finished_run)
     assert found == EVALUATION
     assert metrics_of(found) == list(Metric)
     assert metric_mean(found["contenders"][TUNED], Metric.EXACT_MATCH)["mean"] == 0.5
@@ -76,12 +75,13 @@ def test_each_metric_has_its_mean_and_each_opponent_its_gain(tmp_path: Path) -> 
     assert found["contenders"][TUNED]["labels"]["refund"] == {"rows": 1, "given": 2, "right": 1}
 
 
-def test_a_file_from_before_a_metric_came_is_shown_without_it(tmp_path: Path) -> None:
+def test_a_file_from_before_a_metric_came_is_shown_without_it(finished_run: Run) -> None:
     older = json.loads(json.dumps(EVALUATION))
     del older["contenders"][TUNED]["rouge_l"]
-    path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(older))
-    assert metrics_of(read_evaluation(path)) == [metric for metric in Metric if metric != Metric.ROUGE_L]
+    rewrite(finished_run, "evaluation.json", json.dumps(older))
+    assert metrics_of(read_evaluation(finished_run)) == [
+        metric for metric in Metric if metric != Metric.ROUGE_L
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,21 @@ def test_a_file_from_before_a_metric_came_is_shown_without_it(tmp_path: Path) ->
         lambda evaluation: {**evaluation, "contenders": {key: {} for key in (BASELINE, TUNED)}},
     ],
 )
-def test_a_damaged_evaluation_is_refused(tmp_path: Path, damage: Callable[[Any], Any]) -> None:
-    path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(damage(EVALUATION)))
+def test_a_damaged_evaluation_is_refused(finished_run: Run, damage: Callable[[Any], Any]) -> None:
+    rewrite(finished_run, "evaluation.json", json.dumps(damage(EVALUATION)))
     with pytest.raises(InputError, match=r"evaluate .* --redo"):
-        read_evaluation(path)
+        read_evaluation(finished_run)
 
 
-def test_a_row_that_lacks_a_score_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "run/predictions/tuned_merged.jsonl"
-    path.parent.mkdir(parents=True)
+def test_a_row_that_lacks_a_score_is_refused(finished_run: Run) -> None:
+    name = predictions_file(TUNED)
     good = prediction_row("Pay me.", "Refund.", "refund")
-    write_rows(path, [good])
-    assert scores_of(read_predictions(path), Metric.EXACT_MATCH) == [1]
-    write_rows(path, [good, {key: value for key, value in good.items() if key != Metric.ROUGE_L}])
-    with pytest.raises(InputError, match=f"evaluate {tmp_path}/run --redo"):
-        read_predictions(path)
+    rewrite(finished_run, name, json.dumps(good))
+    assert scores_of(read_predictions(finished_run, TUNED), Metric.EXACT_MATCH) == [1]
+    lacking = {key: value for key, value in good.items() if key != Metric.ROUGE_L}
+    rewrite(finished_run, name, f"{json.dumps(good)}\n{json.dumps(lacking)}\n")
+    with pytest.raises(InputError, match=f"evaluate {finished_run.path} --redo"):
+        read_predictions(finished_run, TUNED)
 
 
 def test_first_lines_are_no_contender_where_examples_have_more_lines() -> None:

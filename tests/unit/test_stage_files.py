@@ -13,7 +13,8 @@ from click.testing import Result
 from finished_run import ScriptedStages, finish_run, write_inputs, write_outputs, write_stage
 from scripted_engine import ScriptedEngine
 
-from sg_local.files import write_rows
+import sg_local.run.directory as run_directory
+from sg_local.files import SAMPLED_BYTES, sha256_file, write_rows
 from sg_local.proof.verify import verify_run
 from sg_local.run.begin import create_or_open_run
 from sg_local.run.directory import Run, Unfinished, open_run
@@ -27,6 +28,8 @@ from sg_local.task import load_task
 Call = Callable[..., Result]
 
 READS = [(stage, name) for stage, files in STAGE_FILES.items() for name in files.reads]
+ADAPTER_CONFIG = "adapter/adapter_config.json"
+PREDICTIONS = "predictions/tuned_merged.jsonl"
 WEIGHTS = {"adapter/adapter_model.safetensors", "adapter.gguf", "model.gguf"}
 # What a run of the version before this table recorded.
 EARLIER_READS = {
@@ -41,6 +44,14 @@ EARLIER_READS = {
 
 def edit(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(Path(name).match(pattern) for pattern in patterns)
 
 
 def finished_stages(run: Run) -> list[str]:
@@ -64,7 +75,9 @@ def test_the_manifest_has_what_a_stage_read_and_wrote(finished_run: Run, stage: 
     assert all(any(Path(written).match(pattern) for written in entry["writes"]) for pattern in patterns)
 
 
-@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, name in READS if name not in WEIGHTS])
+@pytest.mark.parametrize(
+    ("stage", "name"), [(stage, name) for stage, name in READS if name not in WEIGHTS | {ADAPTER_CONFIG}]
+)
 def test_a_changed_file_makes_the_first_stage_that_read_it_out_of_date(
     finished_run: Run, stage: str, name: str
 ) -> None:
@@ -74,14 +87,72 @@ def test_a_changed_file_makes_the_first_stage_that_read_it_out_of_date(
     assert stage not in finished_stages(finished_run)
 
 
-@pytest.mark.parametrize("name", sorted(WEIGHTS))
-def test_changed_weights_are_left_to_verify(finished_run: Run, name: str) -> None:
-    edit(finished_run.file(name))
-    assert finished_run.is_finished(STAGES[-1])
-    with pytest.raises(
-        Exception, match=f"{name} is not what {'train' if 'adapter/' in name else 'export'} wrote"
-    ):
+@pytest.mark.parametrize("name", sorted(WEIGHTS | {ADAPTER_CONFIG, "evaluation.json", PREDICTIONS}))
+@pytest.mark.parametrize("damage", [edit, empty, lambda path: path.write_bytes(b"x" * path.stat().st_size)])
+def test_what_no_person_edits_has_to_stay_as_it_was_written(
+    finished_run: Run, name: str, damage: Callable[[Path], object]
+) -> None:
+    damage(finished_run.file(name))
+    stage = next(stage for stage, files in STAGE_FILES.items() if matches(name, files.writes))
+    reason = f"is not finished ({name} is not as it was written)"
+    assert finished_run.first_unfinished() == Unfinished(stage, reason)
+    with pytest.raises(Exception, match=f"{name} is not what {stage} wrote"):
         list(verify_run(finished_run, with_parity=False))
+
+
+@pytest.mark.parametrize("stage", [stage for stage, files in STAGE_FILES.items() if files.editable])
+def test_what_a_person_may_edit_is_not_made_again_unless_it_is_empty(finished_run: Run, stage: str) -> None:
+    (name,) = STAGE_FILES[stage].editable
+    edit(finished_run.file(name))
+    assert finished_run.is_finished(stage)
+    empty(finished_run.file(name))
+    assert finished_run.first_unfinished() == Unfinished(stage, f"is not finished ({name} is empty)")
+
+
+def test_large_files_are_looked_at_in_samples(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = finished_run.file("model.gguf")
+    with finished_run.stage("export"):
+        path.write_bytes(bytes(range(256)) * (SAMPLED_BYTES // 128))
+    write_stage(finished_run, "evaluate")
+    monkeypatch.setattr(
+        run_directory,
+        "sha256_file",
+        lambda path: pytest.fail(path) if path.suffix == ".gguf" else sha256_file(path),
+    )
+    assert finished_run.first_unfinished() is None
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:200],
+        whole[:-1],
+        whole + b"\0",
+        b"?" + whole[1:],
+        whole[:-1] + b"?",
+        bytes(len(whole)),
+        whole[: len(whole) // 2] + bytes(len(whole) // 2),
+    ):
+        path.write_bytes(damaged)
+        assert finished_run.first_unfinished() is not None
+    path.write_bytes(whole)
+    assert finished_run.first_unfinished() is None
+
+
+def test_large_files_of_an_earlier_version_are_left_to_verify(finished_run: Run) -> None:
+    with finished_run.stage("export"):
+        finished_run.file("model.gguf").write_bytes(bytes(SAMPLED_BYTES + 9))
+    write_stage(finished_run, "evaluate")
+    record_less(finished_run)
+    assert finished_run.first_unfinished() is None
+    finished_run.file("model.gguf").write_bytes(bytes(SAMPLED_BYTES + 1))
+    assert finished_run.first_unfinished() is None
+    finished_run.file("model.gguf").write_bytes(bytes(200))
+    assert finished_run.first_unfinished() is not None
+
+
+def test_another_base_in_the_settings_is_noticed(finished_run: Run) -> None:
+    path = finished_run.file("settings.toml")
+    path.write_text(path.read_text().replace('prompt_format = "gguf"', 'prompt_format = "vicuna"'))
+    reason = "is out of date (the base in settings.toml was changed since)"
+    assert open_run(finished_run.path).first_unfinished() == Unfinished("generate", reason)
 
 
 def test_new_test_rows_cost_an_evaluation_and_no_training(finished_run: Run) -> None:
@@ -178,7 +249,7 @@ def record_less(run: Run) -> None:
     """Makes the manifest one of the version before."""
     manifest = run.manifest()
     for stage, entry in manifest["stages"].items():
-        del entry["looks_for"]
+        del entry["looks_for"], entry["samples"], entry["base"]
         entry["reads"] = {name: entry["reads"][name] for name in EARLIER_READS[stage]}
     run.file("manifest.json").write_text(json.dumps(manifest))
 
