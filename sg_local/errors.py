@@ -8,6 +8,7 @@ Anything else that reaches the command line is a bug and shows its traceback.
 """
 
 import errno
+import re
 import signal
 
 
@@ -36,6 +37,11 @@ class WorseThanBase(SgLocalError):
 GOES_ON = "; what is finished is kept, and the same command goes on from there"
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What native writers say of it, who raise no OSError with a number: safetensors, torch.save (three ways), numpy.
+_WRITE_FAILED = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|StorageFull|os error (?:27|28|122)\b"
+    r"|unexpected pos \d+ vs \d+|PytorchStreamWriter failed|iostream error|\d+ requested and \d+ written"
+)
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -49,6 +55,8 @@ def outside_cause(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK_IS_FULL | _NOT_ALLOWED:
         remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"
         return f"{error.filename or 'writing the output'}: {error.strerror}: {remedy}"
+    if isinstance(error, Exception) and _WRITE_FAILED.search(text := str(error)):
+        return f"a file could not be written ({text.splitlines()[0]:.200}): free some space"
     return None
 
 

@@ -54,7 +54,7 @@ class _Commands(Group):
         except SgLocalError as error:
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
-        except (KeyboardInterrupt, MemoryError, OSError) as error:
+        except (KeyboardInterrupt, Exception) as error:
             if (cause := outside_cause(error)) is None:
                 raise
             module, _ = COMMANDS[str(ctx.invoked_subcommand)]

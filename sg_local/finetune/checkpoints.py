@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.files import canonical_json, read_json, sha256_file, write_text
+from sg_local.files import canonical_json, read_json, remove_tree, sha256_file, sync_tree, write_text
 
 MARK = "complete.json"
 MAX_MARK_BYTES = 1 << 20
@@ -25,7 +25,8 @@ def training_key(parts: Any) -> str:
 
 
 def mark_complete(checkpoint: Path, key: str) -> None:
-    """Writes the mark; call it when everything else is on disk."""
+    """Writes the mark, when everything else is on the disk."""
+    sync_tree(checkpoint)
     write_text(checkpoint / MARK, json.dumps({"key": key, "sha256": _hashes(checkpoint)}, indent=1) + "\n")
 
 
@@ -42,6 +43,13 @@ def last_complete(directory: Path, key: str) -> Path | None:
         if mark == {"key": key, "sha256": _hashes(path)}:
             return path
     return None
+
+
+def remove_incomplete(directory: Path) -> None:
+    """Removes the checkpoints without a mark: half-written, as by a kill or on a full disk."""
+    for path in directory.glob("checkpoint-*"):
+        if not (path / MARK).exists():
+            remove_tree(path)
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:

@@ -87,7 +87,7 @@ def stage_exit_code(run_dir: Path, stage: str) -> int:
         return error.exit_code
     except BrokenPipeError:  # nobody reads what it says any more
         return 1
-    except (MemoryError, OSError) as error:
+    except Exception as error:
         if (cause := outside_cause(error)) is None:
             raise
         say(f"Error: {cause}{GOES_ON}")

@@ -13,6 +13,7 @@ from collections import Counter
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import own_directory, place_directory, read_rows, remove_tree
 from sg_local.finetune.batches import TrainRow
+from sg_local.finetune.checkpoints import remove_incomplete
 from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
@@ -43,6 +44,7 @@ def run_train(run: Run) -> None:
         # Code that others could write must not be imported from: the work directory begins empty.
         remove_tree(work)
         own_directory(checkpoints)
+        remove_incomplete(checkpoints)
         weights_dir = training_weights(run).resolve()
         prepare_process(work, on_gpu=bool(card))
         try:
@@ -63,6 +65,7 @@ def run_train(run: Run) -> None:
         finally:
             os.chdir(here)
             remove_tree(work)
+            remove_incomplete(checkpoints)
         remove_tree(checkpoints)
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,15 +10,30 @@ import threading
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 from finished_run import ScriptedStages
+from stand_ins import replace_training
 
 import sg_local.run.process as process
 from sg_local.errors import InputError, SgLocalError
+from sg_local.finetune.checkpoints import last_complete, mark_complete
 from sg_local.run.directory import Run
 from sg_local.run.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
 from sg_local.run.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
 from sg_local.run.stage import run_stage
 from sg_local.settings import STAGES
+
+# What libraries say of a full disk or a file over its limit: safetensors, torch.save, numpy.
+FULL_DISKS = [
+    Exception('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space" })'),
+    Exception("Error while serializing: I/O error: File too large (os error 27)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    RuntimeError("basic_ios::clear: iostream error"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    RuntimeError("write(): fd 3 failed with No space left on device"),
+    OSError("100000 requested and 12500 written"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+]
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +70,7 @@ def test_an_error_is_said_and_kept_with_its_exit_code(
             OSError(errno.ENOSPC, "No space left on device", "a.bin"),
             "a.bin: No space left on device: free some space",
         ),
+        *((error, "a file could not be written (") for error in FULL_DISKS),
     ],
 )
 def test_what_the_machine_refuses_is_one_line_and_the_run_is_kept(
@@ -66,7 +83,8 @@ def test_what_the_machine_refuses_is_one_line_and_the_run_is_kept(
     fail_with(error, monkeypatch)
     assert stage_exit_code(new_run.path, "generate") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Error: {told}")
+    assert line.startswith("Error: writing the output" if "quota" in str(error) else f"Error: {told}")
+    assert "free some space" in line or isinstance(error, MemoryError)
     assert line.endswith("the same command goes on from there")
 
 
@@ -83,6 +101,63 @@ def test_a_bug_keeps_its_traceback(new_run: Run, monkeypatch: pytest.MonkeyPatch
     fail_with(FileNotFoundError(errno.ENOENT, "No such file or directory", "ours"), monkeypatch)
     with pytest.raises(FileNotFoundError):
         stage_exit_code(new_run.path, "generate")
+
+
+def test_what_libraries_say_of_a_file_that_does_not_fit_is_known(tmp_path: Path) -> None:
+    """The real ones, under a limit of the file's size; in a process of its own, for the limit stays."""
+    program = """if True:
+        import resource, signal, sys, numpy, torch
+        from safetensors.torch import save_file
+        from sg_local.errors import outside_cause
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        path, tensors = sys.argv[1], {"a": torch.zeros(100_000)}
+        for write in (
+            lambda: save_file(tensors, path),
+            lambda: torch.save(tensors, path),
+            lambda: torch.save(tensors, path, _use_new_zipfile_serialization=False),
+            lambda: numpy.zeros(100_000).tofile(path),
+        ):
+            try:
+                write()
+            except Exception as error:
+                print(outside_cause(error))
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    for line in lines:
+        assert line.startswith("a file could not be written (")
+        assert line.endswith("free some space")
+
+
+def test_a_full_disk_in_training_keeps_whole_checkpoints_and_leaves_no_half_one(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_training(monkeypatch)
+    checkpoints = finished_run.file("checkpoints")
+    finished_run.file("adapter/adapter_config.json").unlink()
+
+    def fill_the_disk(*_: object, **__: object) -> None:
+        for step in (1, 2):
+            (checkpoints / f"checkpoint-{step}").mkdir()
+            (checkpoints / f"checkpoint-{step}/optimizer.pt").write_text("moments")
+            if step == 1:
+                mark_complete(checkpoints / "checkpoint-1", "key")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+    with monkeypatch.context() as full:
+        full.setattr("sg_local.stages.train.train_adapter", fill_the_disk)
+        assert stage_exit_code(finished_run.path, "train") == 1
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert all(said.startswith("train: ") for said in progress)
+    assert line.startswith("Error: a file could not be written (")
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-1"]
+    assert last_complete(checkpoints, "key") == checkpoints / "checkpoint-1"
+    assert stage_exit_code(finished_run.path, "train") == 0  # with room again
+    assert not checkpoints.exists()
 
 
 def test_a_full_disk_hides_no_reason(
