@@ -21,11 +21,11 @@ from sg_local.files import Faults, copy_file
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
-from sg_local.run.begin import ModelFile, create_or_open_run, with_full_paths
-from sg_local.run.directory import Run, open_run
-from sg_local.run.lock import lock_run
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.process import reason_of_failure
+from sg_local.runs.begin import ModelFile, create_or_open_run, with_full_paths
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.lock import lock_run
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
 from sg_local.selfguide.metrics import metric_of

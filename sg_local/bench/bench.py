@@ -27,7 +27,7 @@ from sg_local.progress import say
 from sg_local.report import ablation as ablation_table
 from sg_local.report.bench import Results, results_markdown, row_of, summary
 from sg_local.report.scores import read_evaluation
-from sg_local.run.begin import (
+from sg_local.runs.begin import (
     ModelFile,
     check_task,
     create_or_open_run,
@@ -36,10 +36,10 @@ from sg_local.run.begin import (
     read_model,
     with_full_paths,
 )
-from sg_local.run.directory import BaseModel, Run, open_run, versions
-from sg_local.run.lock import lock_run, make_directory
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.process import reason_of_failure
+from sg_local.runs.directory import BaseModel, Run, open_run, versions
+from sg_local.runs.lock import lock_run, make_directory
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task

@@ -26,8 +26,8 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
     FILE holds JSON lines with "input" where its name ends in .jsonl, else plain text, one input a line; blank
     lines are left out. - is standard input, in either form.
     """
+    from sg_local.answers import predict_file
     from sg_local.models import resolve_model
-    from sg_local.predict import predict_file
     from sg_local.settings import resolve_settings
 
     chosen = given(settings)

@@ -48,8 +48,8 @@ def run(
     """  # fmt: skip
     from sg_local.errors import InputError, WorseThanBase
     from sg_local.progress import printable, say
-    from sg_local.run.begin import begin_run
-    from sg_local.run.pipeline import run_pipeline
+    from sg_local.runs.begin import begin_run
+    from sg_local.runs.pipeline import run_pipeline
     from sg_local.settings import resolve_settings
 
     if gate and until != STAGES[-1]:

@@ -24,7 +24,7 @@ from sg_local.models import model_store
 from sg_local.plan.machine import total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.progress import say
-from sg_local.run.directory import BaseModel, Run, versions
+from sg_local.runs.directory import BaseModel, Run, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 

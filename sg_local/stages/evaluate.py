@@ -39,9 +39,9 @@ from sg_local.llama.engine import Engine
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import guarded_call
-from sg_local.run.prompt import demonstrations, template_source
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import guarded_call
+from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import (
     PredictionRow,

@@ -28,10 +28,10 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.models import resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import Parity, measure_on_texts, measure_run, require_parity
-from sg_local.run.begin import describe_base, read_model
-from sg_local.run.directory import BaseModel, Run
-from sg_local.run.prompt import demonstrations, template_source
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.begin import describe_base, read_model
+from sg_local.runs.directory import BaseModel, Run
+from sg_local.runs.prompt import demonstrations, template_source
+from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
 

@@ -15,8 +15,8 @@ import sg_local.gguf_header as gguf_header
 from sg_local.bench.ablation import parse_switches
 from sg_local.bench.bench import run_bench
 from sg_local.files import write_rows
-from sg_local.run.directory import Run
-from sg_local.run.stage import run_stage
+from sg_local.runs.directory import Run
+from sg_local.runs.stage import run_stage
 from sg_local.settings import Settings
 
 Call = Callable[..., Result]
@@ -60,7 +60,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, readings: Readings) -> None:
         finally:
             readings.counts = True
 
-    monkeypatch.setattr("sg_local.run.process.in_child_process", stage)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", stage)
 
 
 def test_one_run_reads_its_base_once(sg: Call, task: Path, model: Path, readings: Readings) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from sg_local.errors import InputError
 from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header
-from sg_local.run.stage_files import STAGE_FILES, StageFiles
+from sg_local.runs.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task, load_test_rows
 

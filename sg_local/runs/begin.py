@@ -11,8 +11,8 @@ from sg_local.errors import InputError
 from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
 from sg_local.models import Model, find_by_path, resolve_model
-from sg_local.run.directory import BaseModel, Run, open_run
-from sg_local.run.lock import lock_run, make_directory
+from sg_local.runs.directory import BaseModel, Run, open_run
+from sg_local.runs.lock import lock_run, make_directory
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, as_flag
 from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml

@@ -11,10 +11,10 @@ import time
 
 from sg_local.errors import InputError, SgLocalError, signal_name
 from sg_local.progress import say
-from sg_local.run import process
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import forget, note_crash
-from sg_local.run.process import StartStage
+from sg_local.runs import process
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import forget, note_crash
+from sg_local.runs.process import StartStage
 from sg_local.settings import STAGES
 
 # How native code ends a process: failed assertions and bad pointers. SIGKILL is the user's, or memory that ran out.
