@@ -56,8 +56,11 @@ def run_pipeline(
                 again += "; `sg-local doctor` tries whether llama.cpp works here at all"
             if code < 0:
                 raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
-            error = InputError if code == 2 else SgLocalError
-            raise error(f"{stage} did not finish (see above): {again}")
+            kind = InputError if code == 2 else SgLocalError
+            error = kind(f"{stage} did not finish (see above): {again}")
+            if reason := process.reason_of_failure(run):
+                error.add_note(reason)  # for who calls from Python, and does not look at stderr
+            raise error
         say(f"{place} done in {time.monotonic() - started:.0f} s")
     return True
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "sg_local"
 # A module may import from lower layers, and within its own folder; so the folders of one layer never meet. A few
 # modules stand at another height than their folder: a run's directory is known to the stages, the pipeline calls them.
 LAYERS = [
-    {"__main__"},
+    {"__init__", "__main__"},
     {"cli"},
     {"bench", "plan"},
     {"runs"},
