@@ -51,6 +51,11 @@ def test_the_example_is_true(model: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert engine.opened == [("model.gguf", None, -1)]
 
 
+def test_the_example_is_that_of_the_readme() -> None:
+    lines = [line.strip() for line in (sg_local.__doc__ or "").splitlines() if line.startswith("    ")]
+    assert "\n".join(lines) in (ROOT / "README.md").read_text("utf-8")
+
+
 def test_every_name_is_offered_and_documented() -> None:
     for name in sg_local.__all__:
         offered = getattr(sg_local, name)
