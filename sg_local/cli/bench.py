@@ -72,7 +72,7 @@ def bench(
     """  # fmt: skip
     import json
 
-    from sg_local.bench.ablation import parse_switches
+    from sg_local.bench.ablation import parse_ablations
     from sg_local.bench.bench import run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable
@@ -83,8 +83,8 @@ def bench(
     patterns = [name.strip() for name in tasks.split(",") if name.strip()]
     resolved = resolve_settings(preset, given(settings))
     seeds = [f"{SEED}={resolved.seed + more}" for more in range(1, n_seeds)]
-    switches = parse_switches([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
-    results, failed = run_bench(directory, model, bench_dir, resolved, patterns, switches)
+    ablations = parse_ablations([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
+    results, failed = run_bench(directory, model, bench_dir, resolved, patterns, ablations)
     if as_json:
         click.echo(json.dumps(results, indent=1, ensure_ascii=False))
     else:
