@@ -139,7 +139,7 @@ def why_failed(ablation: Ablation, task_name: str, bench: Path, error: SgLocalEr
 
 
 def comparison(bench: Path, run: Run, ablated: Run) -> AblationRow | None:
-    """A finished run with an ablation, compared with the run without; None if it is not finished or of another bench."""
+    """A run with an ablation, compared with the run without; None if it is not finished or not of this bench."""
     before, now = run.settings.as_dict(), ablated.settings.as_dict()
     for ablation in [Ablation(name, now[name]) for name in now if now[name] != before[name]]:
         # Any other directory is none of a bench, but someone's copy, set aside.

@@ -63,7 +63,7 @@ def train_adapter(
         require_same_positions(model, weights_dir)
 
         import torch
-        from transformers import PrinterCallback, TrainerCallback
+        from transformers import PrinterCallback
 
         if settings.n_threads > 0:
             torch.set_num_threads(settings.n_threads)
@@ -72,24 +72,7 @@ def train_adapter(
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
         how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
 
-    class Report(TrainerCallback):  # type: ignore[misc]
-        """Reports steps, and saves a checkpoint every `checkpoint_seconds`."""
-
-        def __init__(self) -> None:
-            self.saved_at = time.monotonic()
-            self.steps = 0
-
-        def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
-            on_step(state.global_step - self.steps)  # more than one after a checkpoint
-            self.steps = state.global_step
-            if time.monotonic() - self.saved_at >= settings.checkpoint_seconds:
-                control.should_save = state.global_step < state.max_steps
-
-        def on_save(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
-            mark_complete(checkpoints_dir / f"checkpoint-{state.global_step}", key)
-            self.saved_at = time.monotonic()
-
-    trainer.add_callback(Report())
+    trainer.add_callback(_step_reporter(checkpoints_dir, key, settings, on_step))
     checkpoint = last_complete(checkpoints_dir, key)
     if checkpoint:
         say(f"train: going on from {checkpoint.name}")
@@ -112,6 +95,30 @@ def train_adapter(
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         **how,
     }
+
+
+def _step_reporter(
+    checkpoints_dir: Path, key: str, settings: TrainSettings, on_step: Callable[[int], None]
+) -> Any:
+    """A callback for the trainer that reports steps, and saves a checkpoint every `checkpoint_seconds`."""
+    from transformers import TrainerCallback
+
+    class StepReporter(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.saved_at = time.monotonic()
+            self.steps = 0
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            on_step(state.global_step - self.steps)  # more than one after a checkpoint
+            self.steps = state.global_step
+            if time.monotonic() - self.saved_at >= settings.checkpoint_seconds:
+                control.should_save = state.global_step < state.max_steps
+
+        def on_save(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+            mark_complete(checkpoints_dir / f"checkpoint-{state.global_step}", key)
+            self.saved_at = time.monotonic()
+
+    return StepReporter()
 
 
 def row_trainer(
