@@ -61,7 +61,7 @@ MARGIN = 2.5
 _ARITHMETIC = 1e-6  # adding 1 to a norm in float32
 
 _DTYPES = ("F32", "F16", "BF16")
-_REMEDY = "give the weights that this GGUF was made from, or leave them out: the GGUF's own serve too"
+_REMEDY = "give the weights that this GGUF was made from, or leave out --base-weights"
 # keys of config.json that do not follow from the shapes of the tensors, or that make the clearest error
 _SAME_KEYS = (
     "vocab_size",
