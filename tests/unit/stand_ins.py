@@ -25,7 +25,7 @@ from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.checkpoints import mark_complete, training_key
 from sg_local.llama.generation import Completion, Request
 from sg_local.proof.parity import Parity
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 GOOD = Parity(
     max_logit_difference=0.01,

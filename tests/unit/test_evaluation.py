@@ -9,7 +9,7 @@ from finished_run import rewrite
 
 from sg_local.errors import InputError
 from sg_local.report.scores import read_evaluation, read_predictions
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     Served,

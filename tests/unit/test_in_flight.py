@@ -2,10 +2,10 @@
 
 import pytest
 
-import sg_local.run.in_flight as in_flight
+import sg_local.runs.in_flight as in_flight
 from sg_local.errors import InputError
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import forget, guarded_call, note_crash, recorded_by
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import forget, guarded_call, note_crash, recorded_by
 
 
 def call(run: Run, part: str = "annotate", crash_on: int | None = None) -> list[str]:

@@ -20,9 +20,9 @@ from stand_ins import replace_export, replace_sampling, replace_training
 import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
 from sg_local.files import read_rows, write_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run, open_run
-from sg_local.run.stage import run_stage
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.stage import run_stage
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
 

@@ -12,10 +12,10 @@ from stand_ins import GOOD, replace_export, replace_training
 import sg_local.files as files
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import append_rows, own_directory, recover_rows, remove_leftovers, remove_tree, write_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
-from sg_local.run.lock import lock_run
-from sg_local.run.stage import run_stage
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
+from sg_local.runs.lock import lock_run
+from sg_local.runs.stage import run_stage
 from sg_local.selfguide.rows import InputRow
 from sg_local.settings import STAGES, Settings
 from sg_local.stages.export import export_adapter

@@ -14,9 +14,9 @@ import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
 from sg_local.bench.ablation import _copy_base_answers
 from sg_local.files import read_rows, write_rows, write_text
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run, open_run
-from sg_local.run.stage import run_stage
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.stage import run_stage
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
 
@@ -274,7 +274,7 @@ def test_predictions_are_those_of_the_files_rows_and_prompts_that_are_there(
     finished_run: Run, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Also where the taking back of a stage would have removed them: they may be copied from elsewhere.
-    monkeypatch.setattr("sg_local.run.directory.remove_tree", lambda _path: None)
+    monkeypatch.setattr("sg_local.runs.directory.remove_tree", lambda _path: None)
     run = finished_run
     base, adapter, merged = (
         (run.model.path.name, None),
@@ -319,7 +319,7 @@ def test_answers_of_a_contender_that_is_gone_are_removed(finished_run: Run, engi
 
 
 def test_settings_in_a_stage_and_outside_give_the_same_key(new_run: Run) -> None:
-    from sg_local.run.made_from import stage_key
+    from sg_local.runs.made_from import stage_key
 
     for stage in STAGES[:2]:
         seen = replace(new_run, settings=new_run.settings.seen_by(stage))

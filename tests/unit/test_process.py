@@ -14,13 +14,13 @@ from command_line import ROOT
 from finished_run import ScriptedStages
 from stand_ins import replace_training
 
-import sg_local.run.process as process
+import sg_local.runs.process as process
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.checkpoints import last_complete, mark_complete
-from sg_local.run.directory import Run
-from sg_local.run.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
-from sg_local.run.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
-from sg_local.run.stage import run_stage
+from sg_local.runs.directory import Run
+from sg_local.runs.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
+from sg_local.runs.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
+from sg_local.runs.stage import run_stage
 from sg_local.settings import STAGES
 
 # What libraries say of a full disk or a file over its limit: safetensors, torch.save, numpy.

@@ -13,13 +13,13 @@ from click.testing import Result
 from finished_run import ScriptedStages, finish_run, write_inputs, write_outputs, write_stage
 from scripted_engine import ScriptedEngine
 
-import sg_local.run.directory as run_directory
+import sg_local.runs.directory as run_directory
 from sg_local.files import SAMPLED_BYTES, sha256_file, write_rows
 from sg_local.proof.verify import verify_run
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run, Unfinished, open_run
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run, Unfinished, open_run
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.settings import STAGES
 from sg_local.stages.curate import run_curate
 from sg_local.stages.evaluate import run_evaluate

@@ -8,12 +8,11 @@ A key is the hash of all that an answer depends on. Pieces whose key is another,
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 from sg_local.errors import InputError
-from sg_local.files import canonical_json, read_json, sha256_file, write_text
-from sg_local.run.directory import Run
+from sg_local.files import canonical_json, read_json, sha256_file, write_json
+from sg_local.runs.directory import Run
 
 _MAX_BYTES = 1 << 16
 # How much is made, and how fast: of these no answer depends, but for rounding.
@@ -45,7 +44,7 @@ def base_facts(run: Run) -> list[object]:
 def note_made_from(note: Path, key: str, piece: Path | None = None) -> None:
     """Writes down what pieces are made from: before they are made, or for a `piece` that is complete after it."""
     record = {"made_from": key} | ({"sha256": sha256_file(piece)} if piece else {})
-    write_text(note, json.dumps(record) + "\n")
+    write_json(note, record)
 
 
 def is_made_from(note: Path, key: str, piece: Path | None = None) -> bool:

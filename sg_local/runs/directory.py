@@ -10,7 +10,6 @@ A stage is finished when its manifest entry is written, and that is the last thi
 is as it was written, but for what a person may edit. What a stage reads and writes is declared in stage_files.py.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,10 +29,10 @@ from sg_local.files import (
     remove_tree,
     sample_sha256,
     sha256_file,
-    write_text,
+    write_json,
 )
 from sg_local.gguf_header import GgufHeader, read_model_header
-from sg_local.run.stage_files import STAGE_FILES, StageFiles
+from sg_local.runs.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task, load_test_rows
 
@@ -143,9 +142,10 @@ class Run:
             stage for stage in STAGES if any(Path(name).match(item) for item in STAGE_FILES[stage].writes)
         )
         entry = self.manifest()["stages"].get(stage)
-        remedy = f"`sg-local {stage} {self.path}` makes it again"
+        remedy = f"`sg-local {stage} {self.path}` makes it"
         if entry is None or name not in entry["writes"]:
-            raise InputError(f"{self.file(name)} is of no finished {stage}: {remedy}")
+            fault = f"is of a {stage} that is not finished" if self.file(name).exists() else "is missing"
+            raise InputError(f"{self.file(name)} {fault}: {remedy}")
         if fault := self._fault_of_written(stage, entry, name):
             raise InputError(f"{self.file(name)} {fault}: {remedy}")
         return self.file(name)
@@ -153,7 +153,7 @@ class Run:
     def _fault_of_written(self, stage: str, entry: dict[str, Any], name: str) -> str:
         """What is wrong with a file that a stage wrote: "is gone"; "" where nothing is."""
         path, sha256 = self.file(name), entry["writes"][name]
-        if not path.exists():
+        if not path.is_file():
             return "is gone"
         size_bytes = path.stat().st_size
         if name in STAGE_FILES[stage].editable:
@@ -290,7 +290,7 @@ class Run:
         return names
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.file("manifest.json"), manifest)
 
 
 def versions() -> dict[str, str]:
