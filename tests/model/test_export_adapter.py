@@ -130,8 +130,8 @@ def test_a_killed_merge_leaves_nothing_finished_and_the_next_call_ends_it(base: 
     command = [sys.executable, "-c", _KILLED_IN_THE_MERGE, str(adapter_dir), str(base), str(tmp_path / "out")]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert names_in(tmp_path / "out") == {".work"}
-    assert "model.gguf" not in names_in(tmp_path / "out" / ".work")
+    assert names_in(tmp_path / "out") == {".sg-local-export"}
+    assert "model.gguf" not in names_in(tmp_path / "out" / ".sg-local-export")
     export_adapter(adapter_dir, str(base), tmp_path / "out", SETTINGS)
     assert names_in(tmp_path / "out") == {"adapter.gguf", "model.gguf", "parity.json"}
 
