@@ -55,7 +55,8 @@ def outside_cause(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK_IS_FULL | _NOT_ALLOWED:
         remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"
         return f"{error.filename or 'writing the output'}: {error.strerror}: {remedy}"
-    if isinstance(error, Exception) and _WRITE_FAILED.search(text := str(error)):
+    is_told = isinstance(error, SgLocalError)  # its message may quote the system's
+    if isinstance(error, Exception) and not is_told and _WRITE_FAILED.search(text := str(error)):
         return f"a file could not be written ({text.splitlines()[0]:.200}): free some space"
     return None
 
@@ -66,3 +67,9 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def signal_in_words(number: int) -> str:
+    """The same, with what it tells of the machine."""
+    name = signal_name(number)
+    return f"{name} (as the system does when memory runs out)" if name == "SIGKILL" else name

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError
@@ -109,6 +110,13 @@ def _remove_killed_work(work: Path) -> None:
     ):
         raise InputError(f"{work} is in the way, and not ours alone: move it away, or give another --out")
     remove_tree(work)
+
+
+def export_adapter_in_child(
+    adapter_dir: str, model_source: str, out_dir: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """`export_adapter` in a process that was made for it; what it measured as JSON."""
+    return export_adapter(Path(adapter_dir), model_source, Path(out_dir), Settings(**settings)).as_dict()
 
 
 def _require_and_tell(parity: Parity, adapter_dir: Path, base: BaseModel) -> None:
