@@ -286,8 +286,8 @@ class ExportSettings(TrainSettings):
 
     quant: str = _setting(
         "auto",
-        "Type of model.gguf; base: every tensor keeps its type; auto: the same, or Q8_0 where that is measured to be "
-        "too coarse for what was trained.",
+        "Type of model.gguf; base: every tensor keeps its type; auto: the same, or Q8_0 where nothing can be merged "
+        "in these types or they are measured to be too coarse for what was trained.",
         choices=("auto", "base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
         everyday=True,
     )

@@ -31,9 +31,11 @@ from sg_local.run.begin import (
     ModelFile,
     check_task,
     create_or_open_run,
-    describe_chat_base,
+    describe_base,
     differences,
     read_model,
+    require_chat_base,
+    say_about_export,
     with_full_paths,
 )
 from sg_local.run.directory import BaseModel, Run, open_run, versions
@@ -104,11 +106,14 @@ def run_bench(
     model = read_model(resolve_model(model_source))
     settings = with_full_paths(settings)
     path = bench_dir or Path("benches") / directory.resolve().name
-    base = describe_chat_base(model, settings)
+    for changed in (settings, *(switch.applied(settings) for switch in switches)):
+        require_chat_base(model, changed, [task for task, _ in tasks])
+    base = describe_base(model, settings)
     _make_directory(path)
     with lock_run(path):
         failed = _begin(path, base, settings)
         runs = _begin_runs(path, tasks, model, settings)
+        say_about_export(model, settings)
         unfinished = [run for run in runs if not run.is_finished("evaluate")]
         for run in runs:
             if run not in unfinished:  # `sg-local run` may have finished it meanwhile

@@ -155,7 +155,9 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
             f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which transformers "
             "cannot express; give another model"
         )
-    long, short = (_divisors(header, f"rope_factors_{name}.weight", fault) for name in ("long", "short"))
+    long, short = (
+        _divisors(header, dimensions, f"rope_factors_{name}.weight", fault) for name in ("long", "short")
+    )
     has_factors = long is not None and short is not None
     rope = _rope(header, dimensions, fault, partial=True, attn_factor=has_factors)
     if rope["rope_type"] != "default":
@@ -233,11 +235,13 @@ def _theta(header: GgufHeader, key: str, fault: Fault) -> float:
     return _shortest(theta)
 
 
-def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.float32] | None:
-    """The numbers of a tensor that divide the rotation's frequencies; None where it is not there."""
+def _divisors(
+    header: GgufHeader, dimensions: Dimensions, name: str, fault: Fault
+) -> npt.NDArray[np.float32] | None:
+    """The numbers of a tensor that divide the rotation's frequencies; None where it is not there, or not their size."""
     tensor = header.tensor(name)
-    if tensor is None:
-        return None
+    if tensor is None or math.prod(tensor.shape) != dimensions.rope_pairs:
+        return None  # a wrong shape is a fault of its own
     if tensor.type_name != "F32":
         fault(f"tensor {name} is of type {tensor.type_name}, which llama.cpp cannot use; get another copy")
         return None
@@ -247,7 +251,7 @@ def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.flo
 def _llama3_rope(
     header: GgufHeader, dimensions: Dimensions, parameters: RopeParameters, fault: Fault
 ) -> RopeParameters:
-    divisors = _divisors(header, "rope_freqs.weight", fault)
+    divisors = _divisors(header, dimensions, "rope_freqs.weight", fault)
     if divisors is None or len(divisors) != dimensions.head_dim // 2 or np.all(divisors == 1):
         return parameters
     # The file holds the divisors that Llama 3.1's rule gave, not the rule. All released models that have them

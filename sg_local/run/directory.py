@@ -59,6 +59,7 @@ class Run:
     task: Task
     model: BaseModel
     settings: Settings
+    given: tuple[str, ...] = ()  # the settings that are this call's alone, in place of those of settings.toml
 
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
@@ -126,11 +127,13 @@ class Run:
         recorded = entry.get("settings")
         if recorded is None:
             return []
+        # What the stage was given for itself stands, unless this call gives another value.
+        its_own = set(entry.get("given", ())) - set(self.given)
         # A setting that is not recorded came later: the stage ran with what is its default now.
         return [
             name
             for name, value in self.settings.seen_by(stage).as_dict().items()
-            if recorded.get(name, defaults[name]) != value
+            if name not in its_own and recorded.get(name, defaults[name]) != value
         ]
 
     def is_finished(self, stage: str) -> bool:
@@ -217,6 +220,7 @@ class Run:
         entry |= {
             "writes": {item: sha256_file(self.file(item)) for item in self._written(files)},
             "settings": self.settings.as_dict(),
+            **({"given": list(self.given)} if self.given else {}),
             "seed": self.settings.seed,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
@@ -308,6 +312,7 @@ def _is_entry(entry: Any) -> bool:
         and _is_map_to(str, entry.get("writes"))
         and _is_map_to(bool, entry.get("looks_for", {}))
         and isinstance(entry.get("settings", {}), dict)
+        and isinstance(entry.get("given", []), list)
     )
 
 

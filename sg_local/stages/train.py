@@ -11,13 +11,13 @@ import os
 import shutil
 from collections import Counter
 
-from sg_local.errors import InputError, SgLocalError
+from sg_local.errors import SgLocalError
 from sg_local.files import read_rows
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
-from sg_local.gguf_io.tensors import lora_targets
+from sg_local.gguf_io.check_base import target_modules
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.plan.machine import card_in_use
@@ -34,7 +34,7 @@ def run_train(run: Run) -> None:
     require_trainer(run.settings.trainer)
     with run.stage("train") as details:
         rows, dropped, vocabulary = _tokenized(run)
-        settings, target_modules = run.settings, _target_modules(run)
+        settings, modules = run.settings, target_modules(run.base_header, run.settings)
         card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
@@ -55,7 +55,7 @@ def run_train(run: Run) -> None:
                     work / "adapter",
                     checkpoints,
                     run.model.sha256,
-                    target_modules,
+                    modules,
                     settings,
                     advance,
                     card=card,
@@ -67,19 +67,6 @@ def run_train(run: Run) -> None:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
-
-
-def _target_modules(run: Run) -> tuple[str, ...]:
-    """The matrices that get LoRA. Raises InputError for names that the model does not have."""
-    possible = lora_targets(run.base_header.architecture)
-    named = tuple(name.strip() for name in run.settings.target_modules.split(","))
-    chosen = possible if named == ("all",) else named
-    if unknown := [name for name in chosen if name not in possible]:
-        raise InputError(
-            f"target_modules = {run.settings.target_modules!r:.200} names {', '.join(map(repr, unknown))}; "
-            f"{run.model.path.name} has {', '.join(possible)}: start a run with these, or with all"
-        )
-    return chosen
 
 
 def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
