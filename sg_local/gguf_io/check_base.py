@@ -8,6 +8,7 @@ A run makes data for hours before it trains and exports. What these would refuse
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 
 from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
@@ -19,7 +20,7 @@ from sg_local.gguf_io.tensors import lora_targets, not_dequantizable
 from sg_local.settings import Settings
 
 FINER = "Q8_0"  # of model.gguf, where the base's own types cannot hold what was trained
-LEAST_N_CTX = 256  # of the setting n_ctx
+LEAST_N_CTX: int = next(item for item in fields(Settings) if item.name == "n_ctx").metadata["low"]
 
 
 def require_base(header: GgufHeader, settings: Settings) -> None:

@@ -13,7 +13,7 @@ from gguf_models import write_peft
 from messages import assert_says
 from tiny_models import write_tiny_model
 
-import sg_local.run.begin as begin
+import sg_local.runs.begin as begin
 from sg_local.errors import InputError
 from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header

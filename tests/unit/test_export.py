@@ -20,8 +20,8 @@ import sg_local.stages.export as export
 from sg_local.errors import SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.proof.parity import Parity, diagnosis
-from sg_local.run.directory import Run, open_run
-from sg_local.run.stage import run_stage
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.stage import run_stage
 
 PASSES = Parity(
     max_logit_difference=0.05,

@@ -8,8 +8,8 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from sg_local.run.directory import Run
-from sg_local.run.lock import lock_run
+from sg_local.runs.directory import Run
+from sg_local.runs.lock import lock_run
 
 
 def run_stage(run: Run, stage: str, *, redo: bool = False, given: Mapping[str, Any] | None = None) -> bool:
