@@ -169,7 +169,7 @@ def read_model_header(path: Path) -> GgufHeader:
     if header.kind == "adapter":
         raise InputError(
             f"{path} is a LoRA adapter, not a model; "
-            "give the base model with --model and this file with --adapter"
+            "give the base model with --model; `sg-local predict` takes this file with --adapter"
         )
     if header.kind != "model":
         raise InputError(

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sg_local.chat.template import without_template
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
@@ -106,10 +107,7 @@ def require_chat_base(model: ModelFile, settings: Settings, tasks: Iterable[Task
         for line in str(error).splitlines():
             faults.add(line)
     if model.prompt_format(settings) == "gguf" and not model.header.chat_template:
-        faults.add(
-            f"{model.path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
-            "or use a GGUF with tokenizer.chat_template"
-        )
+        faults.add(f"{model.path} carries no chat template: {without_template(model.header)}")
     room_faults = [fault for task in tasks for fault in _room_faults(model.header, settings, task)]
     for fault in dict.fromkeys(room_faults):
         faults.add(f"{model.path} {fault}")

@@ -9,6 +9,7 @@ The weights are those of the GGUF that is served, dequantized; the token ids are
 import math
 import os
 import shutil
+import sys
 from collections import Counter
 
 from sg_local.errors import SgLocalError
@@ -18,6 +19,7 @@ from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
 from sg_local.gguf_io.check_base import target_modules
+from sg_local.llama.engine import room_advice
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.plan.machine import card_in_use
@@ -73,6 +75,7 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
     """The kept rows as token ids, why others fell out, and the vocabulary for the stand-in tokenizer."""
     found: list[TrainRow] = []
     dropped: Counter[str] = Counter()
+    shortest = sys.maxsize
     with load_model(run.model.path, vocab_only=True) as model:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
@@ -89,6 +92,7 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
                 if share > 0
             ]
             item = TrainRow(prompt, answer, weight, tuple(others))
+            shortest = min(shortest, item.n_tokens)
             if item.n_tokens > limit:  # never cut: a cut answer teaches to stop in the middle
                 dropped["over_context"] += 1
                 continue
@@ -100,5 +104,6 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
             pad=tokenizer.pad,
         )
     if not found:
-        raise SgLocalError(f"no row of {run.file('train.jsonl')} fits {limit} tokens: raise --n-ctx")
+        advice = room_advice(shortest, run.settings.n_ctx, model.n_ctx_train)
+        raise SgLocalError(f"no row of {run.file('train.jsonl')} fits {limit} tokens: {advice}")
     return found, dropped, vocabulary

@@ -146,8 +146,8 @@ def _write_export(run: Run, message: str) -> None:
         "sg_local.base_fingerprint": fingerprint(run.model.path),
         "sg_local.task": json.dumps(carried_task),
     }
-    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS))
-    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS))
+    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS[:1]))
+    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS[:1]))
     run.file("Modelfile").write_text(f"FROM ./model.gguf\n# {message}\n")
 
 
