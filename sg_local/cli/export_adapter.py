@@ -14,9 +14,11 @@ from sg_local.cli.options import JSON_OPTION, SettingsCommand, given
     "adapter_dir",
     required=True,
     type=click.Path(path_type=Path),
-    help="A directory with adapter_config.json and adapter_model.safetensors, as PEFT saves it.",
+    help="Directory of a PEFT adapter: adapter_config.json and adapter_model.safetensors.",
 )
-@click.option("--model", required=True, help="Its base: a GGUF file, or a name of `sg-local models list`.")
+@click.option(
+    "--model", required=True, help="The adapter's base: a GGUF file, or a name of `sg-local models list`."
+)
 @click.option(
     "--out",
     "out_dir",
@@ -30,8 +32,8 @@ def export_adapter(
     """\b
     sg-local export-adapter --adapter ./my-lora --model ./base.Q4_K_M.gguf --quant Q8_0
 
-    Writes any plain LoRA adapter that PEFT or Unsloth saved as adapter.gguf and model.gguf, and proves that they are
-    the trained model, as `sg-local export` does it for a run.
+    Turns a plain LoRA adapter, saved by PEFT or Unsloth, into adapter.gguf and model.gguf, and proves that both are
+    the trained model, as `sg-local export` does for a run.
     """
     import json
 

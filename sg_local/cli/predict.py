@@ -14,17 +14,17 @@ from sg_local.cli.options import SettingsCommand, given
 )
 @click.option("--model", required=True, help="A GGUF file, or a name of `sg-local models list`.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter (GGUF) for the model.")
-@click.option("--task", "task_source", help="The task.  [default: the one that the tuned GGUF was made for]")
+@click.option("--task", "task_source", help="The task.  [default: the one in the tuned GGUF]")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 def predict(model: str, adapter: Path | None, task_source: str | None, file: Path, **settings: Any) -> None:
     """\b
     sg-local predict --model runs/support-inbox/model.gguf messages.txt > answers.jsonl
     sg-local predict --model smollm2-135m --adapter runs/support-inbox/adapter.gguf messages.jsonl
 
-    Answers every input of FILE, greedily, in the order of the file.
+    Answers every input of FILE, in the order of the file. The answers are greedy: no sampling.
 
-    FILE holds JSON lines with "input" where its name ends in .jsonl, else plain text, one input a line; blank
-    lines are left out. - is standard input, in either form.
+    FILE has one input per line: plain text, or JSON with the key "input" if the file's name ends in .jsonl. Blank lines
+    are ignored. For standard input, in either form, FILE is -.
     """
     import sys
 

@@ -1,4 +1,4 @@
-"""`sg-local generate|annotate|curate|train|export|evaluate RUN`: one stage of a run that `sg-local run` began."""
+"""`sg-local generate|annotate|curate|train|export|evaluate RUN`: one stage of a run."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A model file in another of llama.cpp's number formats.
+"""Converts a GGUF to another of llama.cpp's types.
 
     requantize(Path("smollm2.Q4_1.gguf"), Path("smollm2.F16.gguf"), "F16")
 

@@ -28,7 +28,7 @@ def test_more_context_is_advised_as_far_as_it_is_needed() -> None:
     assert_says(room_advice(600, 512, n_ctx_train=2048), "--n-ctx to 600")
 
 
-@pytest.mark.parametrize(("n_ctx", "helps"), [(256, True), (512, False), (4096, False)])
+@pytest.mark.parametrize(("n_ctx", "helps"), [(300, True), (512, False), (4096, False)])
 def test_an_input_without_an_answer_says_what_makes_room(
     n_ctx: int,
     helps: bool,
@@ -113,7 +113,7 @@ def test_memory_that_ran_out_is_not_met_with_what_is_on_already(
 
     monkeypatch.setattr(train, "_torch_has_gpu", lambda: has_gpu)
     settings = replace(Settings(), gradient_checkpointing=gradient_checkpointing)
-    with pytest.raises(SgLocalError) as caught, train.memory_told(settings):
+    with pytest.raises(SgLocalError) as caught, train.memory_error_explained(settings):
         raise RuntimeError("CUDA out of memory")
     assert ("--gradient-checkpointing" in str(caught.value)) == advised
 

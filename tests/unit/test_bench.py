@@ -414,7 +414,7 @@ def test_the_markdown_is_a_table() -> None:
         "zero-shot": "0.100",
         "few-shot": "0.200",
         "label scoring": "0.250",
-        "tuned hot": "0.600",
+        "tuned adapter": "0.600",
         "tuned merged": "0.600",
         "gain over few-shot [95 %]": "+0.400 [-0.100, +0.900]",
         "gain over the base's best [95 %]": "+0.350 [-0.100, +0.900]",

@@ -134,7 +134,7 @@ def test_a_base_that_is_refused_is_not_hashed(
     assert not hashed
 
 
-def test_a_switch_that_the_base_cannot_take_stops_the_bench_before_its_first_run(
+def test_an_ablation_that_the_base_cannot_take_stops_the_bench_before_its_first_run(
     sg: Call, task: Path, tmp_path: Path
 ) -> None:
     base = write_base(tmp_path / "base.gguf")
