@@ -12,18 +12,18 @@ task's demonstrations.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from sg_local import child_process
 from sg_local.chat.template import VICUNA_TEMPLATE, without_template
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
-from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
-from sg_local.llama.engine import Engine
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
 from sg_local.settings import Settings
@@ -102,27 +102,53 @@ def answers(
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
     served = _served(carrier, task, settings)
     source = _template_source(prompt_format or served.prompt_format, header)
-    with (
-        open_with(settings, model_path, adapter_path) as engine,
-        _progress(len(texts), engine) if shows_progress else nullcontext(lambda _n_inputs: None) as advance,
-    ):
-        template = engine.tokenizer.chat_template(source)
-        limit = longest_answer(engine, served.labels, max_new_tokens or served.max_new_tokens)
-        for start in range(0, len(texts), INPUTS_PER_CALL):
-            completions = answer_inputs(
-                engine,
-                template,
-                served.instruction,
-                texts[start : start + INPUTS_PER_CALL],
-                demonstrations=served.examples,
-                max_new_tokens=limit,
-                on_finished=advance,
-            )
-            yield from (completion.text.strip() if completion else None for completion in completions)
+    yield from child_process.values_from_child(
+        "predict",
+        f"{__name__}.answers_of_engine",
+        texts=texts,
+        model=str(model_path),
+        adapter=adapter_path and str(adapter_path),
+        settings=settings.as_dict(),
+        template_source=source,
+        instruction=served.instruction,
+        labels=served.labels,
+        examples=[asdict(example) for example in served.examples],
+        max_new_tokens=max_new_tokens or served.max_new_tokens,
+        shows_progress=shows_progress,
+    )
 
 
-def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[[int], None]]:
-    return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
+def answers_of_engine(
+    texts: list[str],
+    model: str,
+    adapter: str | None,
+    settings: dict[str, Any],
+    template_source: str,
+    instruction: str,
+    labels: list[str],
+    examples: list[dict[str, Any]],
+    max_new_tokens: int,
+    shows_progress: bool,
+) -> Iterator[str | None]:
+    """What llama.cpp answers, in the process that was made for it."""
+    from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
+
+    with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
+        template = engine.tokenizer.chat_template(template_source)
+        limit = longest_answer(engine, labels, max_new_tokens)
+        bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
+        with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
+            for start in range(0, len(texts), INPUTS_PER_CALL):
+                completions = answer_inputs(
+                    engine,
+                    template,
+                    instruction,
+                    texts[start : start + INPUTS_PER_CALL],
+                    demonstrations=[Example(**example) for example in examples],
+                    max_new_tokens=limit,
+                    on_finished=advance,
+                )
+                yield from (completion.text.strip() if completion else None for completion in completions)
 
 
 @cache

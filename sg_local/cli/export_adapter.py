@@ -37,13 +37,20 @@ def export_adapter(
     """
     import json
 
+    from sg_local import child_process
     from sg_local.settings import resolve_settings
-    from sg_local.stages.export import export_adapter as write_ggufs
 
     place = out_dir or adapter_dir.with_name(f"{adapter_dir.resolve().name}-gguf")
-    parity = write_ggufs(adapter_dir, model, place, resolve_settings("default", given(settings)))
+    parity = child_process.result_from_child(
+        "export-adapter",
+        "sg_local.stages.export.export_adapter_in_child",
+        adapter_dir=str(adapter_dir),
+        model_source=model,
+        out_dir=str(place),
+        settings=resolve_settings("default", given(settings)).as_dict(),
+    )
     if as_json:
-        click.echo(json.dumps(parity.as_dict()))
+        click.echo(json.dumps(parity))
     else:
         click.echo(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)")
         click.echo(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)")

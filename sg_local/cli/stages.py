@@ -25,10 +25,10 @@ def _stage_command(stage: str) -> click.Command:
     def command(run_dir: Path, redo: bool, **settings: Any) -> None:
         from sg_local.progress import printable, say
         from sg_local.runs.directory import open_run
-        from sg_local.runs.stage import run_stage
+        from sg_local.runs.pipeline import run_one_stage
 
-        run = open_run(run_dir)
-        if not run_stage(run, stage, redo=redo, given=given(settings)):
+        run = open_run(run_dir).with_given(given(settings))
+        if not run_one_stage(run, stage, redo=redo):
             say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
         if stage == "evaluate":
             from sg_local.report.scores import score_table

@@ -21,6 +21,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from sg_local.child_process import native_code_uses
 from sg_local.errors import SgLocalError
 from sg_local.llama.library import (
     LoadedModel,
@@ -268,5 +269,6 @@ def open_engine(
         )
         stack.callback(engine.close)
         if adapter_path is not None:
+            stack.enter_context(native_code_uses(adapter_path))
             stack.callback(engine.attach_adapter(adapter_path))
         yield engine

@@ -24,6 +24,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import llama_cpp
 
+from sg_local.child_process import native_code_uses, tell_native_error
 from sg_local.errors import InputError
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.plan.machine import card_in_use
@@ -43,6 +44,8 @@ def _keep_message(level: int, text: bytes, _user_data: Any) -> None:
         _devices.append(match[1])
     if level >= 3:  # GGML_LOG_LEVEL_WARN
         _last_messages.append(message)
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        tell_native_error(message)
 
 
 @cache
@@ -101,11 +104,14 @@ def _context_length(header: GgufHeader) -> int:
 
 @contextmanager
 def interrupt_later() -> Iterator[None]:
-    """Holds back Ctrl-C while llama.cpp may call back into Python, where a KeyboardInterrupt would be lost."""
+    """Holds back Ctrl-C while llama.cpp may call back into Python, where a KeyboardInterrupt would be lost.
+
+    SIGUSR1 is the Ctrl-C of a child process.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield
     finally:
@@ -131,23 +137,24 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
     params.main_gpu = -1 if vocab_only or params.n_gpu_layers == 0 else 0
     params.vocab_only = vocab_only
-    with interrupt_later():
-        pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if not pointer:
-        raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
-    vocab = llama_cpp.llama_model_get_vocab(pointer)
-    try:
-        yield LoadedModel(
-            path=path,
-            pointer=pointer,
-            vocab=vocab,
-            n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
-            # from the header: with vocab_only, llama.cpp does not read it
-            n_ctx_train=_context_length(header),
-            device=_devices[-1] if _devices else "",
-        )
-    finally:
-        llama_cpp.llama_model_free(pointer)
+    with native_code_uses(path):
+        with interrupt_later():
+            pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not pointer:
+            raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
+        vocab = llama_cpp.llama_model_get_vocab(pointer)
+        try:
+            yield LoadedModel(
+                path=path,
+                pointer=pointer,
+                vocab=vocab,
+                n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
+                # from the header: with vocab_only, llama.cpp does not read it
+                n_ctx_train=_context_length(header),
+                device=_devices[-1] if _devices else "",
+            )
+        finally:
+            llama_cpp.llama_model_free(pointer)
 
 
 @cache

@@ -12,9 +12,9 @@ writes is declared in stage_files.py.
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,12 @@ class Run:
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
         return self.path / name
+
+    def with_given(self, settings: Mapping[str, Any]) -> "Run":
+        """The run with settings that this call gives, for the stage that it runs; the manifest entry will name them."""
+        if not settings:
+            return self
+        return replace(self, settings=replace(self.settings, **settings), given=tuple(settings))
 
     @cached_property
     def base_header(self) -> GgufHeader:

@@ -3,24 +3,20 @@
 run_stage(run, "curate")    True: it ran; False: it was finished
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
 
 from sg_local.runs.directory import Run
 from sg_local.runs.lock import lock_run
 
 
-def run_stage(run: Run, stage: str, *, redo: bool = False, given: Mapping[str, Any] | None = None) -> bool:
+def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
     """Runs one stage unless it is finished; returns whether there was something to do.
 
-    redo takes back what it and the stages after it had done. given: settings for this stage alone, in place of the
-    run's; the manifest has them. Raises InputError where an earlier stage is not finished or another process works on
-    the run.
+    redo takes back what it and the stages after it had done. Raises InputError where an earlier stage is not
+    finished or another process works on the run.
     """
-    if given:
-        run = replace(run, settings=replace(run.settings, **given), given=tuple(given))
     with lock_run(run.path):
         if not run.is_due(stage) and not redo:
             return False

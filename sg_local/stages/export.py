@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError, SgLocalError
@@ -105,6 +106,13 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         if is_new and out_dir.is_dir() and not any(out_dir.iterdir()):
             out_dir.rmdir()
     return parity
+
+
+def export_adapter_in_child(
+    adapter_dir: str, model_source: str, out_dir: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """`export_adapter` in a process that was made for it; what it measured as JSON."""
+    return export_adapter(Path(adapter_dir), model_source, Path(out_dir), Settings(**settings)).as_dict()
 
 
 def _command(*words: object) -> str:

@@ -114,7 +114,7 @@ def test_an_adapter_that_is_too_strong_for_a_type_is_told_which_type_passes(
 ) -> None:
     ran = scripted(mean_kl_nats)
     with pytest.raises(SgLocalError) as caught:
-        run_stage(finished_run, "export", redo=True, given={"quant": quant})
+        run_stage(finished_run.with_given({"quant": quant}), "export", redo=True)
     assert ran == tried
     message = str(caught.value)
     command = shlex.join(["sg-local", "export", str(finished_run.path), "--quant", passing])
@@ -145,7 +145,7 @@ def test_a_type_that_cannot_be_tried_does_not_hide_the_diagnosis(
 
     monkeypatch.setattr(export, "_write_merged", full_for_q8)
     with pytest.raises(SgLocalError, match="F16 passes"):
-        run_stage(finished_run, "export", redo=True, given={"quant": "Q6_K"})
+        run_stage(finished_run.with_given({"quant": "Q6_K"}), "export", redo=True)
     assert "No space left" in capsys.readouterr().err
 
 

@@ -32,6 +32,8 @@ LAYERS = [
     {"runs.directory", "runs.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
     {"plan.sizes"},
     {"models", "task", "settings", "dimensions"},
+    {"child"},
+    {"child_process"},
     {"files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
     {"errors", "runs.stage_files"},
