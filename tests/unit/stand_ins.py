@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import HEADER, TENSORS
+from gguf_bytes import tiny_gguf
 
 import sg_local.finetune.environment as environment
 import sg_local.stages.annotate as annotate
@@ -106,12 +108,14 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, parity: Parity = GOOD) -> No
 
     def write_adapter(adapter_dir: Path, _base: Path, path: Path, metadata: dict[str, str]) -> None:
         weights = (adapter_dir / "adapter_model.safetensors").read_bytes()
-        write_bytes(path, weights + json.dumps(metadata).encode())
+        digest = hashlib.sha256(weights + json.dumps(metadata).encode()).hexdigest()
+        write_bytes(path, tiny_gguf({**HEADER, "general.description": digest}, TENSORS))
 
     def merge(base: Path, adapter: Path, path: Path, **_options: Any) -> None:
         write_bytes(path, base.read_bytes() + adapter.read_bytes())
 
     monkeypatch.setattr(environment, "require_training_packages", lambda _names: None)
+    monkeypatch.setattr(export, "require_base", lambda *_: None)
     monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
     monkeypatch.setattr(export, "merge_gguf", merge)
     monkeypatch.setattr(export, "_modelfile", lambda run: f"FROM ./model.gguf\n# {run.task.name}\n")

@@ -1,7 +1,7 @@
 """Killed at every place where a stage changes the disk, and called again: the files of an unbroken run, and no other.
 
 A kill is simulated in this process: from the n-th change on, every further one is refused, as by a process that is
-gone; also those that `finally` and `except` would make. Appended lines are torn in half. There are 458 places in the
+gone; also those that `finally` and `except` would make. Appended lines are torn in half. There are 462 places in the
 cases below, and at each the second call is killed once more in its turn.
 """
 
