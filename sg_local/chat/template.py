@@ -108,6 +108,18 @@ class ChatTemplate:
 
 
 @lru_cache(maxsize=64)
+def template_text(template: ChatTemplate) -> str:
+    """What a template writes around a conversation with every role, its parts apart; "" where it refuses that."""
+    roles = ("system", "user", "assistant", "user")
+    messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
+    try:
+        pieces = template.render(messages, add_generation_prompt=True)
+    except InputError:
+        return ""
+    return "\0".join(piece.text for piece in pieces if not piece.is_data)
+
+
+@lru_cache(maxsize=64)
 def _takes_system(template: ChatTemplate) -> bool:
     # Cached here too: a refusal is an error, and the cache of `_run` keeps no errors.
     try:
