@@ -8,15 +8,15 @@ task's demonstrations.
 """
 
 import json
-import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sg_local.chat.template import VICUNA_TEMPLATE
 from sg_local.errors import InputError
+from sg_local.escape import json_text, one_line
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
@@ -27,9 +27,6 @@ from sg_local.settings import Settings
 from sg_local.task import Example, load_task
 
 MAX_INPUT_BYTES = 256 << 20
-
-# JSON may hold these as they are, but terminals obey the first, and readers of lines break at the others.
-_UNSAFE_IN_A_LINE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def predict_file(
                 }
                 if answer is None:
                     row["error"] = "input and answer do not fit the context: raise --n-ctx"
-                yield _json_line(row)
+                yield json_text(row)
 
 
 def _served(carrier: GgufHeader, task_source: str | None, settings: Settings) -> _Served:
@@ -100,7 +97,7 @@ def _served(carrier: GgufHeader, task_source: str | None, settings: Settings) ->
             task.name, task.instruction, task.labels, task.examples, settings.max_new_tokens, "auto"
         )
     if task.name != tuned.name:
-        say(f"predict: {carrier.path} was tuned for {tuned.name}, and is asked for {task.name}")
+        say(f"predict: {carrier.path} was tuned for {one_line(tuned.name)}, and is asked for {task.name}")
     return replace(
         tuned,
         instruction=task.instruction,
@@ -147,7 +144,7 @@ def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
         base = header.metadata.get("sg_local.base_sha256")
         raise InputError(
             f"{path} was made for another base than {model_path}: give the one it was tuned on"
-            + (f", whose sha256 begins with {base[:16]}" if isinstance(base, str) else "")
+            + (f", whose sha256 begins with {one_line(base[:16])}" if isinstance(base, str) else "")
         )
     return header
 
@@ -207,8 +204,3 @@ def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[
     if sys.stdout.isatty():
         return nullcontext(lambda _n_inputs: None)
     return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
-
-
-def _json_line(row: Mapping[str, object]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)

@@ -12,7 +12,6 @@ what `sg-local task import` reads (.json): one object with its test rows in ../t
 """
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
 from sg_local.errors import InputError, SgLocalError
+from sg_local.escape import json_text
 from sg_local.files import Faults, read_json, write_text
 from sg_local.finetune.environment import require_trainer
 from sg_local.models import resolve_model
@@ -253,4 +253,4 @@ def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[s
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")

@@ -69,12 +69,10 @@ def bench(
     (exit code 1). What --seeds, --baselines and --ablate compare with is run first, if it is not there; stages that a
     changed setting does not reach are not run again.
     """  # fmt: skip
-    import json
-
     from sg_local.bench.ablation import parse_switches
     from sg_local.bench.bench import run_bench
     from sg_local.errors import SgLocalError
-    from sg_local.progress import printable
+    from sg_local.escape import json_text, printable
     from sg_local.report.ablation import BASELINES, SEED
     from sg_local.report.bench import results_markdown
     from sg_local.settings import resolve_settings
@@ -85,7 +83,7 @@ def bench(
     switches = parse_switches([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
     found, failed = run_bench(directory, model, bench_dir, resolved, patterns, switches)
     if as_json:
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        click.echo(json_text(found, indent=1))
     else:
         click.echo(printable(results_markdown(found)), nl=False)
     if failed:

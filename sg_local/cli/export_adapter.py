@@ -33,15 +33,14 @@ def export_adapter(
     Writes any plain LoRA adapter that PEFT or Unsloth saved as adapter.gguf and model.gguf, and proves that they are
     the trained model, as `sg-local export` does it for a run.
     """
-    import json
-
+    from sg_local.escape import json_text, printable
     from sg_local.settings import resolve_settings
     from sg_local.stages.export import export_adapter as write_ggufs
 
     place = out_dir or adapter_dir.with_name(f"{adapter_dir.resolve().name}-gguf")
     parity = write_ggufs(adapter_dir, model, place, resolve_settings("default", given(settings)))
     if as_json:
-        click.echo(json.dumps(parity.as_dict()))
+        click.echo(json_text(parity.as_dict()))
     else:
-        click.echo(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)")
-        click.echo(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)")
+        click.echo(printable(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)"))
+        click.echo(printable(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)"))

@@ -47,7 +47,8 @@ def run(
     TASK is a task file or the name of a shipped example. Called again, it goes on where it stopped.
     """  # fmt: skip
     from sg_local.errors import InputError, WorseThanBase
-    from sg_local.progress import printable, say
+    from sg_local.escape import json_text, printable
+    from sg_local.progress import say
     from sg_local.run.begin import begin_run
     from sg_local.run.pipeline import run_pipeline
     from sg_local.settings import resolve_settings
@@ -60,10 +61,10 @@ def run(
         say(f"{found.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
     if until != STAGES[-1]:
         return
-    from sg_local.report.scores import score_table, worse_than
+    from sg_local.report.scores import read_evaluation, score_table, worse_than
 
     if as_json:
-        click.echo(found.file("evaluation.json").read_text("utf-8"), nl=False)
+        click.echo(json_text(read_evaluation(found.file("evaluation.json")), indent=1))
     else:
         create = shlex.join(["ollama", "create", found.task.name, "-f", str(found.file("Modelfile"))])
         uses = {

@@ -18,7 +18,7 @@ def verify(run_dir: Path, parity: bool) -> None:
 
     Checks a run: every file against the manifest, the base model, the adapter's fingerprint, and the export.
     """
-    from sg_local.progress import printable
+    from sg_local.escape import printable
     from sg_local.proof.verify import verify_run
     from sg_local.report.checks import passed_line
     from sg_local.run.directory import open_run

@@ -25,6 +25,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 import llama_cpp
 
 from sg_local.errors import InputError
+from sg_local.escape import one_line
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.plan.machine import card_in_use
 from sg_local.progress import say
@@ -38,7 +39,7 @@ _DEVICE = re.compile(
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_message(level: int, text: bytes, _user_data: Any) -> None:
-    message = text.decode("utf-8", "replace").strip()
+    message = one_line(text.decode("utf-8", "replace").strip())
     if found := _DEVICE.search(message):
         _devices.append(found[1])
     if level >= 3:  # GGML_LOG_LEVEL_WARN

@@ -16,13 +16,13 @@ line. With --many-shot also base_many_shot: as many of the made pairs before the
 in-context learning on its own data).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError
+from sg_local.escape import json_text
 from sg_local.files import read_rows, sha256_file, write_rows, write_text
 from sg_local.llama.asking import (
     INPUTS_PER_CALL,
@@ -102,7 +102,7 @@ def run_evaluate(run: Run) -> None:
             for contender, way in ways.items()
         }
         evaluation = evaluation_of(run.task, answered, served, source)
-        write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+        write_text(run.file("evaluation.json"), json_text(evaluation, indent=1) + "\n")
         details["counts"] = {"rows": len(rows)}
 
 

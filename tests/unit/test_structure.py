@@ -33,7 +33,7 @@ LAYERS = [
     {"models", "task", "settings", "dimensions"},
     {"files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"errors", "run.stage_files"},
+    {"errors", "escape", "run.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -175,6 +175,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         "sg_local.cli",
         "sg_local.cli.group",
         "sg_local.errors",
+        "sg_local.escape",
         "sg_local.progress",
     }
 
