@@ -46,8 +46,11 @@ def markdown(text: str) -> str:
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """The value as JSON that is safe to show: what is not plain to see stands as \\u escapes, half surrogates too."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    """The value as JSON that is safe to show: what is not plain to see stands as \\u escapes, half surrogates too.
+
+    Raises ValueError for NaN and infinities.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return "".join(
         character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
         for character in text

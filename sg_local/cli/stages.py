@@ -16,8 +16,8 @@ def _stage_command(stage: str) -> click.Command:
     def command(run_dir: Path, redo: bool) -> None:
         from sg_local.escape import printable
         from sg_local.progress import say
-        from sg_local.run.directory import open_run
-        from sg_local.run.stage import run_stage
+        from sg_local.runs.directory import open_run
+        from sg_local.runs.stage import run_stage
 
         run = open_run(run_dir)
         if not run_stage(run, stage, redo=redo):

@@ -27,7 +27,7 @@ def check_command(task_source: str, as_json: bool) -> None:
     Checks a task file and its test file, and says what they hold.
     """
     from sg_local.escape import json_text, one_line, printable
-    from sg_local.run.begin import check_task
+    from sg_local.runs.begin import check_task
     from sg_local.selfguide.metrics import metric_of
 
     found, test_rows = check_task(task_source)

@@ -24,9 +24,9 @@ from scripted_engine import ScriptedEngine
 from sg_local.cli import cli
 from sg_local.errors import SgLocalError
 from sg_local.files import write_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
-from sg_local.run.process import stage_exit_code
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
+from sg_local.runs.process import stage_exit_code
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
 
@@ -137,7 +137,7 @@ def calls(
         raise SgLocalError(HOSTILE)
 
     monkeypatch.setattr("sg_local.stages.train.run_train", broken)
-    monkeypatch.setattr("sg_local.run.process.in_child_process", fails)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", fails)
     begun = ["run", task, "--model", model, "--run", run.path, "--n-inputs=7"]
     bench = ["bench", task.parent, "--model", model, "--preset=quick"]
     return {
