@@ -21,7 +21,14 @@ from sg_local.errors import InputError
 from sg_local.escape import json_text, one_line
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
-from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
+from sg_local.llama.asking import (
+    INPUTS_PER_CALL,
+    answer_inputs,
+    has_room,
+    longest_answer,
+    open_with,
+    speed,
+)
 from sg_local.llama.engine import Engine
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
@@ -103,6 +110,9 @@ def answers(
         _progress(len(texts), engine) if shows_progress else nullcontext(lambda _n_inputs: None) as advance,
     ):
         template = engine.tokenizer.chat_template(source)
+        if not has_room(engine, template, served.instruction, served.examples):
+            yield from [None] * len(texts)  # and no tokens are made of any of them
+            return
         limit = longest_answer(engine, served.labels, max_new_tokens or served.max_new_tokens)
         for start in range(0, len(texts), INPUTS_PER_CALL):
             completions = answer_inputs(

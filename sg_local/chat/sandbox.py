@@ -2,7 +2,7 @@
 
 reads  standard input    {"source": "{% for message in messages %}…", "bos_token": "<s>", "eos_token": "</s>",
                           "messages": [{"role": "user", "content": "…"}], "add_generation_prompt": true,
-                          "sys_path": ["…"]}
+                          "max_characters": 69632, "sys_path": ["…"]}
 writes standard output   {"text": "USER: … ASSISTANT:"}   or   {"error": "UndefinedError: 'tool' is undefined"}
 
 template.py starts this file as a script. Jinja's sandbox keeps a template away from Python's internals. The limits,
@@ -20,7 +20,6 @@ import json
 import sys
 from typing import Any
 
-MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_CPU_SECONDS = 2
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 # The date that Llama 3's template takes when it gets none.
@@ -46,6 +45,7 @@ def _render(
     eos_token: str,
     messages: list[dict[str, str]],
     add_generation_prompt: bool,
+    max_characters: int,
 ) -> str:
     import jinja2
     import jinja2.debug  # Jinja imports it at the first error, and then no file can be opened any more
@@ -86,8 +86,8 @@ def _render(
     ):
         parts.append(part)
         length += len(part)
-        if length > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f"it wrote over {MAX_PROMPT_CHARACTERS} characters")
+        if length > max_characters:
+            raise ValueError(f"it wrote over {max_characters} characters around {len(messages)} messages")
     text = "".join(parts)
     text.encode()  # half of a surrogate pair is no text
     return text

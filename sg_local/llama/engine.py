@@ -156,6 +156,10 @@ class Engine:
         """Whether a request of this size can ever run in this context."""
         return n_prompt_tokens + max_new_tokens <= self.longest_sequence
 
+    def is_over_context(self, text: str) -> bool:
+        """Whether a text is surely too long, whatever its tokens are; told without making them."""
+        return len(text.encode()) > self.longest_sequence * self.tokenizer.longest_token_bytes
+
     def clear(self) -> None:
         """Empties the memory."""
         llama_cpp.llama_memory_clear(self.memory, False)

@@ -67,6 +67,11 @@ class Tokenizer:
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return text.decode("utf-8", "replace")
 
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes of text: so many times as many need at least so many tokens."""
+        return max(len(llama_cpp.llama_vocab_get_text(self._vocab, token)) for token in range(self.n_vocab))
+
     def is_end(self, token: int) -> bool:
         """Whether a token ends generation (end of text or of turn)."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sg_local.chat.template import require_template
 from sg_local.errors import InputError
 from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
@@ -89,13 +90,20 @@ def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
 
 
 def describe_chat_base(model: ModelFile, settings: Settings) -> BaseModel:
-    """The same, of a model that answers in a chat format: the base of a run. Raises InputError where it has none."""
+    """The same, of a model that answers in a chat format: the base of a run. Raises InputError where it has none
+    that can be used.
+    """
     base = describe_base(model, settings)
-    if base.prompt_format == "gguf" and not model.header.chat_template:
+    if base.prompt_format != "gguf":
+        return base
+    if not model.header.chat_template:
         raise InputError(
             f"{model.path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
             "or use a GGUF with tokenizer.chat_template"
         )
+    trained_for = model.header.metadata.get(f"{model.header.architecture}.context_length")
+    n_ctx = min(settings.n_ctx, trained_for) if isinstance(trained_for, int) else settings.n_ctx
+    require_template(model.header.chat_template, max(1, n_ctx))
     return base
 
 
