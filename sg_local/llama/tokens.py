@@ -1,4 +1,4 @@
-"""The one tokenizer: text to token ids and back, as llama.cpp does it for the model that is served.
+"""The only tokenizer: text to token ids and back, as llama.cpp does it for the served model.
 
     [Piece("<|im_start|>user\\n", False), Piece("hello <|im_end|>", True)]
     -> [1, 4093, 198, 28120, 2067, 108, 306, 79, ...]     the data's "<|im_end|>" stays plain text
@@ -57,11 +57,11 @@ class Tokenizer:
 
     @property
     def beginning(self) -> tuple[int, ...]:
-        """What is used for an empty prompt, since a model needs at least one token: BOS, or EOS where it has none."""
+        """The tokens of an empty prompt, since a model needs at least one: BOS, or EOS if it has no BOS."""
         return (self.bos if self.bos >= 0 else self.eos,)
 
     def text_of(self, token: int) -> str:
-        """The vocabulary's own text of a token, e.g. "<|im_end|>"; "" where the model has no such token."""
+        """A token's text in the vocabulary, e.g. "<|im_end|>"; "" if the model has no such token."""
         if token < 0:
             return ""
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
@@ -156,7 +156,7 @@ class Tokenizer:
         return list(buffer[:count])
 
     def piece_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for in generated text; none for control tokens."""
+        """The bytes of a token in generated text; none for control tokens."""
         cached = self._piece_cache.get(token)
         if cached is None:
             buffer = ctypes.create_string_buffer(256)
@@ -180,7 +180,7 @@ class Tokenizer:
         return self.encode(_until_answer_ends(template, messages, begun)[0], template)
 
     def encode_answer(self, template: ChatTemplate, messages: list[Message], answer: str) -> list[int]:
-        """Token ids of an answer, in the place after `encode_prompt(messages)`, with the token that ends it.
+        """Token ids of an answer after `encode_prompt(messages)`, with the token that ends it.
 
         The end token is the one that the template writes after an assistant's turn, or the model's EOS.
         """

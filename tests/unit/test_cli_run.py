@@ -245,9 +245,9 @@ def test_a_template_that_fills_the_context_is_refused_before_anything_is_written
     sg: Call, task: Path, tmp_path: Path, command: str
 ) -> None:
     path = tmp_path / "long.gguf"
-    template = "{% for m in messages %}{{ m.content }}{{ 'x ' * 1100 }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.content }}{{ 'x ' * 4200 }}{% endfor %}"
     path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
     line = one_line(sg(command, task.parent if command == "bench" else task, "--model", path), 2)
-    assert_says(line, "chat template alone", 2201, "128 tokens", "--prompt-format vicuna")
+    assert_says(line, "chat template alone", 8401, "512 tokens", "--prompt-format vicuna")
     assert not Path("runs").exists()
     assert not Path("benches").exists()

@@ -26,7 +26,7 @@ from sg_local.errors import SgLocalError
 from sg_local.files import write_rows
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
-from sg_local.runs.process import stage_exit_code
+from sg_local.runs.process import in_child_process
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
 
@@ -130,8 +130,10 @@ def calls(
     write_rows(json_task.parent.parent / "test" / "boxes.jsonl", pairs)
 
     def fails(run: Run, stage: str) -> int:
-        write_stage(run, stage, HOSTILE) if stage != "train" else None
-        return stage_exit_code(run.path, stage) if stage == "train" else 0
+        if stage == "train":
+            return in_child_process(run, stage)
+        write_stage(run, stage, HOSTILE)
+        return 0
 
     def broken(_run: Run) -> None:
         raise SgLocalError(HOSTILE)
