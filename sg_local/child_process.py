@@ -44,7 +44,8 @@ _MAX_WORDS = 200  # characters
 _TELLING = re.compile(r"GGML_ASSERT\(|what\(\):|error", re.IGNORECASE)
 _BEFORE_THE_WORDS = re.compile(r"^.*?(?=GGML_ASSERT\()|^.*what\(\):\s*")
 _CARD_MEMORY = re.compile(
-    r"\b(CUDA|ROCm|HIP|MUSA|SYCL|Vulkan|Metal|vk)\b.*out of memory|OutOfDeviceMemory|CUBLAS_STATUS_ALLOC_FAILED",
+    r"\b(CUDA|cudaMalloc|ROCm|HIP|MUSA|SYCL|Vulkan|Metal|vk)\b.*out of memory|OutOfDeviceMemory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|(unable|failed) to allocate (CUDA|ROCm|MUSA|SYCL|Vulkan|Metal)\d* buffer",
     re.IGNORECASE,
 )
 SECONDS_TO_END = 2.0  # for a child to remove its temporaries, before it is ended wherever it is
@@ -168,15 +169,25 @@ def _raise_fault(work: str, code: int, messages: _Messages, native_output: IO[by
     lines = [*messages.native_errors, *_tail(native_output)]
     if code < 0:
         restore_terminal()
-        if code == -signal.SIGABRT and (memory := [line for line in lines if _CARD_MEMORY.search(line)]):
-            raise SgLocalError(
-                f"the card's memory ran out ({memory[-1].strip()[:_MAX_WORDS]}): "
-                "lower --n-ctx or --n-parallel, or close other programs"
-            )
+        if code == -signal.SIGABRT and (memory := [*filter(no_card_memory, lines)]):
+            raise card_is_full(memory[-1])
         raise ChildDied(work, -code, messages.files, _last_words(lines))
     for line in lines:  # beside the traceback that the child has shown
         say(line)
     raise SgLocalError(f"{work} ended with an error of its own (see above): please report it")
+
+
+def no_card_memory(message: str) -> bool:
+    """Whether llama.cpp says with this that a card's memory did not suffice."""
+    return _CARD_MEMORY.search(message) is not None
+
+
+def card_is_full(message: str) -> SgLocalError:
+    """The error for that."""
+    return SgLocalError(
+        f"the card's memory ran out ({message.strip()[:_MAX_WORDS]}): "
+        "lower --n-ctx or --n-parallel, or close other programs"
+    )
 
 
 def _tail(native_output: IO[bytes]) -> list[str]:

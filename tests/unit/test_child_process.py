@@ -196,6 +196,32 @@ def test_an_abort_for_lack_of_the_cards_memory_is_told_apart(
         assert_says(str(caught.value), message.decode(), "--n-ctx", "--n-parallel", "other programs")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"alloc_buffer: allocating 4096.00 MiB on device 0: cudaMalloc failed: out of memory",
+        b"llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+        b"ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer of size 318767104",
+    ],
+)
+@pytest.mark.parametrize("when", ["llama_model_load_from_file", "llama_init_from_model"])
+def test_a_card_that_is_full_before_the_work_is_told_apart_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes, when: str
+) -> None:
+    from sg_local.llama import engine, library
+
+    def fail(*_arguments: object) -> None:
+        library._keep_message(4, message, None)
+
+    monkeypatch.setattr(f"llama_cpp.{when}", fail)
+    with (
+        pytest.raises(SgLocalError, match="the card's memory ran out") as caught,
+        engine.open_engine(write_tiny_llama(tmp_path / "tiny.gguf"), n_ctx=256, n_parallel=1),
+    ):
+        pass
+    assert caught.value.exit_code == 1
+
+
 def test_a_full_card_counts_against_no_row(new_run: Run, task: Path, plant: Plant) -> None:
     environment = plant(CARD_IS_FULL)
     for arguments in (given(new_run, task), ["generate", new_run.path]):
