@@ -25,6 +25,8 @@ def printable(text: str) -> str:
 
 def say(text: str) -> None:
     """One line for the person who waits."""
+    if sys.stderr is None:  # the caller closed it; print would take stdout
+        return
     print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -67,7 +69,7 @@ def progress(
 
 
 def _draws_bars() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

@@ -340,6 +340,49 @@ def test_a_model_that_ends_llama_cpp_is_an_error_of_run_and_of_a_stage(
     assert_says(error_line(result), "generate was ended by SIGABRT", deadly, "unordered_map::at", "doctor")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_caller_may_close_the_standard_streams(plant: Plant, tmp_path: Path, closed: str) -> None:
+    """As a service does."""
+    environment = plant("def work(place):\n    print('printed')\n    yield 7\n    os.abort()\n")
+    program = (
+        "import sys\nfrom sg_local.child_process import ChildDied, values_from_child\n"
+        "values = values_from_child('work', 'sg_local.planted.work', place='')\n"
+        "assert next(values) == 7\n"
+        "try:\n    next(values)\nexcept ChildDied:\n    open(sys.argv[1], 'w').close()\n"
+    )
+    place = tmp_path / "told"
+    command = f'"{sys.executable}" -c "$PROGRAM" "{place}" {closed}'
+    done = in_a_shell(command, **environment, PROGRAM=program)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr == ("" if "2>" in closed else "printed\n")
+    assert place.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
+def test_predict_with_closed_streams(task: Path, tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny.gguf")
+    command = f'"{sys.executable}" -P -m sg_local predict --model "{model}" --task "{task}" {" ".join(VICUNA)} "{task}"'
+    done = in_a_shell(f"{command} 2>&-", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0
+    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == [
+        line for line in task.read_text().splitlines() if line
+    ]
+    done = in_a_shell(f"{command} >&-", PYTHONPATH=str(ROOT))
+    assert "Traceback" not in done.stderr
+
+
+def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:
     model = write_tiny_llama(tmp_path / "tiny.gguf")
     arguments = ("predict", "--model", model, "--task", task, *VICUNA, "--max-new-tokens=3", "-")
