@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sg_local import child_process
-from sg_local.chat.template import VICUNA_TEMPLATE
+from sg_local.chat.template import VICUNA_TEMPLATE, without_template
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
@@ -150,11 +151,22 @@ def answers_of_engine(
                 yield from (completion.text.strip() if completion else None for completion in completions)
 
 
-def answer_line(text: str, answer: str | None) -> str:
-    """A line of JSON for an input and its answer."""
+@cache
+def why_no_answer(model: str, settings: Settings) -> str:
+    """Why an input got no answer, and what helps: more context only where the model has it."""
+    header = read_model_header(resolve_model(model))
+    ends_at = header.metadata.get(f"{header.architecture}.context_length")
+    advice = "raise --n-ctx, or shorten the input"
+    if isinstance(ends_at, int) and ends_at <= settings.n_ctx:
+        advice = f"--n-ctx does not help, the model itself ends at {ends_at} tokens; shorten the input"
+    return f"input and answer do not fit the context: {advice}"
+
+
+def answer_line(text: str, answer: str | None, error: str | None = None) -> str:
+    """A line of JSON for an input and its answer, or why there is none."""
     row = {"input": text, "output": answer}
-    if answer is None:
-        row["error"] = "input and answer do not fit the context: raise --n-ctx"
+    if error is not None:
+        row["error"] = error
     line = json.dumps(row, ensure_ascii=False)
     return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
 
@@ -234,7 +246,11 @@ def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
 
     header = read_header(path)
     if header.kind != "adapter":
-        raise InputError(f"{path} is a {header.kind}, not a LoRA adapter: give it with --model")
+        if header.kind == "model":
+            raise InputError(f"{path} is a model, not a LoRA adapter: give it with --model")
+        raise InputError(
+            f"{path} is a {header.kind!r:.40}, not a LoRA adapter: give a file that `sg-local export` wrote"
+        )
     expected = header.metadata.get("sg_local.base_fingerprint")
     if expected is not None and expected != fingerprint(model_path):
         base = header.metadata.get("sg_local.base_sha256")
@@ -251,9 +267,7 @@ def _template_source(prompt_format: str, header: GgufHeader) -> str:
         prompt_format = listed.prompt_format if listed else "gguf"
     source = VICUNA_TEMPLATE if prompt_format == "vicuna" else header.chat_template
     if not source:
-        raise InputError(
-            f"{header.path} carries no chat template: say --prompt-format vicuna if it is a Vicuna v1.1 model"
-        )
+        raise InputError(f"{header.path} carries no chat template: {without_template(header)}")
     return source
 
 

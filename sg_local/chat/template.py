@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.gguf_header import GgufHeader
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 # Of wall clock, for systems without a limit on CPU time; many, since a busy machine starts processes slowly.
@@ -36,6 +37,9 @@ VICUNA_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+
+# Any other model was not trained on that format.
+_VICUNA_ALONE = "; a Vicuna v1.1 model, and no other, takes --prompt-format vicuna"
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -83,7 +87,7 @@ class ChatTemplate:
         ):
             raise InputError(
                 f"the chat template does not show each of {len(messages)} messages once, whole and in order: "
-                "use --prompt-format vicuna, or a GGUF with another template"
+                f"use a GGUF with another template{_VICUNA_ALONE}"
             )
         pieces = [Piece(texts[0], is_data=False)]
         for message, text in zip(messages, texts[1:], strict=True):
@@ -101,10 +105,25 @@ class ChatTemplate:
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise InputError(
                 f"the chat template has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}: "
-                "use --prompt-format vicuna, or a GGUF with a smaller template"
+                f"use a GGUF with a smaller template{_VICUNA_ALONE}"
             )
         parts = _PLACEHOLDER.split(_run(self, roles, add_generation_prompt))
         return parts[::2], parts[1::2]
+
+
+def without_template(header: GgufHeader) -> str:
+    """What helps where a model carries no chat template: the format of Vicuna only where it may be a Vicuna."""
+    names = [header.metadata.get(key) for key in ("general.name", "general.basename", "general.finetune")]
+    stated = " ".join(name for name in names if isinstance(name, str)).lower()
+    if header.architecture == "llama":
+        if "vicuna" in stated or "vicuna" in header.path.name.lower():
+            return "say `--prompt-format vicuna` if it is a Vicuna v1.1 model"
+        if not stated or "llama" in stated:  # what conversions of Vicuna call it
+            return (
+                "say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
+                "else use a GGUF of it with tokenizer.chat_template"
+            )
+    return "use a GGUF of it that has tokenizer.chat_template: newer conversions do, of models that are made to chat"
 
 
 @lru_cache(maxsize=64)
@@ -156,4 +175,6 @@ def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: 
 
 
 def _failure(reason: str) -> InputError:
-    return InputError(f"the GGUF's chat template failed ({reason}): try --prompt-format vicuna")
+    return InputError(
+        f"the GGUF's chat template failed ({reason}): use a GGUF with another template{_VICUNA_ALONE}"
+    )

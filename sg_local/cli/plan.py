@@ -59,6 +59,7 @@ def plan(
             planned.machine,
             batch_size=planned.settings.batch_size,
             batch_tokens=planned.batch_tokens,
+            notes=planned.notes,
         )
         click.echo(printable(table))
     if planned.faults:
