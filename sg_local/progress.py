@@ -19,6 +19,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def say(text: str) -> None:
     """One line for the person who waits."""
+    if sys.stderr is None:  # the caller closed it; print would take stdout
+        return
     print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -61,7 +63,7 @@ def progress(
 
 
 def _draws_bars() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from sg_local.llama.library import (
     interrupt_later,
     last_messages,
     load_model,
+    require_card_memory,
     tell_device,
     usable_cores,
 )
@@ -132,6 +133,7 @@ class Engine:
         with interrupt_later():
             self.context = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.context:
+            require_card_memory()
             raise SgLocalError(
                 f"llama.cpp could not make a context of {n_ctx} tokens ({last_messages()}): lower --n-ctx or "
                 "--n-parallel, or take a smaller model"
