@@ -139,6 +139,7 @@ def measure(
     import numpy as np
 
     from sg_local.finetune.reference import reference_logits
+    from sg_local.gguf_io.adapter import fields_for_peft
 
     f16 = f16_gguf(base, settings.n_threads)
     # On the CPU, as torch below: the 16-bit copy of a 7B model does not fit the card that serves it in 4 bits.
@@ -150,7 +151,7 @@ def measure(
 
     untuned, hot = served(on_cpu, f16), served(on_cpu, f16, adapter_gguf)
     merged = served(settings, model_gguf)
-    trained = reference_logits(torch_weights(base), adapter_dir, sequences)
+    trained = reference_logits(torch_weights(base), adapter_dir, sequences, fields_for_peft(adapter_dir))
 
     equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
     return Parity(

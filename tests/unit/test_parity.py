@@ -9,6 +9,7 @@ from messages import assert_says
 from scripted_engine import ScriptedEngine
 
 import sg_local.finetune.reference as reference
+import sg_local.gguf_io.adapter as adapter_module
 import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
 from sg_local.run.directory import Run
@@ -25,7 +26,9 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
     monkeypatch.setattr(parity, "sequence_logits", lambda *_: logits)
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
-    monkeypatch.setattr(reference, "reference_logits", lambda *_: [logits])
+    monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
+    fields: list[object] = []
+    monkeypatch.setattr(reference, "reference_logits", lambda *given: fields.append(given[3]) or [logits])
     run = finished_run
     files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
     parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
@@ -34,6 +37,7 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
         ("f16.gguf", "adapter.gguf", 0),
         ("model.gguf", None, -1),
     ]
+    assert fields == [{"r": 4}]  # and not the adapter's own file, which may be a stranger's
 
 
 def parity_of(mean_kl_nats: float) -> parity.Parity:
