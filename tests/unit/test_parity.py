@@ -78,3 +78,18 @@ def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_ca
     ):
         with pytest.raises(SgLocalError, match="this is a defect"):
             parity.require_parity(wrong, adapter, base)
+
+
+def test_a_difference_is_judged_beside_what_the_adapter_does() -> None:
+    # An adapter.gguf with one layer more than what PEFT applied: under the bound in logits, and a seventh of its effect.
+    weak = replace(parity_of(0.01), max_logit_difference=0.084, adapter_effect=0.6)
+    (fault,) = weak.faults()
+    assert_says(fault, "adapter.gguf", "0.084", "0.600")
+    assert not weak.is_too_coarse
+    # What a right one of the same strength and of the weakest that can be seen differ by; measured.
+    assert not replace(weak, max_logit_difference=0.0103, adapter_effect=0.52).faults()
+    assert not replace(weak, max_logit_difference=0.0099, adapter_effect=0.106).faults()
+    # The bound in logits stays for strong ones.
+    assert replace(weak, max_logit_difference=0.11, adapter_effect=20.0).faults()
+    assert replace(weak, max_logit_difference=float("nan")).faults()
+    assert replace(weak, adapter_effect=float("nan")).faults()
