@@ -315,7 +315,8 @@ def _read_tensor(reader: BoundedReader, index: int) -> tuple[str, tuple[int, ...
     n_dims = reader.uint32(what)
     if n_dims > MAX_TENSOR_DIMS:
         raise reader.fault(f"is damaged: {what} has {n_dims} dimensions, over the limit of {MAX_TENSOR_DIMS}")
-    shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims, what))
+    # One number may stand without dimensions: llama.cpp fills them up with ones.
+    shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims, what)) or (1,)
     tensor_type = reader.uint32(what)
     offset_bytes = reader.uint64(what)
     if tensor_type not in _TENSOR_TYPES:
@@ -327,10 +328,9 @@ def _read_tensor(reader: BoundedReader, index: int) -> tuple[str, tuple[int, ...
     # llama.cpp counts elements in int64; a dimension of 0 must not hide what the others come to.
     if math.prod(max(dim, 1) for dim in shape) > _INT64_MAX:
         raise reader.fault(f"is damaged: {what} has the impossible shape {list(shape)}")
-    row_elements = shape[0] if shape else 1
-    if row_elements % block_elements:
+    if shape[0] % block_elements:
         raise reader.fault(
-            f"is damaged: {what} has rows of {row_elements} elements, "
+            f"is damaged: {what} has rows of {shape[0]} elements, "
             f"not a multiple of the {block_elements} in a block of {type_name}"
         )
     return name, shape, type_name, offset_bytes, math.prod(shape) // block_elements * block_bytes

@@ -81,7 +81,7 @@ def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_ca
 
 
 def test_a_difference_is_judged_beside_what_the_adapter_does() -> None:
-    # An adapter.gguf with one layer more than what PEFT applied: under the bound in logits, and a seventh of its effect.
+    # An adapter.gguf with a layer that PEFT left out: under the bound in logits, and a seventh of its effect.
     weak = replace(parity_of(0.01), max_logit_difference=0.084, adapter_effect=0.6)
     (fault,) = weak.faults()
     assert_says(fault, "adapter.gguf", "0.084", "0.600")
