@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sg_local.errors import InputError
 from sg_local.files import Faults
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.stage_files import STAGE_FILES
 
 LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
 

@@ -21,11 +21,11 @@ from sg_local.files import Faults, copy_file
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
-from sg_local.run.begin import ModelFile, create_or_open_run, with_full_paths
-from sg_local.run.directory import Run, open_run
-from sg_local.run.lock import lock_run
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.process import reason_of_failure
+from sg_local.runs.begin import ModelFile, create_or_open_run, with_full_paths
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.lock import lock_run
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
 from sg_local.selfguide.metrics import metric_of
@@ -138,21 +138,15 @@ def why_failed(switch: Switch, task_name: str, bench: Path, error: SgLocalError)
     return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
-def comparisons(bench: Path) -> list[AblationRow]:
-    """Every finished run with a switch in the directory of a bench, beside the one without."""
-    rows = []
-    for settings_path in sorted(bench.glob(f"{PLACE}/*/*/settings.toml")):
-        path = settings_path.parent
-        if not (bench / path.name / "settings.toml").exists():
-            continue
-        run, switched = open_run(bench / path.name), open_run(path)
-        before, now = run.settings.as_dict(), switched.settings.as_dict()
-        for switch in [Switch(name, now[name]) for name in now if now[name] != before[name]]:
-            # Any other directory is none of a bench, but someone's copy, set aside.
-            is_ours = switch.place(bench) == path.parent
-            if is_ours and run.is_finished(STAGES[-1]) and is_current(switch, run, switched):
-                rows.append(compared(switch, run, switched))
-    return rows
+def comparison(bench: Path, run: Run, switched: Run) -> AblationRow | None:
+    """A finished run with a switch in a bench's directory, beside the one without; None where it is no such run."""
+    before, now = run.settings.as_dict(), switched.settings.as_dict()
+    for switch in [Switch(name, now[name]) for name in now if now[name] != before[name]]:
+        # Any other directory is none of a bench, but someone's copy, set aside.
+        is_ours = switch.place(bench) == switched.path.parent
+        if is_ours and is_current(switch, run, switched):
+            return compared(switch, run, switched)
+    return None
 
 
 def compared(switch: Switch, run: Run, switched: Run) -> AblationRow:

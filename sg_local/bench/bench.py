@@ -12,22 +12,20 @@ what `sg-local task import` reads (.json): one object with its test rows in ../t
 """
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
+from sg_local.bench.ablation import PLACE, Switch, run_switch, why_failed
+from sg_local.bench.results import BenchResults
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import Faults, read_json, write_text
+from sg_local.files import Faults, read_json, write_json
 from sg_local.finetune.environment import require_trainer
 from sg_local.models import resolve_model
 from sg_local.progress import say
-from sg_local.report import ablation as ablation_table
-from sg_local.report.bench import Results, results_markdown, row_of, summary
-from sg_local.report.scores import read_evaluation
-from sg_local.run.begin import (
+from sg_local.report.bench import Results
+from sg_local.runs.begin import (
     ModelFile,
     check_task,
     create_or_open_run,
@@ -36,10 +34,10 @@ from sg_local.run.begin import (
     read_model,
     with_full_paths,
 )
-from sg_local.run.directory import BaseModel, Run, open_run, versions
-from sg_local.run.lock import lock_run, make_directory
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.process import reason_of_failure
+from sg_local.runs.directory import BaseModel, Run, versions
+from sg_local.runs.lock import lock_run, make_directory
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task
@@ -109,7 +107,8 @@ def run_bench(
     with lock_run(path):
         failed = _begin(path, base, settings)
         runs = _begin_runs(path, tasks, model, settings)
-        unfinished = [run for run in runs if not run.is_finished("evaluate")]
+        results = BenchResults(path)
+        unfinished = [run for run in runs if not results.is_finished(run.task.name)]
         for run in runs:
             if run not in unfinished:  # `sg-local run` may have finished it meanwhile
                 failed.pop(run.task.name, None)
@@ -123,13 +122,14 @@ def run_bench(
             except SgLocalError as error:
                 failed[run.task.name] = reason_of_failure(run) or str(error)
                 say(f"Error: {run.task.name}: {error}")
+            results.read_run(run.task.name)
             _write_bench(path, base, settings, failed)
-            write_results(path, failed)
+            results.write(failed)
         failed_switches = []
         n_switched = 0
         for switch in switches:
             for run in runs:
-                if not run.is_finished("evaluate"):
+                if not results.is_finished(run.task.name):
                     continue
                 key = f"{run.task.name} with {switch.text}"
                 try:
@@ -137,35 +137,18 @@ def run_bench(
                     was_missing |= failed.pop(key, None) is not None
                     if not was_missing:
                         continue
+                    results.read_comparison(switch.place(path) / run.task.name)
                 except SgLocalError as error:
                     failed[key] = why_failed(switch, run.task.name, path, error)
                     failed_switches.append(key)
                     say(f"Error: {key}: {error}")
                 n_switched += 1
                 _write_bench(path, base, settings, failed)
-                write_results(path, failed)
+                results.write(failed)
         if not unfinished and not n_switched:
             say(f"{path} is finished, nothing to do")
-        results = write_results(path, failed)
-    return results, [*(task.name for task, _ in tasks if task.name in failed), *failed_switches]
-
-
-def write_results(path: Path, failed: dict[str, str]) -> Results:
-    """Writes results.json and results.md of all finished runs in a bench's directory, and returns the first."""
-    rows = []
-    for settings_path in sorted(path.glob("*/settings.toml")):
-        run = open_run(settings_path.parent)
-        if run.is_finished("evaluate"):
-            rows.append(row_of(read_evaluation(run.file("evaluation.json")), run.manifest()))
-    results: Results = {"tasks": rows, "summary": summary(rows), "failed": failed}
-    if compared := comparisons(path):
-        results["ablations"] = compared
-        results["ablations_summary"] = ablation_table.summary(compared)
-    if (seeds := ablation_table.seeds(compared))["tasks"]:
-        results["seeds"] = seeds
-    _write_json(path / "results.json", results)
-    write_text(path / "results.md", results_markdown(results))
-    return results
+        written = BenchResults(path).write(failed)  # a run may have been finished by itself meanwhile
+    return written, [*(task.name for task, _ in tasks if task.name in failed), *failed_switches]
 
 
 def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
@@ -241,7 +224,7 @@ def _begin_runs(
 
 
 def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
-    _write_json(
+    write_json(
         path / "bench.json",
         {
             "model": {**asdict(base), "path": str(base.path)},
@@ -250,7 +233,3 @@ def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[s
             "failed": failed,
         },
     )
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -23,7 +23,7 @@ def explain(run_dir: Path, row_id: str, as_json: bool) -> None:
     from sg_local.progress import printable
     from sg_local.report.explain import explain as explain_row
     from sg_local.report.explain import explained
-    from sg_local.run.directory import open_run
+    from sg_local.runs.directory import open_run
 
     found = explain_row(open_run(run_dir), row_id)
     click.echo(json.dumps(found, indent=1, ensure_ascii=True) if as_json else printable(explained(found)))

@@ -26,12 +26,23 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
     FILE holds JSON lines with "input" where its name ends in .jsonl, else plain text, one input a line; blank
     lines are left out. - is standard input, in either form.
     """
-    from sg_local.models import resolve_model
-    from sg_local.predict import predict_file
+    import sys
+
+    from sg_local.answers import answer_line, answers, read_inputs
     from sg_local.settings import resolve_settings
 
     chosen = given(settings)
-    for line in predict_file(
-        file, resolve_model(model), adapter, task_source, resolve_settings("default", chosen), chosen
-    ):
-        click.echo(line)
+    inputs = read_inputs(file)
+    outputs = answers(
+        inputs,
+        model=model,
+        adapter=adapter,
+        task=task_source,
+        settings=resolve_settings("default", chosen),
+        prompt_format=chosen.get("prompt_format"),
+        max_new_tokens=chosen.get("max_new_tokens"),
+        # On a terminal the answers themselves show how far the work is, and a bar would run into them.
+        shows_progress=not sys.stdout.isatty(),
+    )
+    for text, output in zip(inputs, outputs, strict=True):
+        click.echo(answer_line(text, output))

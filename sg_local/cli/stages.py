@@ -15,8 +15,8 @@ def _stage_command(stage: str) -> click.Command:
     @click.option("--redo", is_flag=True, help="Discard this stage and later ones, then run it again.")
     def command(run_dir: Path, redo: bool) -> None:
         from sg_local.progress import printable, say
-        from sg_local.run.directory import open_run
-        from sg_local.run.stage import run_stage
+        from sg_local.runs.directory import open_run
+        from sg_local.runs.stage import run_stage
 
         run = open_run(run_dir)
         if not run_stage(run, stage, redo=redo):

@@ -29,7 +29,7 @@ def check_command(task_source: str, as_json: bool) -> None:
     import json
 
     from sg_local.progress import printable
-    from sg_local.run.begin import check_task
+    from sg_local.runs.begin import check_task
     from sg_local.selfguide.metrics import metric_of
 
     found, test_rows = check_task(task_source)

@@ -21,7 +21,7 @@ def verify(run_dir: Path, parity: bool) -> None:
     from sg_local.progress import printable
     from sg_local.proof.verify import verify_run
     from sg_local.report.checks import passed_line
-    from sg_local.run.directory import open_run
+    from sg_local.runs.directory import open_run
 
     for passed in verify_run(open_run(run_dir), with_parity=parity):
         click.echo(printable(passed_line(passed.what, passed.evidence)))

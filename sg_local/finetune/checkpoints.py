@@ -8,12 +8,11 @@ is not used.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.files import canonical_json, read_json, sha256_file, write_text
+from sg_local.files import canonical_json, read_json, sha256_file, write_json
 
 MARK = "complete.json"
 MAX_MARK_BYTES = 1 << 20
@@ -26,7 +25,7 @@ def training_key(parts: Any) -> str:
 
 def mark_complete(checkpoint: Path, key: str) -> None:
     """Writes the mark; call it when everything else is on disk."""
-    write_text(checkpoint / MARK, json.dumps({"key": key, "sha256": _hashes(checkpoint)}, indent=1) + "\n")
+    write_json(checkpoint / MARK, {"key": key, "sha256": _hashes(checkpoint)})
 
 
 def last_complete(directory: Path, key: str) -> Path | None:

@@ -14,7 +14,7 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.settings import STAGES
 
 

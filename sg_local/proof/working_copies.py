@@ -8,7 +8,6 @@
 They are derived files: deleting them costs the seconds that it takes to make them again.
 """
 
-import json
 import math
 import os
 import platform
@@ -18,13 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import read_json, write_text
+from sg_local.files import read_json, write_json
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import model_store
 from sg_local.plan.machine import total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.progress import say
-from sg_local.run.directory import BaseModel, Run, versions
+from sg_local.runs.directory import BaseModel, Run, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 
@@ -120,7 +119,7 @@ def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
         "base_seconds": seconds_of_work(run.model.path, n_threads=n_threads),
         "f16_seconds": seconds_of_work(copy, n_threads=n_threads),
     }
-    write_text(path, json.dumps(known | {machine: measured}, indent=1) + "\n")
+    write_json(path, known | {machine: measured})
     return measured
 
 

@@ -16,11 +16,11 @@ from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
 import sg_local.finetune.environment as environment
-import sg_local.run.directory as run_directory
+import sg_local.runs.directory as run_directory
 from sg_local.cli import cli
 from sg_local.files import write_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -124,7 +124,7 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def stages(monkeypatch: pytest.MonkeyPatch) -> ScriptedStages:
     """In place of the processes of the stages, of any run."""
     scripted = ScriptedStages()
-    monkeypatch.setattr("sg_local.run.process.in_child_process", scripted)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", scripted)
     return scripted
 
 

@@ -15,8 +15,8 @@ from gguf_bytes import TinyTensor, Value, tiny_gguf
 
 from sg_local.files import read_rows, write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.run.directory import Run
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.directory import Run
+from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import prediction_row, predictions_file
 from sg_local.selfguide.metrics import Metric, metric_of

@@ -18,7 +18,7 @@ from sg_local.bench.ablation import Switch, parse_switches
 from sg_local.errors import InputError
 from sg_local.files import read_rows
 from sg_local.report.ablation import BASELINES, markdown, summary
-from sg_local.run.directory import Run, open_run
+from sg_local.runs.directory import Run, open_run
 from sg_local.settings import STAGES, Settings
 
 
@@ -103,7 +103,7 @@ def test_an_interrupted_switch_goes_on_where_it_stopped(
         return stages(run, stage)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sg_local.run.process.in_child_process", interrupted)
+        patch.setattr("sg_local.runs.process.in_child_process", interrupted)
         assert bench("--ablate", "n_layouts=1").exit_code == 1
     stages.ran.clear()
     assert bench("--ablate", "n_layouts=1").exit_code == 0

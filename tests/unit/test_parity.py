@@ -12,7 +12,7 @@ import sg_local.finetune.reference as reference
 import sg_local.gguf_io.adapter as adapter_module
 import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_served(

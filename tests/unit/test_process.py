@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from finished_run import ScriptedStages
 
-import sg_local.run.process as process
+import sg_local.runs.process as process
 from sg_local.errors import InputError, SgLocalError
-from sg_local.run.directory import Run
-from sg_local.run.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
-from sg_local.run.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
+from sg_local.runs.directory import Run
+from sg_local.runs.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
+from sg_local.runs.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
 from sg_local.settings import STAGES
 
 

@@ -12,8 +12,8 @@ import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sg_local.errors import InputError
 from sg_local.files import read_json, write_text
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 MAX_CRASHES = 2  # of one row, before it is dropped
 _MAX_BYTES = 16 << 20

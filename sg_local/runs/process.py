@@ -19,8 +19,8 @@ from typing import TypeAlias
 from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.files import read_text, write_text
 from sg_local.progress import restore_terminal, say
-from sg_local.run.directory import Run, open_run
-from sg_local.run.stage import run_stage
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.stage import run_stage
 
 StartStage: TypeAlias = Callable[[Run, str], int]  # runs a stage and returns its exit code, -N for signal N
 

@@ -11,10 +11,10 @@ import time
 
 from sg_local.errors import InputError, SgLocalError, signal_name
 from sg_local.progress import say
-from sg_local.run import process
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import forget, note_crash
-from sg_local.run.process import StartStage
+from sg_local.runs import process
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import forget, note_crash
+from sg_local.runs.process import StartStage
 from sg_local.settings import STAGES
 
 # How native code ends a process: failed assertions and bad pointers. SIGKILL is the user's, or memory that ran out.
@@ -56,8 +56,11 @@ def run_pipeline(
                 again += "; `sg-local doctor` tries whether llama.cpp works here at all"
             if code < 0:
                 raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
-            error = InputError if code == 2 else SgLocalError
-            raise error(f"{stage} did not finish (see above): {again}")
+            kind = InputError if code == 2 else SgLocalError
+            error = kind(f"{stage} did not finish (see above): {again}")
+            if reason := process.reason_of_failure(run):
+                error.add_note(reason)  # for who calls from Python, and does not look at stderr
+            raise error
         say(f"{place} done in {time.monotonic() - started:.0f} s")
     return True
 

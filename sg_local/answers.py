@@ -1,7 +1,9 @@
-"""Answers for a file of inputs, by any GGUF model, with or without an adapter.
+"""Answers by any GGUF model, with or without an adapter, for inputs from Python or from a file.
 
-reads   {"input": "My parcel is late."}           or a plain line of text
-writes  {"input": "My parcel is late.", "output": "delivery"}
+    predict(["My parcel is late."], model="runs/support-inbox/model.gguf")    ["delivery"]
+
+read_inputs    {"input": "My parcel is late."}    or a plain line of text
+answer_line    {"input": "My parcel is late.", "output": "delivery"}
 
 A tuned GGUF carries its task (`sg_local.task`), so its prompt is the one it was trained on; any other model gets the
 task's demonstrations.
@@ -10,7 +12,7 @@ task's demonstrations.
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +23,10 @@ from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
 from sg_local.llama.engine import Engine
-from sg_local.models import find_by_path
+from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
 from sg_local.settings import Settings
-from sg_local.task import Example, load_task
+from sg_local.task import Example, Task, load_task
 
 MAX_INPUT_BYTES = 256 << 20
 
@@ -44,50 +46,115 @@ class _Served:
     prompt_format: str
 
 
-def predict_file(
-    file: Path,
-    model_path: Path,
-    adapter_path: Path | None,
-    task_source: str | None,
-    settings: Settings,
-    given: Collection[str],
-) -> Iterator[str]:
-    """JSON lines, one for each input of the file; "output" is null where an input does not fit the context.
+def predict(
+    inputs: Iterable[str],
+    *,
+    model: str | Path,
+    adapter: str | Path | None = None,
+    task: str | Path | Task | None = None,
+    settings: Settings | None = None,
+    prompt_format: str | None = None,
+    max_new_tokens: int | None = None,
+) -> list[str | None]:
+    """The model's answers, greedily, in the order of the inputs; None for an input that does not fit the context.
 
-    given: names of the settings that the caller chose, which come before those that a tuned GGUF carries.
-    Raises InputError for a wrong file, model, adapter or task.
+    model: a GGUF file, or a name of `sg-local models list`. adapter: a LoRA adapter (GGUF) for it. task: a task file,
+    the name of a shipped one, or a Task; the task that the tuned GGUF was made for where none is given. settings: of
+    the engine, n_ctx and the like. prompt_format, max_new_tokens: those of the tuned GGUF where none are given.
+
+    Raises InputError for a wrong model, adapter, task or input.
     """
-    inputs = _inputs(file)
+    return list(
+        answers(
+            inputs,
+            model=model,
+            adapter=adapter,
+            task=task,
+            settings=settings,
+            prompt_format=prompt_format,
+            max_new_tokens=max_new_tokens,
+        )
+    )
+
+
+def answers(
+    inputs: Iterable[str],
+    *,
+    model: str | Path,
+    adapter: str | Path | None = None,
+    task: str | Path | Task | None = None,
+    settings: Settings | None = None,
+    prompt_format: str | None = None,
+    max_new_tokens: int | None = None,
+    shows_progress: bool = True,
+) -> Iterator[str | None]:
+    """The same one by one, as soon as they are there."""
+    texts = _checked(inputs)
+    settings = settings or Settings()
+    if prompt_format is not None:
+        settings = replace(settings, prompt_format=prompt_format)  # which checks it
+    if max_new_tokens is not None:
+        settings = replace(settings, max_new_tokens=max_new_tokens)
+    model_path = resolve_model(str(model))
+    adapter_path = Path(adapter) if adapter else None
     header = read_model_header(model_path)
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
-    served = _served(carrier, task_source, settings)
-    source = _template_source((settings if "prompt_format" in given else served).prompt_format, header)
-    with open_with(settings, model_path, adapter_path) as engine, _progress(len(inputs), engine) as advance:
+    served = _served(carrier, task, settings)
+    source = _template_source(prompt_format or served.prompt_format, header)
+    with (
+        open_with(settings, model_path, adapter_path) as engine,
+        _progress(len(texts), engine) if shows_progress else nullcontext(lambda _n_inputs: None) as advance,
+    ):
         template = engine.tokenizer.chat_template(source)
-        max_new_tokens = (settings if "max_new_tokens" in given else served).max_new_tokens
-        limit = longest_answer(engine, served.labels, max_new_tokens)
-        for start in range(0, len(inputs), INPUTS_PER_CALL):
-            part = inputs[start : start + INPUTS_PER_CALL]
-            answers = answer_inputs(
+        limit = longest_answer(engine, served.labels, max_new_tokens or served.max_new_tokens)
+        for start in range(0, len(texts), INPUTS_PER_CALL):
+            completions = answer_inputs(
                 engine,
                 template,
                 served.instruction,
-                part,
+                texts[start : start + INPUTS_PER_CALL],
                 demonstrations=served.examples,
                 max_new_tokens=limit,
                 on_finished=advance,
             )
-            for text, answer in zip(part, answers, strict=True):
-                row: dict[str, str | None] = {
-                    "input": text,
-                    "output": answer.text.strip() if answer else None,
-                }
-                if answer is None:
-                    row["error"] = "input and answer do not fit the context: raise --n-ctx"
-                yield _json_line(row)
+            yield from (completion.text.strip() if completion else None for completion in completions)
 
 
-def _served(carrier: GgufHeader, task_source: str | None, settings: Settings) -> _Served:
+def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[[int], None]]:
+    return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
+
+
+def answer_line(text: str, answer: str | None) -> str:
+    """A line of JSON for an input and its answer."""
+    row = {"input": text, "output": answer}
+    if answer is None:
+        row["error"] = "input and answer do not fit the context: raise --n-ctx"
+    line = json.dumps(row, ensure_ascii=False)
+    return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
+
+
+def _checked(inputs: Iterable[str]) -> list[str]:
+    """The inputs as they are asked. Raises InputError with the numbers of those that are no text."""
+    faults = Faults()
+    texts = []
+    for number, item in enumerate(inputs, 1):
+        try:
+            texts.append(_text(item))
+        except ValueError as error:
+            faults.add(f"input {number}: {error}")
+    faults.raise_any()
+    return texts
+
+
+def _text(value: object, fault: str = "there is no text") -> str:
+    """An input without white space around it. Raises ValueError, with `fault` where there is none."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(fault)
+    value.encode()  # fails where half of a surrogate pair stands alone
+    return value.strip()
+
+
+def _served(carrier: GgufHeader, task_source: str | Path | Task | None, settings: Settings) -> _Served:
     """How the model is asked: as it was tuned, for the given task."""
     tuned = _carried(carrier.metadata.get("sg_local.task"))
     if task_source is None:
@@ -164,7 +231,7 @@ def _template_source(prompt_format: str, header: GgufHeader) -> str:
     return source
 
 
-def _inputs(file: Path) -> list[str]:
+def read_inputs(file: Path) -> list[str]:
     """The inputs of a file, or of standard input for "-". Raises InputError with the lines that are wrong."""
     if str(file) == "-":
         name, text = "standard input", _standard_input()
@@ -182,10 +249,7 @@ def _inputs(file: Path) -> list[str]:
         try:
             row = json.loads(line)
             text_in = row.get("input") if isinstance(row, dict) else None
-            if not isinstance(text_in, str) or not text_in.strip():
-                raise ValueError('there is no text under "input"')
-            text_in.encode()  # fails where half of a surrogate pair stands alone
-            inputs.append(text_in.strip())
+            inputs.append(_text(text_in, 'there is no text under "input"'))
         except (ValueError, RecursionError) as error:
             faults.add(f"{name}, line {number}: {error}")
     faults.raise_any()
@@ -200,15 +264,3 @@ def _standard_input() -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
-
-
-def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[[int], None]]:
-    # On a terminal the answers themselves show how far the work is, and a bar would run into them.
-    if sys.stdout.isatty():
-        return nullcontext(lambda _n_inputs: None)
-    return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
-
-
-def _json_line(row: Mapping[str, object]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)

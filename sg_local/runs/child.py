@@ -1,4 +1,4 @@
-"""The program of a stage's process: `python -P .../run/child.py RUN STAGE`, started by process.py alone."""
+"""The program of a stage's process: `python -P .../runs/child.py RUN STAGE`, started by process.py alone."""
 
 import sys
 from importlib.machinery import PathFinder
@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.modules["sg_local"] = package = module_from_spec(spec)
     spec.loader.exec_module(package)
 
-    from sg_local.run.process import end_with_parent, stage_exit_code
+    from sg_local.runs.process import end_with_parent, stage_exit_code
 
     end_with_parent()
     sys.exit(stage_exit_code(Path(sys.argv[1]), sys.argv[2]))
