@@ -21,7 +21,15 @@ from typing import BinaryIO
 
 from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
-from sg_local.gguf_values import UINT32, BoundedReader, MetadataValue
+from sg_local.gguf_values import (
+    KEY_BYTES,
+    KEY_WORK,
+    TENSOR_BYTES,
+    TENSOR_WORK,
+    UINT32,
+    BoundedReader,
+    MetadataValue,
+)
 
 MAX_METADATA_KEYS = 65_536
 MAX_KEY_BYTES = 65_535  # the specification's own limit
@@ -30,6 +38,21 @@ MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its terminating zero is 64
 MAX_TENSOR_DIMS = 4  # GGML_MAX_DIMS
 MAX_ALIGNMENT_BYTES = 1024**2
 DEFAULT_ALIGNMENT_BYTES = 32
+
+# Texts that decide what is computed have to be UTF-8. Others may be anything: paths of somebody's files, names.
+_READ_AS_TEXT = frozenset(
+    {
+        "general.architecture",
+        "general.type",
+        "tokenizer.chat_template",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.pre",
+        "adapter.type",
+        "sg_local.task",
+        "sg_local.base_fingerprint",
+        "sg_local.base_sha256",
+    }
+)
 
 _MAGIC = b"GGUF"
 _INT64_MAX = 2**63 - 1
@@ -280,7 +303,8 @@ def _read_metadata(reader: BoundedReader, n_keys: int) -> dict[str, MetadataValu
         value_type = reader.uint32(what)
         if key == "general.alignment" and value_type != UINT32:
             raise reader.fault(f"is damaged: {what} has the value type {value_type}, not uint32 ({UINT32})")
-        metadata[key] = reader.value(value_type, what)
+        reader.spend(KEY_WORK, KEY_BYTES, what)
+        metadata[key] = reader.value(value_type, what, is_strict=key in _READ_AS_TEXT)
     return metadata
 
 
@@ -312,6 +336,7 @@ def _read_tensor(reader: BoundedReader, index: int) -> tuple[str, tuple[int, ...
     """One entry of the tensor table: name, shape, type name, offset in the tensor data, size in bytes."""
     name = reader.string(f"the name of tensor {index + 1}", MAX_TENSOR_NAME_BYTES)
     what = f"tensor {_shown(name)}"
+    reader.spend(TENSOR_WORK, TENSOR_BYTES, what)
     n_dims = reader.uint32(what)
     if n_dims > MAX_TENSOR_DIMS:
         raise reader.fault(f"is damaged: {what} has {n_dims} dimensions, over the limit of {MAX_TENSOR_DIMS}")
