@@ -12,17 +12,18 @@ task's demonstrations.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from sg_local.chat.template import VICUNA_TEMPLATE
+from sg_local import child_process
+from sg_local.chat.template import VICUNA_TEMPLATE, without_template
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
-from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
-from sg_local.llama.engine import Engine
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
 from sg_local.settings import Settings
@@ -101,34 +102,71 @@ def answers(
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
     served = _served(carrier, task, settings)
     source = _template_source(prompt_format or served.prompt_format, header)
-    with (
-        open_with(settings, model_path, adapter_path) as engine,
-        _progress(len(texts), engine) if shows_progress else nullcontext(lambda _n_inputs: None) as advance,
-    ):
-        template = engine.tokenizer.chat_template(source)
-        limit = longest_answer(engine, served.labels, max_new_tokens or served.max_new_tokens)
-        for start in range(0, len(texts), INPUTS_PER_CALL):
-            completions = answer_inputs(
-                engine,
-                template,
-                served.instruction,
-                texts[start : start + INPUTS_PER_CALL],
-                demonstrations=served.examples,
-                max_new_tokens=limit,
-                on_finished=advance,
-            )
-            yield from (completion.text.strip() if completion else None for completion in completions)
+    yield from child_process.values_from_child(
+        "predict",
+        f"{__name__}.answers_of_engine",
+        texts=texts,
+        model=str(model_path),
+        adapter=adapter_path and str(adapter_path),
+        settings=settings.as_dict(),
+        template_source=source,
+        instruction=served.instruction,
+        labels=served.labels,
+        examples=[asdict(example) for example in served.examples],
+        max_new_tokens=max_new_tokens or served.max_new_tokens,
+        shows_progress=shows_progress,
+    )
 
 
-def _progress(n_inputs: int, engine: Engine) -> AbstractContextManager[Callable[[int], None]]:
-    return progress("predict", n_inputs, "inputs", detail=lambda: speed(engine))
+def answers_of_engine(
+    texts: list[str],
+    model: str,
+    adapter: str | None,
+    settings: dict[str, Any],
+    template_source: str,
+    instruction: str,
+    labels: list[str],
+    examples: list[dict[str, Any]],
+    max_new_tokens: int,
+    shows_progress: bool,
+) -> Iterator[str | None]:
+    """What llama.cpp answers, in the process that was made for it."""
+    from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
+
+    with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
+        template = engine.tokenizer.chat_template(template_source)
+        limit = longest_answer(engine, labels, max_new_tokens)
+        bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
+        with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
+            for start in range(0, len(texts), INPUTS_PER_CALL):
+                completions = answer_inputs(
+                    engine,
+                    template,
+                    instruction,
+                    texts[start : start + INPUTS_PER_CALL],
+                    demonstrations=[Example(**example) for example in examples],
+                    max_new_tokens=limit,
+                    on_finished=advance,
+                )
+                yield from (completion.text.strip() if completion else None for completion in completions)
 
 
-def answer_line(text: str, answer: str | None) -> str:
-    """A line of JSON for an input and its answer."""
+@cache
+def why_no_answer(model: str, settings: Settings) -> str:
+    """Why an input got no answer, and what helps: more context only where the model has it."""
+    header = read_model_header(resolve_model(model))
+    ends_at = header.metadata.get(f"{header.architecture}.context_length")
+    advice = "raise --n-ctx, or shorten the input"
+    if isinstance(ends_at, int) and ends_at <= settings.n_ctx:
+        advice = f"--n-ctx does not help, the model itself ends at {ends_at} tokens; shorten the input"
+    return f"input and answer do not fit the context: {advice}"
+
+
+def answer_line(text: str, answer: str | None, error: str | None = None) -> str:
+    """A line of JSON for an input and its answer, or why there is none."""
     row = {"input": text, "output": answer}
-    if answer is None:
-        row["error"] = "input and answer do not fit the context: raise --n-ctx"
+    if error is not None:
+        row["error"] = error
     line = json.dumps(row, ensure_ascii=False)
     return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
 
@@ -208,7 +246,11 @@ def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
 
     header = read_header(path)
     if header.kind != "adapter":
-        raise InputError(f"{path} is a {header.kind}, not a LoRA adapter: give it with --model")
+        if header.kind == "model":
+            raise InputError(f"{path} is a model, not a LoRA adapter: give it with --model")
+        raise InputError(
+            f"{path} is a {header.kind!r:.40}, not a LoRA adapter: give a file that `sg-local export` wrote"
+        )
     expected = header.metadata.get("sg_local.base_fingerprint")
     if expected is not None and expected != fingerprint(model_path):
         base = header.metadata.get("sg_local.base_sha256")
@@ -225,9 +267,7 @@ def _template_source(prompt_format: str, header: GgufHeader) -> str:
         prompt_format = listed.prompt_format if listed else "gguf"
     source = VICUNA_TEMPLATE if prompt_format == "vicuna" else header.chat_template
     if not source:
-        raise InputError(
-            f"{header.path} carries no chat template: say --prompt-format vicuna if it is a Vicuna v1.1 model"
-        )
+        raise InputError(f"{header.path} carries no chat template: {without_template(header)}")
     return source
 
 

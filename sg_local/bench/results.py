@@ -1,9 +1,9 @@
-"""What a bench has finished: a row for each task, one for each comparison under a switch, and the files that hold them.
+"""The results of a bench: a row for each finished task, one for each finished ablation, and their files.
 
-    results = BenchResults(Path("benches/everyday"))     checks and reads every run that is there
-    results.read_run("sst2"); results.write({})          that one again, and results.json results.md
+    results = BenchResults(Path("benches/everyday"))     checks and reads every run in the directory
+    results.read_run("sst2"); results.write({})          reads that one again, writes results.json and results.md
 
-A bench may have hundreds of runs. Each is checked and read once, and again when it was run.
+A bench may have hundreds of runs. Each is read once, and again after it ran.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ from sg_local.settings import STAGES
 
 
 class BenchResults:
-    """The finished runs in a bench's directory, as far as they were checked."""
+    """The finished runs in the directory of a bench, as far as they were checked."""
 
     def __init__(self, bench: Path) -> None:
         self.bench = bench
         self._runs: dict[str, tuple[Run, BenchRow]] = {}  # by task
-        self._comparisons: dict[Path, AblationRow] = {}  # by directory of the run with a switch
+        self._comparisons: dict[Path, AblationRow] = {}  # by directory of the run with an ablation
         for path in sorted(bench.glob("*/settings.toml")):
             self.read_run(path.parent.name)
         for path in sorted(bench.glob(f"{PLACE}/*/*/settings.toml")):
@@ -44,7 +44,7 @@ class BenchResults:
             self._runs.pop(task_name, None)
 
     def read_comparison(self, path: Path) -> None:
-        """Checks and reads a run with a switch, beside the one without."""
+        """Checks and reads a run with an ablation, to be compared with the run without."""
         self._comparisons.pop(path, None)
         if self.is_finished(path.name):
             run, _ = self._runs[path.name]

@@ -1,4 +1,4 @@
-"""`sg-local run`: the whole loop."""
+"""`sg-local run`: all stages, one after the other."""
 
 import shlex
 from pathlib import Path
@@ -25,7 +25,7 @@ from sg_local.settings import STAGES
 @click.option(
     "--gate",
     is_flag=True,
-    help="Exit with code 3 when the tuned model is significantly worse than the base's best way.",
+    help="Exit with code 3 if the tuned model is significantly worse than the base's best way.",
 )
 @JSON_OPTION
 def run(
@@ -42,9 +42,9 @@ def run(
     sg-local run support-inbox --model smollm2-135m --preset quick
     sg-local run my-task.toml --model ./vicuna-7b-v1.5.Q4_K_M.gguf --prompt-format vicuna --load-in-4bit
 
-    Makes data for TASK with the model, finetunes the model on it, exports it as GGUF, scores it.
+    The model makes data for TASK and is finetuned, exported as GGUF and scored.
 
-    TASK is a task file or the name of a shipped example. Called again, it goes on where it stopped.
+    TASK is a file or a shipped task. The same call again continues the run.
     """  # fmt: skip
     from sg_local.errors import InputError
     from sg_local.progress import printable

@@ -28,6 +28,11 @@ from sg_local.runs.directory import BaseModel, Run, versions
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 
 
+def place_of(base: BaseModel) -> Path:
+    """The directory of a base's working copies."""
+    return model_store().parent / "weights" / base.sha256[:16]
+
+
 def torch_weights(base: BaseModel) -> Path:
     """The directory of the base's dequantized weights, made if need be."""
     from sg_local.gguf_io.base_weights import write_base_weights
@@ -127,7 +132,7 @@ def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> P
     """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
     from filelock import FileLock
 
-    place = model_store().parent / "weights" / base.sha256[:16]
+    place = place_of(base)
     place.mkdir(parents=True, exist_ok=True)
     path = place / name
     with FileLock(place / ".lock"):

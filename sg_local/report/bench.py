@@ -79,7 +79,9 @@ def row_of(evaluation: Evaluation, manifest: Mapping[str, Any]) -> BenchRow:
     is_classification = metric.judges == CLASSIFICATION
     for contender in Contender:
         if contender.is_expected(with_labels=is_classification) and contender not in contenders:
-            raise SgLocalError(f"evaluation.json has no {contender}: run `sg-local evaluate --redo` on it")
+            raise SgLocalError(
+                f"evaluation.json has no {contender}: run `sg-local evaluate RUN --redo` on it"
+            )
     row: dict[str, object] = {
         "task": evaluation["task"],
         "kind": metric.judges,

@@ -66,6 +66,13 @@ def note_crash(run: Run) -> list[int]:
     return rows
 
 
+def put_down(run: Run) -> None:
+    """No row is in flight any more: what worked on some has ended, and not by them."""
+    part, rows, all_crashes = _read(run)
+    if rows:
+        _write(run, part, [], all_crashes)
+
+
 def forget(run: Run) -> None:
     """Nothing is in flight, and what crashed is settled or was never there."""
     _path(run).unlink(missing_ok=True)

@@ -98,7 +98,9 @@ def run_generate(run: Run) -> None:
         if kept == 0:
             advice = "a longer instruction or other examples help most"
             if drops[DropReason.MARKS]:
-                advice += ", or --no-form-filter, where inputs may lack the marks of the examples"
+                advice += (
+                    ", or a new run with --no-form-filter, where inputs may lack the marks of the examples"
+                )
             raise SgLocalError(
                 f"none of {len(rows)} made inputs passed the filters ({dict(drops)}): look at {path}; {advice}"
             )

@@ -3,8 +3,9 @@
 finished_run/ task.toml test.jsonl settings.toml inputs.jsonl ... adapter.gguf model.gguf evaluation.json
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 
 import sg_local.finetune.environment as environment
 import sg_local.runs.directory as run_directory
+from sg_local import child_process
 from sg_local.cli import cli
 from sg_local.files import write_rows
 from sg_local.runs.begin import create_or_open_run
@@ -51,6 +53,24 @@ def own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("SG_LOCAL_HOME", str(place / "home"))
     (place / "work").mkdir()
     monkeypatch.chdir(place / "work")
+
+
+@pytest.fixture(autouse=True)
+def no_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command computes in a child process it computes in this one, where a test replaces what it likes."""
+    if "real_child" in request.fixturenames:
+        return
+
+    def call_here(_work: str, function: str, **arguments: Any) -> Iterator[Any]:
+        for value in child_process.call(function, json.loads(json.dumps(arguments))):
+            yield json.loads(json.dumps(value))
+
+    monkeypatch.setattr(child_process, "values_from_child", call_here)
+
+
+@pytest.fixture
+def real_child() -> None:
+    """The test is about the child process itself."""
 
 
 @pytest.fixture

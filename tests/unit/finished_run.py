@@ -24,8 +24,24 @@ from sg_local.settings import STAGES
 
 Rows = Sequence[Mapping[str, Any]]
 
-HEADER: dict[str, Value] = {"general.architecture": "llama", "llama.context_length": 128}
-TENSORS = [TinyTensor("token_embd.weight", (32, 2))]
+# A llama of one layer, whole, so that a run can begin with it; all zeros.
+HEADER: dict[str, Value] = {
+    "general.architecture": "llama",
+    "llama.context_length": 512,
+    "llama.block_count": 1,
+    "llama.embedding_length": 32,
+    "llama.feed_forward_length": 2,
+    "llama.attention.head_count": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+TENSORS = [
+    TinyTensor("token_embd.weight", (32, 2)),
+    TinyTensor("output_norm.weight", (32,)),
+    *(TinyTensor(f"blk.0.{name}.weight", (32,)) for name in ("attn_norm", "ffn_norm")),
+    *(TinyTensor(f"blk.0.attn_{name}.weight", (32, 32)) for name in ("q", "k", "v", "output")),
+    *(TinyTensor(f"blk.0.ffn_{name}.weight", (32, 2)) for name in ("gate", "up")),
+    TinyTensor("blk.0.ffn_down.weight", (2, 32)),
+]
 MODEL: dict[str, Value] = {
     **HEADER,
     "general.name": "tiny",
@@ -87,13 +103,13 @@ def finish_run(run: Run) -> None:
 class ScriptedStages:
     """In place of a stage's process: it writes what the stage would, or ends with 1 where the run is to fail.
 
-    The tuned model has right 30 rows of 40, in a run of an ablation as many as `right_if_switched` says.
+    The tuned model has right 30 rows of 40, in a run of an ablation as many as `right_if_ablated` says.
     """
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, str]] = []  # (run, stage)
         self.failing: set[str] = set()  # runs
-        self.right_if_switched = 20
+        self.right_if_ablated = 20
         self.baselines_there: dict[str, str | None] = {}  # run -> whose few-shot answers evaluate came upon
 
     def __call__(self, run: Run, stage: str) -> int:
@@ -104,7 +120,7 @@ class ScriptedStages:
         if stage == "evaluate":
             answers = run.file(predictions_file(BASELINE))
             self.baselines_there[name] = read_rows(answers)[0]["input"] if answers.exists() else None
-        right = self.right_if_switched if "ablations" in name else 30
+        right = self.right_if_ablated if "ablations" in name else 30
         write_stage(run, stage, name, {TUNED: right, Contender.MANY_SHOT: 10}, n_rows=40)
         return 0
 
@@ -130,8 +146,8 @@ def _write_export(run: Run, message: str) -> None:
         "sg_local.base_fingerprint": fingerprint(run.model.path),
         "sg_local.task": json.dumps(carried_task),
     }
-    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS))
-    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS))
+    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS[:1]))
+    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS[:1]))
     run.file("Modelfile").write_text(f"FROM ./model.gguf\n# {message}\n")
 
 

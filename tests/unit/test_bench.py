@@ -18,7 +18,6 @@ from sg_local.files import write_rows
 from sg_local.report.bench import markdown, row_of, summary
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
-from sg_local.runs.process import stage_exit_code
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.metrics import metric_of
 from sg_local.settings import STAGES
@@ -226,9 +225,6 @@ def test_why_a_stage_failed_is_recorded_in_its_own_words(
         raise SgLocalError("no made pair passed\nthe filters")
 
     monkeypatch.setattr("sg_local.stages.generate.run_generate", broken)
-    monkeypatch.setattr(
-        "sg_local.runs.process.in_child_process", lambda run, stage: stage_exit_code(run.path, stage)
-    )
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"] == {"boxes": "no made pair passed\nthe filters"}
     assert "- boxes is not finished: no made pair passed; the filters\n" in Path(
@@ -414,7 +410,7 @@ def test_the_markdown_is_a_table() -> None:
         "zero-shot": "0.100",
         "few-shot": "0.200",
         "label scoring": "0.250",
-        "tuned hot": "0.600",
+        "tuned adapter": "0.600",
         "tuned merged": "0.600",
         "gain over few-shot [95 %]": "+0.400 [-0.100, +0.900]",
         "gain over the base's best [95 %]": "+0.350 [-0.100, +0.900]",

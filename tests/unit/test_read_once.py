@@ -12,7 +12,7 @@ from finished_run import ScriptedStages
 from scripted_engine import ScriptedEngine
 
 import sg_local.gguf_header as gguf_header
-from sg_local.bench.ablation import parse_switches
+from sg_local.bench.ablation import parse_ablations
 from sg_local.bench.bench import run_bench
 from sg_local.files import write_rows
 from sg_local.report.bench import Results
@@ -73,16 +73,16 @@ def test_one_run_reads_its_base_once(sg: Call, task: Path, model: Path, readings
 
 @pytest.fixture
 def bench(task: Path, model: Path) -> Callable[[], Results]:
-    """bench(): a bench of three tasks, each with three switches."""
+    """bench(): a bench of three tasks, each with three ablations."""
     (task.parent / "tasks").mkdir()
     for name in ("boxes", "crates", "bags"):
         (task.parent / f"tasks/{name}.toml").write_text(task.read_text().replace('"inbox"', f'"{name}"'))
     write_rows(task.parent / "tasks/inbox.test.jsonl", [{"input": "Pay me.", "output": "refund"}])
-    switches = parse_switches(["rank=8", "n_ctx=2048", "prompt_format=vicuna"], Settings())
+    ablations = parse_ablations(["rank=8", "n_ctx=2048", "prompt_format=vicuna"], Settings())
 
     def call() -> Results:
         results, failed = run_bench(
-            task.parent / "tasks", str(model), Path("bench"), Settings(), (), switches
+            task.parent / "tasks", str(model), Path("bench"), Settings(), (), ablations
         )
         assert failed == []
         assert (len(results["tasks"]), len(results["ablations"])) == (3, 9)
