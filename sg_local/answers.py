@@ -10,7 +10,6 @@ task's demonstrations.
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from typing import Any
 from sg_local import child_process
 from sg_local.chat.template import VICUNA_TEMPLATE, without_template
 from sg_local.errors import InputError
+from sg_local.escape import json_text, one_line
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.models import find_by_path, resolve_model
@@ -30,9 +30,6 @@ from sg_local.settings import Settings
 from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
 
 MAX_INPUT_BYTES = 256 << 20
-
-# JSON may hold these as they are, but terminals obey the first, and readers of lines break at the others.
-_UNSAFE_IN_A_LINE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,21 @@ def answers_of_engine(
     shows_progress: bool,
 ) -> Iterator[str | None]:
     """What llama.cpp answers, in the process that was made for it."""
-    from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
+    from sg_local.llama.asking import (
+        INPUTS_PER_CALL,
+        answer_inputs,
+        has_room,
+        longest_answer,
+        open_with,
+        speed,
+    )
 
     with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
         template = engine.tokenizer.chat_template(template_source)
+        shown = [Example(**example) for example in examples]
+        if not has_room(engine, template, instruction, shown):
+            yield from [None] * len(texts)  # and no tokens are made of any of them
+            return
         limit = longest_answer(engine, labels, max_new_tokens)
         bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
         with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
@@ -141,7 +149,7 @@ def answers_of_engine(
                     template,
                     instruction,
                     texts[start : start + INPUTS_PER_CALL],
-                    demonstrations=[Example(**example) for example in examples],
+                    demonstrations=shown,
                     max_new_tokens=limit,
                     on_finished=advance,
                 )
@@ -164,8 +172,7 @@ def answer_line(text: str, answer: str | None, error: str | None = None) -> str:
     row = {"input": text, "output": answer}
     if error is not None:
         row["error"] = error
-    line = json.dumps(row, ensure_ascii=False)
-    return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
+    return json_text(row)
 
 
 def _checked(inputs: Iterable[str]) -> list[str]:
@@ -230,7 +237,7 @@ def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
         base = header.metadata.get("sg_local.base_sha256")
         raise InputError(
             f"{path} was made for another base than {model_path}: give the one it was tuned on"
-            + (f", whose sha256 begins with {base[:16]}" if isinstance(base, str) else "")
+            + (f", whose sha256 begins with {one_line(base[:16])}" if isinstance(base, str) else "")
         )
     return header
 

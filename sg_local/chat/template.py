@@ -25,6 +25,11 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.gguf_header import GgufHeader
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
+# What it may write itself. Tools and dates are not asked for; the longest in use write some 2,000 characters.
+MAX_OWN_CHARACTERS = 64 * 1024
+MAX_OWN_CHARACTERS_PER_MESSAGE = 4 * 1024
+# Of text, far more than any vocabulary packs into a token on average: what is longer is surely over the context.
+MAX_CHARACTERS_PER_TOKEN = 16
 # Of wall clock, for systems without a limit on CPU time; many, since a busy machine starts processes slowly.
 MAX_SECONDS = 20
 
@@ -111,6 +116,34 @@ class ChatTemplate:
         return parts[::2], parts[1::2]
 
 
+def require_template(source: str, n_ctx: int) -> None:
+    """Checks before any work that a template renders one message, and leaves room for it in n_ctx tokens.
+
+    Raises InputError as `ChatTemplate.render`, and where its own text is surely over the context.
+    """
+    pieces = ChatTemplate(source, "", "").render(
+        [{"role": "user", "content": "x"}], add_generation_prompt=True
+    )
+    n_characters = sum(len(piece.text) for piece in pieces)
+    if n_characters > n_ctx * MAX_CHARACTERS_PER_TOKEN:
+        raise InputError(
+            f"the chat template alone writes {n_characters} characters, which do not fit a context of {n_ctx} tokens: "
+            "use --prompt-format vicuna, or a GGUF with a shorter template"
+        )
+
+
+@lru_cache(maxsize=64)
+def template_text(template: ChatTemplate) -> str:
+    """What a template writes around a conversation with every role, its parts apart; "" where it refuses that."""
+    roles = ("system", "user", "assistant", "user")
+    messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
+    try:
+        pieces = template.render(messages, add_generation_prompt=True)
+    except InputError:
+        return ""
+    return "\0".join(piece.text for piece in pieces if not piece.is_data)
+
+
 def without_template(header: GgufHeader) -> str:
     """What helps where a model carries no chat template: the format of Vicuna only where it may be a Vicuna."""
     names = [header.metadata.get(key) for key in ("general.name", "general.basename", "general.finetune")]
@@ -150,6 +183,7 @@ def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: 
         "eos_token": template.eos_token,
         "messages": [{"role": role, "content": f"\ue0f0{number}\ue0f1"} for number, role in enumerate(roles)],
         "add_generation_prompt": add_generation_prompt,
+        "max_characters": MAX_OWN_CHARACTERS + len(roles) * MAX_OWN_CHARACTERS_PER_MESSAGE,
         "sys_path": sys.path,
     }
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox.py"))]

@@ -35,9 +35,8 @@ def export_adapter(
     Turns a plain LoRA adapter, saved by PEFT or Unsloth, into adapter.gguf and model.gguf, and proves that both are
     the trained model, as `sg-local export` does for a run.
     """
-    import json
-
     from sg_local import child_process
+    from sg_local.escape import json_text, printable
     from sg_local.settings import resolve_settings
 
     place = out_dir or adapter_dir.with_name(f"{adapter_dir.resolve().name}-gguf")
@@ -50,7 +49,7 @@ def export_adapter(
         settings=resolve_settings("default", given(settings)).as_dict(),
     )
     if as_json:
-        click.echo(json.dumps(parity))
+        click.echo(json_text(parity))
     else:
-        click.echo(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)")
-        click.echo(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)")
+        click.echo(printable(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)"))
+        click.echo(printable(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)"))

@@ -39,19 +39,17 @@ def plan(
 
     The plan uses the GPU that nvidia-smi finds. `sg-local doctor` says whether llama.cpp and torch can use it.
     """  # fmt: skip
-    import json
-
     from sg_local.errors import SgLocalError
+    from sg_local.escape import json_text, printable
     from sg_local.plan.memory import GIB
     from sg_local.plan.plan import plan_run
-    from sg_local.progress import printable
     from sg_local.report.plan import plan_table
     from sg_local.settings import resolve_settings
 
     gpu_bytes = None if gpu_memory is None else int(gpu_memory * GIB)
     planned = plan_run(task_source, model, run_dir, resolve_settings(preset, given(settings)), gpu_bytes)
     if as_json:
-        click.echo(json.dumps(planned.as_dict(), indent=1))
+        click.echo(json_text(planned.as_dict(), indent=1))
     else:
         table = plan_table(
             planned.title,

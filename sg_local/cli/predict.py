@@ -43,7 +43,7 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
         prompt_format=chosen.get("prompt_format"),
         max_new_tokens=chosen.get("max_new_tokens"),
         # On a terminal the answers themselves show how far the work is, and a bar would run into them.
-        shows_progress=not sys.stdout.isatty(),
+        shows_progress=not (sys.stdout and sys.stdout.isatty()),
     )
     for text, output in zip(inputs, outputs, strict=True):
         error = why_no_answer(model, resolved) if output is None else None

@@ -23,7 +23,8 @@ def _stage_command(stage: str) -> click.Command:
     @RUN_ARGUMENT
     @click.option("--redo", is_flag=True, help="Discard this stage and later ones, then run it again.")
     def command(run_dir: Path, redo: bool, **settings: Any) -> None:
-        from sg_local.progress import printable, say
+        from sg_local.escape import printable
+        from sg_local.progress import say
         from sg_local.runs.directory import open_run
         from sg_local.runs.pipeline import run_one_stage
 

@@ -28,6 +28,7 @@ _MUST_BE_EMPTY = frozenset(
         "alora_invocation_tokens",
         "alpha_pattern",
         "arrow_config",
+        "auto_map",  # names code to run, as trust_remote_code does
         "fan_in_fan_out",
         "kasa_config",
         "layer_replication",
@@ -38,6 +39,7 @@ _MUST_BE_EMPTY = frozenset(
         "rank_pattern",
         "target_parameters",
         "trainable_token_indices",
+        "trust_remote_code",
         "use_bdlora",
         "use_dora",
         "use_qalora",

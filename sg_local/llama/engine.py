@@ -28,6 +28,7 @@ from sg_local.llama.library import (
     interrupt_later,
     last_messages,
     load_model,
+    require_card_memory,
     tell_device,
     usable_cores,
 )
@@ -132,6 +133,7 @@ class Engine:
         with interrupt_later():
             self.context = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.context:
+            require_card_memory()
             raise SgLocalError(
                 f"llama.cpp could not make a context of {n_ctx} tokens ({last_messages()}): lower --n-ctx or "
                 "--n-parallel, or take a smaller model"
@@ -174,6 +176,10 @@ class Engine:
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether a request of this size fits this context at all."""
         return n_prompt_tokens + max_new_tokens <= self.longest_sequence
+
+    def is_over_context(self, text: str) -> bool:
+        """Whether a text is surely too long, whatever its tokens are; told without making them."""
+        return len(text.encode()) > self.longest_sequence * self.tokenizer.longest_token_bytes
 
     def clear(self) -> None:
         """Empties the memory."""

@@ -97,7 +97,7 @@ def _exported(run: Run, faults: list[str]) -> Iterator[Passed]:
         carried = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
         if carried != expected:
             faults.append(
-                f"{run.file(name)} was made for another base (fingerprint {carried}, expected {expected}): "
+                f"{run.file(name)} was made for another base (fingerprint {carried!r}, expected {expected}): "
                 f"`sg-local export {run.path} --redo`"
             )
         else:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sg_local.chat.template import without_template
+from sg_local.chat.template import require_template, without_template
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
@@ -106,8 +106,9 @@ def require_chat_base(model: ModelFile, settings: Settings, tasks: Iterable[Task
     except InputError as error:
         for line in str(error).splitlines():
             faults.add(line)
-    if model.prompt_format(settings) == "gguf" and not model.header.chat_template:
-        faults.add(f"{model.path} carries no chat template: {without_template(model.header)}")
+    if model.prompt_format(settings) == "gguf":
+        for fault in _template_faults(model, settings):
+            faults.add(fault)
     room_faults = [fault for task in tasks for fault in _room_faults(model.header, settings, task)]
     for fault in dict.fromkeys(room_faults):
         faults.add(f"{model.path} {fault}")
@@ -120,6 +121,20 @@ def say_about_export(model: ModelFile, settings: Settings) -> None:
 
     if note := about_merging(model.header, settings):
         say(note)
+
+
+def _template_faults(model: ModelFile, settings: Settings) -> Iterator[str]:
+    """What is wrong with the model's own chat template: there is none, it fails, or it fills the context."""
+    template = model.header.chat_template
+    if not template:
+        yield f"{model.path} carries no chat template: {without_template(model.header)}"
+        return
+    trained_for = model.header.metadata.get(f"{model.header.architecture}.context_length")
+    n_ctx = min(settings.n_ctx, trained_for) if isinstance(trained_for, int) else settings.n_ctx
+    try:
+        require_template(template, max(1, n_ctx))
+    except InputError as error:
+        yield f"{model.path}: {error}"
 
 
 def _room_faults(header: GgufHeader, settings: Settings, task: Task) -> Iterator[str]:

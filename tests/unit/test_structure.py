@@ -36,7 +36,7 @@ LAYERS = [
     {"child_process"},
     {"files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"errors", "runs.stage_files"},
+    {"errors", "escape", "runs.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -178,6 +178,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         "sg_local.cli",
         "sg_local.cli.group",
         "sg_local.errors",
+        "sg_local.escape",
         "sg_local.progress",
     }
 
