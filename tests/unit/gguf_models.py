@@ -16,6 +16,7 @@ from gguf_bytes import ARRAY, INT32, STRING, TinyTensor, Value, array, string, t
 
 from sg_local.errors import InputError
 from sg_local.gguf_header import read_header
+from sg_local.gguf_io.tensors import lora_targets
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, LAYERS, TOKENS = 64, 4, 2, 16, 96, 2, 40
 RANK, ALPHA = 4, 6
@@ -202,7 +203,7 @@ def write_peft(
         "r": RANK,
         "lora_alpha": ALPHA,
         "bias": "none",
-        "target_modules": ["q_proj"],
+        "target_modules": list(lora_targets("llama")),
         "use_rslora": False,
         "init_lora_weights": True,
         "modules_to_save": None,
