@@ -31,9 +31,9 @@ LAYERS = [
     {"run.directory", "run.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
     {"plan.sizes"},
     {"models", "task", "settings", "dimensions"},
-    {"files", "gguf_header", "progress"},
+    {"download", "files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"errors", "run.stage_files"},
+    {"download_child", "errors", "run.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -48,7 +48,7 @@ WALLS = {
     "rich": "progress",
     "click": "cli",
     "jinja2": "chat",
-    "huggingface_hub": "models",
+    "huggingface_hub": "download_child",
 }
 
 HEAVY = {
