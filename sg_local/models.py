@@ -135,18 +135,33 @@ def expand_user(path: str) -> Path:
         raise InputError(f"{path}: that user's home directory is not known: give the path in full") from error
 
 
+def full_path(path: Path) -> Path:
+    """The path from the root. The file keeps its name where that is a link: a Hugging Face cache names files by hashes.
+
+    ~/.cache/huggingface/hub/models--owner--name/snapshots/1f2e.../model.Q4_1.gguf -> ../../blobs/b179c952...
+    """
+    return path.parent.resolve() / path.name
+
+
+def directory_name(directory: Path) -> str:
+    """What a directory is called; one in a Hugging Face cache is named by a hash, and is called as its repository."""
+    path = Path(os.path.abspath(directory))  # a link keeps its name, and "." has one
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.rsplit("--", 1)[-1]
+    return path.name
+
+
 def resolve_model(source: str, catalogue: Path | None = None) -> Path:
     """The GGUF file that a path or a model's name stands for.
 
     Raises InputError where there is no such file or name, and for a model that was not pulled yet.
     """
     path = expand_user(source)
-    if path.is_file():
+    if os.path.isfile(path):  # which does not mind a path that is too long
         return path
     if source.endswith(".gguf") or os.sep in source:
-        raise InputError(
-            f"{source} is {'not a file' if path.exists() else 'missing'}: give the path of a GGUF file"
-        )
+        state = "not a file" if os.path.exists(path) else "missing"
+        raise InputError(f"{source} is {state}: give the path of a GGUF file")
     model = _find(source, catalogue)
     pulled = find_present(model)
     if pulled is None:

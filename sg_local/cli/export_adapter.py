@@ -35,10 +35,11 @@ def export_adapter(
     """
     import json
 
+    from sg_local.models import directory_name
     from sg_local.settings import resolve_settings
     from sg_local.stages.export import export_adapter as write_ggufs
 
-    place = out_dir or adapter_dir.with_name(f"{adapter_dir.resolve().name}-gguf")
+    place = out_dir or adapter_dir.parent / f"{directory_name(adapter_dir)}-gguf"
     parity = write_ggufs(adapter_dir, model, place, resolve_settings("default", given(settings)))
     if as_json:
         click.echo(json.dumps(parity.as_dict()))

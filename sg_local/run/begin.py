@@ -10,7 +10,7 @@ from typing import Any
 from sg_local.errors import InputError
 from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
-from sg_local.models import Model, find_by_path, resolve_model
+from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model
 from sg_local.run.directory import BaseModel, Run, open_run
 from sg_local.run.lock import lock_run, make_directory
 from sg_local.selfguide.metrics import check_labels
@@ -58,18 +58,23 @@ def with_full_paths(settings: Settings) -> Settings:
     """The settings as a run keeps them, which goes on from any directory."""
     if not settings.base_weights:
         return settings
-    return replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
+    return replace(settings, base_weights=str(expand_user(settings.base_weights).resolve()))
 
 
 def read_model(path: Path) -> ModelFile:
     """Reads a model file for one call. Raises InputError when it is no model that can be finetuned here."""
-    try:
-        str(path.resolve()).encode()
-    except UnicodeEncodeError as error:  # settings.toml could not hold it
-        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
+    require_utf8(full_path(path))
     header = read_model_header(path)
     require_supported(header)
     return ModelFile(path, header, sha256_file(path))
+
+
+def require_utf8(path: Path) -> None:
+    """Raises InputError for a path that settings.toml could not hold, nor torch's libraries open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
 
 
 def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
@@ -85,7 +90,7 @@ def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
     licence = str(model.header.metadata.get("general.license", "unknown"))
     if listed:  # with the notice that some licences want to be passed on
         licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
-    return BaseModel(model.path.resolve(), model.sha256, model.header.size_bytes, licence, prompt_format)
+    return BaseModel(full_path(model.path), model.sha256, model.header.size_bytes, licence, prompt_format)
 
 
 def describe_chat_base(model: ModelFile, settings: Settings) -> BaseModel:
@@ -114,6 +119,7 @@ def create_or_open_run(
     base = describe_chat_base(read_model(model) if isinstance(model, Path) else model, settings)
     if test_rows is None:
         test_rows = load_test_rows(task) if task.test else []
+    require_utf8(path.absolute())
     if _is_begun(path):
         return _open_same_run(path, task, test_rows, base, settings), False
     make_directory(path)
