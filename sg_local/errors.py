@@ -36,6 +36,7 @@ class WorseThanBase(SgLocalError):
 GOES_ON = "; what is finished is kept, and the same command goes on from there"
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -45,6 +46,8 @@ def outside_cause(error: BaseException) -> str | None:
         return "interrupted"
     if isinstance(error, MemoryError):
         return "memory ran out: take a smaller model, or lower --n-ctx or --batch-size"
+    if isinstance(error, OSError) and error.errno in _NO_PATH:  # as it was given to us
+        return f"{str(error.filename)[:200]}: {error.strerror}: correct the path"
     # Libraries touch files too. Other errors of the system are our bugs, and keep their traceback.
     if isinstance(error, OSError) and error.errno in _DISK_IS_FULL | _NOT_ALLOWED:
         remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sg_local.cli.group import Group
+from sg_local.cli.output import escape_what_stdout_lacks
 from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.progress import say
 
@@ -97,4 +98,5 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line: the entry point of `sg-local` and of `python -m sg_local`."""
+    escape_what_stdout_lacks()
     cli()

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand)
@@ -85,7 +86,7 @@ def bench(
     switches = parse_switches([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
     found, failed = run_bench(directory, model, bench_dir, resolved, patterns, switches)
     if as_json:
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        echo_json(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         click.echo(printable(results_markdown(found)), nl=False)
     if failed:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(
@@ -34,4 +35,4 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
     for line in predict_file(
         file, resolve_model(model), adapter, task_source, resolve_settings("default", chosen), chosen
     ):
-        click.echo(line)
+        echo_json(line)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 from sg_local.settings import STAGES
 
 
@@ -63,7 +64,7 @@ def run(
     from sg_local.report.scores import score_table, worse_than
 
     if as_json:
-        click.echo(found.file("evaluation.json").read_text("utf-8"), nl=False)
+        echo_json(found.file("evaluation.json").read_text("utf-8").rstrip("\n"))
     else:
         create = shlex.join(["ollama", "create", found.task.name, "-f", str(found.file("Modelfile"))])
         uses = {

@@ -132,7 +132,7 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     params.main_gpu = -1 if vocab_only or params.n_gpu_layers == 0 else 0
     params.vocab_only = vocab_only
     with interrupt_later():
-        pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not pointer:
         raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
     vocab = llama_cpp.llama_model_get_vocab(pointer)

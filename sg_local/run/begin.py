@@ -10,7 +10,7 @@ from typing import Any
 from sg_local.errors import InputError
 from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
-from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model
+from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
 from sg_local.run.directory import BaseModel, Run, open_run
 from sg_local.run.lock import lock_run, make_directory
 from sg_local.selfguide.metrics import check_labels
@@ -64,6 +64,7 @@ def with_full_paths(settings: Settings) -> Settings:
 def read_model(path: Path) -> ModelFile:
     """Reads a model file for one call. Raises InputError when it is no model that can be finetuned here."""
     require_utf8(full_path(path))
+    store_root()  # sooner or later its working copies go there
     header = read_model_header(path)
     require_supported(header)
     return ModelFile(path, header, sha256_file(path))
