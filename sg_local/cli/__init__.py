@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from sg_local.cli.group import Group
-from sg_local.cli.output import escape_what_stdout_lacks
 from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.progress import say
 
@@ -30,6 +29,7 @@ COMMANDS = {
     "bench": ("bench", "Many tasks, one table."),
     "export-adapter": ("export_adapter", "Any PEFT LoRA adapter as GGUF files, proved."),
     "models": ("models", "Models by name: list, pull, show."),
+    "cache": ("cache", "What the store holds, for which runs; and frees it."),
     "task": ("task", "Task files: check, import."),
     "doctor": ("doctor", "What this machine can do and what is missing, with the fix."),
 }
@@ -98,5 +98,7 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line: the entry point of `sg-local` and of `python -m sg_local`."""
+    from sg_local.cli.output import escape_what_stdout_lacks
+
     escape_what_stdout_lacks()
     cli()

@@ -172,7 +172,7 @@ def _check_space(base: BaseModel, path: Path) -> None:
     if free < needed:
         raise SgLocalError(
             f"{path} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "free some, or set SG_LOCAL_HOME to a directory on another disk"
+            "free some, as with `sg-local cache --unused`, or set SG_LOCAL_HOME to a directory on another disk"
         )
 
 
