@@ -1,1 +1,55 @@
-"""A GGUF model, an instruction and up to three examples become a better GGUF (SELF-GUIDE, arXiv 2407.12874)."""
+"""A GGUF model, an instruction and up to three examples become a better GGUF (SELF-GUIDE, arXiv 2407.12874).
+
+    >>> import sg_local
+    >>> result = sg_local.run("support-inbox", model="smollm2-135m", settings=sg_local.Settings(n_inputs=160))
+    >>> result.scores["base_few_shot"], result.scores["tuned_merged"]
+    (0.34, 0.69)
+    >>> sg_local.predict(["Where is my parcel?"], model=result.model)
+    ['delivery']
+
+`run` and `predict` are what the commands of these names call. They show their progress on stderr. What you can do
+something about is an `SgLocalError`: an `InputError` where the call or a file is wrong.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sg_local.answers import predict
+    from sg_local.errors import InputError, SgLocalError, WorseThanBase
+    from sg_local.runs.loop import Result, run
+    from sg_local.settings import Settings
+    from sg_local.task import Example, Task, load_task
+
+__all__ = [
+    "Example",
+    "InputError",
+    "Result",
+    "Settings",
+    "SgLocalError",
+    "Task",
+    "WorseThanBase",
+    "load_task",
+    "predict",
+    "run",
+]
+
+# Where a name is; its module is imported when the name is used, so that `import sg_local` costs nothing.
+_MODULES = {
+    **dict.fromkeys(("InputError", "SgLocalError", "WorseThanBase"), "errors"),
+    **dict.fromkeys(("Example", "Task", "load_task"), "task"),
+    **dict.fromkeys(("Result", "run"), "runs.loop"),
+    "Settings": "settings",
+    "predict": "answers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -61,3 +61,9 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def signal_in_words(number: int) -> str:
+    """The same, with what it tells of the machine."""
+    name = signal_name(number)
+    return f"{name} (as the system does when memory runs out)" if name == "SIGKILL" else name

@@ -4,7 +4,7 @@
 
 Format: JSON Lines (https://jsonlines.org): UTF-8, one JSON object a line; no NaN, no infinities (RFC 8259).
 
-    whole files    write_text  write_bytes  write_rows  atomic_path  aside in the same directory, then renamed
+    whole files    write_text  write_json  write_rows  atomic_path  aside in the same directory, then renamed
     growing files  append_rows  recover_rows                         whole lines; a torn last line is cut off
     reading        read_rows  scan_rows  read_text  read_json  read_toml
     TOML           toml_text                                     its one writer, beside read_toml
@@ -195,6 +195,11 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a whole UTF-8 text file, newlines as they are. Raises as `write_bytes`."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a whole file of one JSON value. Raises as `write_bytes`, and ValueError for NaN."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -31,7 +31,8 @@ def say(text: str) -> None:
 def restore_terminal() -> None:
     """Brings the cursor back that a bar hides, and begins a line: for a process that ends in the middle of one."""
     if _draws_bars():
-        os.write(2, b"\x1b[?25h\n")  # past sys.stderr, which a bar replaces
+        stream = sys.__stderr__  # a bar replaces sys.stderr
+        os.write(stream.fileno() if stream else 2, b"\x1b[?25h\n")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ later settings. So what a stage writes cannot depend on them, and a run that dif
 
 The command line (`--n-inputs 400`), a run's settings.toml (`n_inputs = 400`) and manifest.json use the same words.
 The paper's values are those of SELF-GUIDE, arXiv 2407.12874, and its reference code; the help says where a default
-departs from them. A user with three demonstrations has no validation data, so defaults are fixed beforehand.
+departs from them. A user with three examples has no data to tune settings on, so the defaults are fixed.
 """
 
 import difflib
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sg_local.errors import InputError
 from sg_local.files import Faults
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.stage_files import STAGE_FILES
 
-LEAST_INPUT_LIMIT = 128  # tokens of a made input, where the examples say how long it may be
+LEAST_INPUT_LIMIT = 128  # tokens of a made input, if the limit follows from the examples
 
 # The stages in the order of the work: names of commands, of modules in stages/, and of entries in the manifest.
 STAGES = tuple(STAGE_FILES)
 
-# Settings of earlier versions, with the value that left them unused.
+# Settings of earlier versions, each with the value that switched it off.
 REMOVED = {"prior_weight": 0.0, "confidence_weights": False, "drop_ifd_share": 0.0}
 
 
@@ -40,36 +40,36 @@ def _setting(
     choices: tuple[str, ...] | None = None,
     everyday: bool = False,
 ) -> Any:
-    """A field; `--help` shows an everyday one, `--help-all` shows all."""
+    """A field of the settings; `--help` shows the everyday ones, `--help-all` shows all."""
     rules = {"help": help_text, "low": low, "high": high, "choices": choices, "everyday": everyday}
     return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """What every stage may read, and what the settings of every stage can do."""
+    """The settings that every stage may read, and the methods that all settings have."""
 
     seed: int = _setting(
         0,
-        "Seed; each row gets one of its own from it.",
+        "Seed of the run and of all its rows.",
         low=0,
         high=2**32 - 1,  # the trainer's generators take no more
         everyday=True,
     )
     prompt_format: str = _setting(
         "auto",
-        "Chat format: the GGUF's own template, or Vicuna v1.1; auto: what models.toml says, else the GGUF.",
+        "Chat format (vicuna: v1.1). auto: what models.toml says, else the GGUF.",
         choices=("auto", "gguf", "vicuna"),
         everyday=True,
     )
-    n_ctx: int = _setting(4096, "Key-value memory in tokens, shared by all sequences.", low=256)
-    n_parallel: int = _setting(32, "Sequences that run side by side.", low=1, high=200)
-    n_threads: int = _setting(0, "CPU threads for llama.cpp and torch; 0: a thread for each core.", low=0)
-    n_gpu_layers: int = _setting(-1, "Layers that llama.cpp puts on a GPU; -1: all.", low=-1, everyday=True)
+    n_ctx: int = _setting(4096, "Size of the KV cache in tokens, shared by all sequences.", low=256)
+    n_parallel: int = _setting(32, "Sequences that llama.cpp works on side by side.", low=1, high=200)
+    n_threads: int = _setting(0, "CPU threads for llama.cpp and torch; 0: one per core.", low=0)
+    n_gpu_layers: int = _setting(-1, "Layers to put on the GPU; -1: all.", low=-1, everyday=True)
     working_copy: str = _setting(
         "auto",
-        "Make data with a 16-bit copy of a quantized model where that is clearly faster here (CPU only); "
-        "scores are of the file itself.",
+        "Whether the data is made with a 16-bit working copy of a quantized base. auto: if that is clearly faster "
+        "on this machine (CPU only). The scores are always those of the base itself.",
         choices=("auto", "never"),
     )
 
@@ -78,9 +78,9 @@ class CommonSettings:
         return asdict(self)
 
     def seen_by(self, stage: str) -> "Settings":
-        """What a stage may read of these settings.
+        """The settings that a stage may read.
 
-        The type is that of all settings, so that one `Run` fits every stage; the object has the stage's own alone.
+        The type is that of all settings, so that one `Run` fits every stage; the object has no others.
         """
         kind = _settings_of(stage)
         return cast("Settings", kind(**{item.name: getattr(self, item.name) for item in fields(kind)}))
@@ -96,87 +96,89 @@ class CommonSettings:
 
 @dataclass(frozen=True)
 class GenerateSettings(CommonSettings):
-    """What generate may read: the above, and how inputs are made."""
+    """The settings that `generate` may read: those above, and how inputs are made."""
 
     input_prompt: str = _setting(
         "auto",
-        "How the student is asked for an input: in the paper's words (meta), in chat turns, or as a list to continue; "
-        "auto: whichever gives it the best trial inputs.",
+        "How the base is asked for an input: with the paper's request (meta), in chat turns, or with a list to "
+        "continue. auto: each way is tried on 32 inputs; the one with the most usable inputs wins.",
         choices=("auto", "meta", "turns", "list"),
     )
     n_inputs: int = _setting(
         400,
-        "Inputs to make, counted after this stage's filters (paper: 40 x 10 before).",
+        "Inputs to make, counted after the filters (paper: 40 x 10 before).",
         low=1,
         everyday=True,
     )
-    input_temperature: float = _setting(
-        0.9, "Sampling temperature of made inputs (paper: 0.7).", low=0, high=5
-    )
-    input_top_k: int = _setting(40, "Sample from the k likeliest tokens; 0 from all.", low=0)
+    input_temperature: float = _setting(0.9, "Sampling temperature of inputs (paper: 0.7).", low=0, high=5)
+    input_top_k: int = _setting(40, "Sample from the k most probable tokens; 0: from all.", low=0)
     input_min_p: float = _setting(
         0.05,
-        "Leave out tokens under this share of the likeliest one's probability.",
+        "Leave out tokens with less than this share of the highest probability (paper: 0).",
         low=0,
         high=1,
     )
     max_input_tokens: int = _setting(
         0,
-        "Longest made input in tokens; one that is cut off there is dropped. 0: 1.5 times the longest example, "
-        "at least 128.",
+        "Longest input in tokens; an input that is cut off there is dropped (paper: 500). "
+        "0: 1.5 times the longest example, at least 128.",
         low=0,
     )
     near_duplicate_rouge_l: float = _setting(
         0.7,
-        "Drop an input whose ROUGE-L with an earlier one reaches this; 1 keeps all but exact duplicates.",
+        "Drop an input if its ROUGE-L with an earlier one reaches this value; 1: drop exact duplicates only.",
         low=0.1,
         high=1,
     )
     length_filter: bool = _setting(
         True,
-        "Drop inputs, and answers without labels, far longer or shorter than the demonstrations'.",
+        "Drop inputs that are far longer or shorter than your examples', and answers in tasks without labels.",
     )
     form_filter: bool = _setting(
         True,
-        "Drop inputs and answers whose form departs from the demonstrations': marks such as colons and question "
-        "marks, repeated words, and for free answers words taken from the input or copies of it (paper: no). "
-        "Where no trial input has the form, inputs of any form pass.",
+        "Drop inputs whose form is not that of your examples: marks such as colons and question marks, repeated "
+        "words. If no trial input has that form, all forms pass. In tasks without labels, answers are held to it too. "
+        "Answers that copy the input are dropped, unless your examples do so too; so are answers that share too few "
+        "words with the input (paper: no).",
     )
 
 
 @dataclass(frozen=True)
 class AnnotateSettings(GenerateSettings):
-    """What annotate may read: the above, and how inputs are answered."""
+    """The settings that `annotate` may read: those above, and how inputs are answered."""
 
     label_answers: str = _setting(
         "scores",
-        "How labels are chosen: by their exact probabilities, or by a vote among sampled answers (paper).",
+        "How the base chooses a label. scores: by the exact probability of each label; "
+        "samples: by a vote among sampled answers (paper).",
         choices=("scores", "samples"),
     )
     n_layouts: int = _setting(
         3,
-        "Prompts that labels are scored with, of which the mean counts: the instruction in other places, "
-        "the demonstrations in other orders (paper: 1).",
+        "Prompts that each label is scored with; the mean counts. They put the instruction in different places "
+        "and your examples in different orders (paper: 1).",
         low=1,
         high=9,
     )
-    n_samples: int = _setting(10, "Answers sampled for each input, where none is scored.", low=1)
+    n_samples: int = _setting(10, "Answers sampled for each input, if labels are not scored.", low=1)
     choose_by: str = _setting(
         "information",
-        "Which sampled answer counts where there are no labels: the one that the input makes likelier most, "
-        "the one most like the others in ROUGE-L (consensus), or the commonest (votes, paper).",
+        "How one of the samples is chosen in tasks without labels. information: the answer is kept whose probability "
+        "the input raises most; consensus: the one most like the others in ROUGE-L; votes: the most frequent (paper).",
         choices=("information", "consensus", "votes"),
     )
     output_temperature: float = _setting(0.7, "Sampling temperature of answers (paper: 0.2).", low=0, high=5)
-    output_top_k: int = _setting(40, "Sample from the k likeliest tokens; 0 from all (paper: 10).", low=0)
+    output_top_k: int = _setting(
+        40, "Sample from the k most probable tokens; 0: from all (paper: 10).", low=0
+    )
     max_new_tokens: int = _setting(
-        128, "Longest answer in tokens, here and in the evaluation.", low=1, everyday=True
+        128, "Longest answer in tokens, in the data and in the evaluation (paper: 500).", low=1, everyday=True
     )
 
 
 @dataclass(frozen=True)
 class CurateSettings(AnnotateSettings):
-    """What curate may read: the above, and which pairs are trained on."""
+    """The settings that `curate` may read: those above, and which pairs are trained on."""
 
     min_share: float = _setting(
         0.3,
@@ -185,55 +187,56 @@ class CurateSettings(AnnotateSettings):
         high=1,
     )
     calibrate: bool = _setting(
-        True, "Take the student's label bias out of its label scores (batch calibration)."
+        True, "Remove the base's bias from its label scores by batch calibration (paper: no)."
     )
     train_rows: str = _setting(
         "made",
-        "What is trained on: the made pairs with the demonstrations, or, for comparison, the demonstrations alone, "
-        "repeated as often as there would have been rows.",
+        "Rows to train on. made: the made pairs and your examples; demonstrations: for comparison, your examples "
+        "alone, repeated to the same number of rows.",
         choices=("made", "demonstrations"),
     )
     label_targets: str = _setting(
         "hard",
-        "What a row of a task with labels teaches: its label alone, or the calibrated probabilities of all labels.",
+        "What a row teaches in tasks with labels. hard: its label; soft: the calibrated probabilities of all labels.",
         choices=("hard", "soft"),
     )
     soft_temperature: float = _setting(
         0.5,
-        "Temperature of soft targets: under 1 sharper than the probabilities.",
+        "Temperature of soft targets; under 1 they are sharper than the probabilities.",
         low=0.05,
         high=20,
     )
     keep_confident: float = _setting(
         0.8,
-        "Share of each label's rows to keep, the most confident first (paper: all).",
+        "Share of the rows to keep, for each label if there are labels; the most confident stay (paper: all).",
         low=0.05,
         high=1,
     )
     agreement: str = _setting(
         "evidence",
-        "How to use the label that an input was generated for: as prior evidence, weighted by how often generated "
-        "and scored labels agree; or drop rows with another label: always, or auto, only where the student follows "
-        "labels (paper: never).",
+        "How to use the label that an input was generated for. evidence: it is prior evidence, weighted by how often "
+        "generated and scored labels agree. always: drop rows with another label; auto: drop them only if the base "
+        "clearly follows labels. never: ignore it (paper).",
         choices=("evidence", "auto", "always", "never"),
     )
-    max_copies: int = _setting(8, "How often a row may be repeated to give every label equal numbers.", low=1)
+    max_copies: int = _setting(
+        8, "Most copies of a row in training; copies make all labels equally frequent (paper: 1).", low=1
+    )
 
 
 @dataclass(frozen=True)
 class TrainSettings(CurateSettings):
-    """What train may read: the above, and how the adapter is trained."""
+    """The settings that `train` may read: those above, and how the adapter is trained."""
 
     trainer: str = _setting(
         "unsloth",
-        "Train through Unsloth, or through PEFT alone, which runs wherever torch does.",
+        "Train with Unsloth, or with PEFT alone, which runs wherever torch does.",
         choices=("unsloth", "peft"),
         everyday=True,
     )
     base_weights: str = _setting(
         "",
-        "Train on the 16-bit safetensors that the GGUF was made from, in this directory; they are checked against "
-        "it. By default, the GGUF's own weights are dequantized.",
+        "Directory of the GGUF's original 16-bit weights: checked, then trained on.",
         everyday=True,
     )
     rank: int = _setting(
@@ -242,52 +245,47 @@ class TrainSettings(CurateSettings):
     alpha: float = _setting(16.0, "LoRA alpha; the adapter is scaled by alpha / r.", low=0.001, high=65536)
     lora_dropout: float = _setting(
         0.0,
-        "LoRA dropout; over 0, rows are padded instead of sharing their prompts.",
+        "LoRA dropout; over 0, rows are padded and not packed as a prompt tree.",
         low=0,
         high=0.9,
     )
     target_modules: str = _setting(
-        "all", "Matrices of a layer that get LoRA: all, or names with commas (q_proj,v_proj)."
+        "all", "Matrices of each layer that get LoRA: all, or names separated by commas (q_proj,v_proj)."
     )
-    learning_rate: float = _setting(
-        5e-4, "Peak learning rate (AdamW, linear decay).", low=1e-8, high=1, everyday=True
-    )
+    learning_rate: float = _setting(5e-4, "Peak for AdamW; linear decay.", low=1e-8, high=1, everyday=True)
     epochs: int = _setting(3, "Passes over the training rows.", low=1, everyday=True)
-    batch_size: int = _setting(8, "Rows of one optimizer step.", low=1, everyday=True)
-    load_in_4bit: bool = _setting(
-        False, "QLoRA: hold the base weights in 4 bit while training (less GPU memory).", everyday=True
-    )
+    batch_size: int = _setting(8, "Rows per optimizer step.", low=1, everyday=True)
+    load_in_4bit: bool = _setting(False, "QLoRA: hold the base in 4 bits.", everyday=True)
     gradient_checkpointing: str = _setting(
         "auto",
-        "Compute activations again in the backward pass (less memory, a third more time); auto: on GPUs.",
+        "Compute activations again in the backward pass: less memory, a third more time. auto: on GPUs only.",
         choices=("auto", "always", "never"),
     )
     prompt_tree: bool = _setting(
-        True, "Compute what the rows of a batch share once; checked against padded rows first."
+        True, "Compute once what the rows of a batch share. The first batch is checked against padded rows."
     )
     checkpoint_seconds: int = _setting(
         60,
-        "Save a checkpoint of the training after so many seconds; a killed one goes on there.",
+        "Seconds between checkpoints; a training that was killed goes on from the last one.",
         low=0,
     )
     train_demonstrations: bool = _setting(
         False,
-        "Train, and serve the tuned model, with the demonstrations in the prompt (paper: yes).",
+        "Put your examples into the prompt of the tuned model, in training and when it is served (paper: yes).",
     )
 
     def uses_checkpointing(self, has_gpu: bool) -> bool:
-        """Whether activations are computed again in the backward pass; on a CPU memory is rarely what is short."""
+        """Whether activations are computed again in the backward pass. A CPU is rarely short of memory."""
         return self.gradient_checkpointing == "always" or (self.gradient_checkpointing == "auto" and has_gpu)
 
 
 @dataclass(frozen=True)
 class ExportSettings(TrainSettings):
-    """What export may read: the above, and of which type the merged file is."""
+    """The settings that `export` may read: those above, and the type of the merged model."""
 
     quant: str = _setting(
         "auto",
-        "Type of model.gguf; base: every tensor keeps its type; auto: the same, or Q8_0 where that is measured to be "
-        "too coarse for what was trained.",
+        "Type of model.gguf. base: each tensor keeps its type; auto: base, or Q8_0 if that is too coarse.",
         choices=("auto", "base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
         everyday=True,
     )
@@ -295,16 +293,14 @@ class ExportSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class Settings(ExportSettings):
-    """All settings of a run, which evaluate may read: the above, and what is scored.
+    """All settings of a run. `evaluate` may read them all: those above, and what is scored.
 
     Raises InputError with every value that is out of bounds, one a line.
     """
 
-    many_shot: bool = _setting(
-        False, "Score the base also with as many of the made pairs in its prompt as fit."
-    )
+    many_shot: bool = _setting(False, "Score the base also with made pairs in its prompt, as many as fit.")
     max_test_rows: int = _setting(
-        300, "Test rows to score at most, from the file's start.", low=1, everyday=True
+        300, "Test rows to score at most, from the start of the file.", low=1, everyday=True
     )
 
     def __post_init__(self) -> None:
@@ -313,7 +309,7 @@ class Settings(ExportSettings):
         faults.raise_any()
 
 
-# Stage -> what it may read, in the order of the work; a stage that is not here may read what the one before it may.
+# Stage -> the settings that it may read. A stage that is not here may read the same as the stage before it.
 _DECLARED_FOR: dict[str, type[CommonSettings]] = {
     "generate": GenerateSettings,
     "annotate": AnnotateSettings,
@@ -325,7 +321,7 @@ _DECLARED_FOR: dict[str, type[CommonSettings]] = {
 
 
 def declared_for(name: str) -> str | None:
-    """The first stage that may read a setting; None for a setting that every stage may read, and for other names."""
+    """The first stage that may read a setting; None if every stage may read it, and for unknown names."""
     if name in _names(CommonSettings):
         return None
     return next((stage for stage, kind in _DECLARED_FOR.items() if name in _names(kind)), None)
@@ -340,8 +336,8 @@ def _names(kind: type[CommonSettings]) -> list[str]:
     return [item.name for item in fields(kind)]
 
 
-# What a preset changes; `default` is the declarations above. `paper` is SELF-GUIDE's own way, with our filters: its
-# 400 inputs are counted after them, labels are made equal by dropping rows, and training is LoRA.
+# What a preset changes; `default` is the declarations above. `paper` uses SELF-GUIDE's own settings. Three things
+# differ from the paper: the 400 inputs are counted after the filters, duplicates are dropped, and training is LoRA.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"n_inputs": 160, "max_new_tokens": 64, "max_test_rows": 100},
     "default": {},
@@ -367,9 +363,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:
-    """A preset's settings with the given ones over them.
+    """The settings of a preset, changed by the given ones.
 
-    Raises InputError for an unknown preset, and else with every unknown name and bad value, one a line.
+    Raises InputError for an unknown preset, or with every unknown name and bad value, one a line.
     """
     faults = Faults()
     if preset not in PRESETS:
@@ -390,10 +386,10 @@ def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:
 def without_removed(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Settings that an earlier version recorded in a file, without those that this version no longer has.
 
-    Raises InputError where one of these was in use: the run is not one that this version can go on with.
+    Raises InputError if one of these was in use, since this version cannot go on with such a run.
     """
-    for name, unused in REMOVED.items():
-        if values.get(name, unused) != unused:
+    for name, off_value in REMOVED.items():
+        if values.get(name, off_value) != off_value:
             raise InputError(
                 f"{path}: {name} = {values[name]!r} is a setting that this version no longer has: "
                 "go on with the version that began this, or begin anew elsewhere: run --run DIR, bench --out DIR"
@@ -402,15 +398,15 @@ def without_removed(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def input_limit(max_input_tokens: int, n_tokens: Sequence[int]) -> int:
-    """Tokens that a made input may have; n_tokens: of the demonstrations' inputs.
+    """Tokens that a made input may have; n_tokens: of the examples' inputs.
 
-    0 stands for half as many again as the longest has: one that goes on is mostly caught in a loop.
+    0 means 1.5 times the longest example. An input that is longer is mostly caught in a loop.
     """
     return max_input_tokens or max(LEAST_INPUT_LIMIT, max(n_tokens) * 3 // 2)
 
 
 def as_flag(name: str, value: Any) -> str:
-    """A setting as it is written on the command line: ("n_ctx", 2048) is --n-ctx 2048."""
+    """A setting as an option of the command line: ("n_ctx", 2048) is --n-ctx 2048."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
@@ -418,23 +414,23 @@ def as_flag(name: str, value: Any) -> str:
 
 
 def _check(values: dict[str, Any], faults: Faults) -> None:
-    """Notes what is wrong with the values of all settings."""
-    before = faults.count
+    """Adds a fault for each value that is wrong."""
+    n_faults_before = faults.count
     for item in fields(Settings):
         value, rule = values[item.name], item.metadata
-        shown = f"{item.name} = {value!r}"
+        stated = f"{item.name} = {value!r}"
         if type(value) is not item.type and not (item.type is float and type(value) is int):
             expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-            faults.add(f"{shown} should be {expected[item.type]}")  # type: ignore[index]
+            faults.add(f"{stated} should be {expected[item.type]}")  # type: ignore[index]
         elif rule["choices"] and value not in rule["choices"]:
-            faults.add(f"{shown} should be one of {', '.join(rule['choices'])}")
+            faults.add(f"{stated} should be one of {', '.join(rule['choices'])}")
         elif type(value) is float and not math.isfinite(value):
-            faults.add(f"{shown} should be a finite number")
+            faults.add(f"{stated} should be a finite number")
         elif rule["low"] is not None and value < rule["low"]:
-            faults.add(f"{shown} should be at least {rule['low']}")
+            faults.add(f"{stated} should be at least {rule['low']}")
         elif rule["high"] is not None and value > rule["high"]:
-            faults.add(f"{shown} should be at most {rule['high']}")
-    if faults.count > before:
+            faults.add(f"{stated} should be at most {rule['high']}")
+    if faults.count > n_faults_before:
         return
     for name in ("max_input_tokens", "max_new_tokens"):
         if values[name] >= values["n_ctx"]:

@@ -71,11 +71,13 @@ def example_names() -> list[str]:
     return sorted(path.stem for path in EXAMPLES_DIR.glob("*.toml"))
 
 
-def load_task(source: str | Path) -> Task:
-    """The task in a .toml file, or the shipped example of that name.
+def load_task(source: str | Path | Task) -> Task:
+    """The task in a .toml file, or the shipped example of that name; a Task is checked as one from a file is.
 
-    Raises InputError with all faults of the file at once, one a line.
+    Raises InputError with all faults at once, one a line.
     """
+    if isinstance(source, Task):
+        return _parse_task(_table(source), Path(f"task {source.name}"))
     names = example_names()
     if isinstance(source, str) and source in names:
         path = EXAMPLES_DIR / f"{source}.toml"
@@ -126,15 +128,20 @@ def load_test_rows(source: Task | Path, labels: Sequence[str] = ()) -> list[Exam
 
 def task_to_toml(task: Task) -> str:
     """The text of a task file from which `load_task` reads an equal task (`test` is written as it stands)."""
-    values = {
+    return toml_text(_table(task))
+
+
+def _table(task: Task) -> dict[str, object]:
+    """A task as a task file has it."""
+    values: dict[str, object] = {
         "name": task.name,
         "instruction": task.instruction,
-        "labels": task.labels,
+        "labels": list(task.labels),
         "test": task.test and str(task.test),
         "licence": task.licence,
         "examples": [vars(example) for example in task.examples],
     }
-    return toml_text({key: value for key, value in values.items() if value})
+    return {key: value for key, value in values.items() if value}
 
 
 def import_task(path: Path, n_test_rows: int = 300, seed: int = 0) -> tuple[Task, list[Example]]:

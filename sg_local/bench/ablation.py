@@ -1,12 +1,12 @@
-"""One setting at a time against finished runs: what each part of the method is worth.
+"""Ablations: the runs of a bench once more with one setting changed, to measure what each part of the method is worth.
 
     --ablate n_layouts=1       OUT/ablations/n_layouts=1/<task>/     a run with that setting, the rest as in OUT/<task>
     --baselines                OUT/ablations/train_rows=demonstrations/<task>/
     -> {"switch": "n_layouts=1", "task": "sst2", "metric": "exact_match", "default": 0.79, "switched": 0.74,
         "difference": {"mean": 0.05, "interval_95": [-0.01, 0.11], "p": 0.13, "verdict": "no difference shown"}}
 
-What a run did before the first stage that reads the setting is copied, not done again; so are the untuned model's
-answers. A difference is of the served files over the same test rows, default - switched: over 0 the default helps.
+The results of the stages that do not depend on the setting are copied, not computed again; so are the base's answers. A
+difference is `default` - `switched`, the scores of the served files on the same test rows: over 0, the default helps.
 """
 
 import re
@@ -21,11 +21,11 @@ from sg_local.files import Faults, copy_file
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
-from sg_local.run.begin import ModelFile, create_or_open_run, with_full_paths
-from sg_local.run.directory import Run, open_run
-from sg_local.run.lock import lock_run
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.process import reason_of_failure
+from sg_local.runs.begin import ModelFile, create_or_open_run, with_full_paths
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.lock import lock_run
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, predictions_file, scores_of
 from sg_local.selfguide.metrics import metric_of
@@ -34,20 +34,20 @@ from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
 from sg_local.task import Example, load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
-# What the base's greedy answers depend on; with any other switch they are what they were.
+# Settings that the base's greedy answers depend on; other ablations leave the answers as they are.
 _READ_BY_BASE = ("prompt_format", "n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "max_new_tokens")
 
 
 @dataclass(frozen=True)
-class Switch:
-    """A setting with another value than the bench's."""
+class Ablation:
+    """A setting, with another value than the bench has. Stored files call it a switch."""
 
     name: str
     value: Any
 
     @property
     def text(self) -> str:
-        """As it is written on the command line: "n_layouts=1"."""
+        """Setting and value as on the command line: "n_layouts=1"."""
         value = str(self.value).lower() if isinstance(self.value, bool) else self.value
         return f"{self.name}={value}"
 
@@ -58,26 +58,26 @@ class Switch:
 
     @property
     def earlier(self) -> tuple[str, ...]:
-        """The stages that do not read the setting, nor what comes of it."""
+        """The stages that do not depend on the setting."""
         return STAGES[: STAGES.index(self.first_stage)]
 
     def place(self, bench: Path) -> Path:
-        """Where its runs are, in the directory of a bench; a value may be a path, and is one name there."""
+        """The directory of its runs in that of a bench; a value may be a path, and becomes one name there."""
         return bench / PLACE / re.sub(r"[^\w=., -]", lambda match: f"%{ord(match[0]):02x}", self.text)
 
     def applied(self, settings: Settings) -> Settings:
-        """The settings with this one changed. The untuned model with many pairs is scored for the baselines alone."""
+        """The settings with this one changed. Only `--baselines` scores the base many-shot."""
         return replace(settings, **{self.name: self.value, "many_shot": self.text == BASELINES})
 
 
-def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
-    """Switches from "NAME=VALUE", or "NAME" for the opposite of true or false, each once.
+def parse_ablations(texts: Sequence[str], settings: Settings) -> list[Ablation]:
+    """Ablations from "NAME=VALUE", or from "NAME" for the opposite of true or false. Repeated ones count once.
 
-    Raises InputError with all unknown names, values that are no such setting's, values that the settings have, and
-    settings that no tuned model depends on.
+    Raises InputError with all unknown names, wrong values, values that the settings already have, and settings that no
+    tuned model depends on.
     """
     faults = Faults()
-    switches: dict[str, Switch] = {}
+    ablations: dict[str, Ablation] = {}
     types = {item.name: item.type for item in fields(Settings)}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -91,91 +91,85 @@ def parse_switches(texts: Sequence[str], settings: Settings) -> list[Switch]:
         except InputError as error:
             faults.add(f"--ablate {text}: {error}")
             continue
-        switch = Switch(name, getattr(changed, name))
-        if getattr(settings, name) == switch.value:
+        ablation = Ablation(name, getattr(changed, name))
+        if getattr(settings, name) == ablation.value:
             faults.add(f"--ablate {text}: {name} has this value already: give another")
-        elif switch.first_stage == STAGES[-1]:
+        elif ablation.first_stage == STAGES[-1]:
             faults.add(
                 f"--ablate {text}: {name} changes what is scored, and no tuned model: give it to the whole bench"
             )
-        switches[switch.text] = switch
+        ablations[ablation.text] = ablation
     faults.raise_any()
-    return list(switches.values())
+    return list(ablations.values())
 
 
-def run_switch(switch: Switch, run: Run, bench: Path, model: ModelFile) -> bool:
-    """Runs what is not finished of one task with the switch; returns False when there was nothing to do.
+def run_ablation(ablation: Ablation, run: Run, bench: Path, model: ModelFile) -> bool:
+    """Runs the unfinished stages of one task with the ablation; returns False if there was nothing to do.
 
-    What the stages before it wrote is taken from `run`, and again where that was done anew since. Raises SgLocalError
-    or InputError as the pipeline.
+    The results of earlier stages are copied from `run`; if `run` changed since, they are copied again. Raises
+    SgLocalError or InputError as the pipeline does.
     """
-    path = switch.place(bench) / run.task.name
-    settings = switch.applied(run.settings)
-    switched, _ = create_or_open_run(path, run.task, model, settings, _all_test_rows(run))
-    if is_current(switch, run, switched):
+    path = ablation.place(bench) / run.task.name
+    settings = ablation.applied(run.settings)
+    ablated, _ = create_or_open_run(path, run.task, model, settings, _all_test_rows(run))
+    if is_current(ablation, run, ablated):
         return False
-    say(f"{switch.text}: {run.task.name}, {path}")
-    earlier = switch.earlier
-    if earlier and not (switched.is_finished(earlier[-1]) and switched.shares(run, earlier)):
+    say(f"{ablation.text}: {run.task.name}, {path}")
+    earlier = ablation.earlier
+    if earlier and not (ablated.is_finished(earlier[-1]) and ablated.shares(run, earlier)):
         with lock_run(run.path), lock_run(path):
-            switched.forget_from(switch.first_stage, keep_partial=False)
-            switched.take_over(run, earlier)
-    run_pipeline(switched, STAGES[-2], command="bench")
-    if switch.name not in _READ_BY_BASE:
-        _copy_base_answers(run, switched)
-    run_pipeline(switched, command="bench")
+            ablated.forget_from(ablation.first_stage, keep_partial=False)
+            ablated.take_over(run, earlier)
+    run_pipeline(ablated, STAGES[-2], command="bench")
+    if ablation.name not in _READ_BY_BASE:
+        _copy_base_answers(run, ablated)
+    run_pipeline(ablated, command="bench")
     return True
 
 
-def is_current(switch: Switch, run: Run, switched: Run) -> bool:
-    """Whether a run with the switch is finished, and differs from `run` by the switch alone."""
-    return switched.is_finished(STAGES[-1]) and switched.shares(run, switch.earlier)
+def is_current(ablation: Ablation, run: Run, ablated: Run) -> bool:
+    """Whether the run with the ablation is finished, and differs from `run` only by the ablation."""
+    return ablated.is_finished(STAGES[-1]) and ablated.shares(run, ablation.earlier)
 
 
-def why_failed(switch: Switch, task_name: str, bench: Path, error: SgLocalError) -> str:
-    """The reason in the words of the stage that failed, if it left any."""
-    path = switch.place(bench) / task_name
+def why_failed(ablation: Ablation, task_name: str, bench: Path, error: SgLocalError) -> str:
+    """The reason that the failed stage gave; without one, the error."""
+    path = ablation.place(bench) / task_name
     return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
-def comparisons(bench: Path) -> list[AblationRow]:
-    """Every finished run with a switch in the directory of a bench, beside the one without."""
-    rows = []
-    for settings_path in sorted(bench.glob(f"{PLACE}/*/*/settings.toml")):
-        path = settings_path.parent
-        if not (bench / path.name / "settings.toml").exists():
-            continue
-        run, switched = open_run(bench / path.name), open_run(path)
-        before, now = run.settings.as_dict(), switched.settings.as_dict()
-        for switch in [Switch(name, now[name]) for name in now if now[name] != before[name]]:
-            # Any other directory is none of a bench, but someone's copy, set aside.
-            is_ours = switch.place(bench) == path.parent
-            if is_ours and run.is_finished(STAGES[-1]) and is_current(switch, run, switched):
-                rows.append(compared(switch, run, switched))
-    return rows
+def comparison(bench: Path, run: Run, ablated: Run) -> AblationRow | None:
+    """A run with an ablation, compared with the run without; None if it is not finished or not of this bench."""
+    before, now = run.settings.as_dict(), ablated.settings.as_dict()
+    for ablation in [Ablation(name, now[name]) for name in now if now[name] != before[name]]:
+        # Any other directory is none of a bench, but someone's copy, set aside.
+        is_ours = ablation.place(bench) == ablated.path.parent
+        if is_ours and is_current(ablation, run, ablated):
+            return compared(ablation, run, ablated)
+    return None
 
 
-def compared(switch: Switch, run: Run, switched: Run) -> AblationRow:
-    """The served files' scores on the test rows, without and with the switch."""
+def compared(ablation: Ablation, run: Run, ablated: Run) -> AblationRow:
+    """The scores of the served files on the test rows, without and with the ablation."""
     metric = metric_of(run.task)
-    default, other = _scores(run, TUNED), _scores(switched, TUNED)
+    default, other = _scores(run, TUNED), _scores(ablated, TUNED)
     row: AblationRow = {
-        "switch": switch.text,
+        "switch": ablation.text,
         "task": run.task.name,
         "metric": metric,
         "default": average(default),
         "switched": average(other),
         "difference": _difference(default, other),
     }
-    if switch.name == SEED:
+    if ablation.name == SEED:
         few_shot = read_evaluation(run.file("evaluation.json"))["contenders"][BASELINE]
         row["base_few_shot"] = metric_mean(few_shot, metric)["mean"]
         row["seed"] = run.settings.seed
-    if switch.text == BASELINES:
-        many_shot = read_evaluation(switched.file("evaluation.json"))["contenders"][Contender.MANY_SHOT]
+    if ablation.text == BASELINES:
+        many_shot = read_evaluation(ablated.file("evaluation.json"))["contenders"][Contender.MANY_SHOT]
         row["base_many_shot"] = metric_mean(many_shot, metric)["mean"]
         row["many_shot_demonstrations"] = many_shot["demonstrations"]
-        row["gain_over_many_shot"] = _difference(default, _scores(switched, Contender.MANY_SHOT))
+        row["gain_over_many_shot"] = _difference(default, _scores(ablated, Contender.MANY_SHOT))
     return row
 
 
@@ -190,7 +184,7 @@ def _difference(after: tuple[float, ...], before: tuple[float, ...]) -> Differen
 
 
 def _parsed(text: str, kind: Any) -> Any:
-    """The value of a setting of this type; text that is none stays text, which the settings then refuse."""
+    """The text as a value of this type. If that fails, it stays text, which the settings then refuse."""
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind in (int, float):
@@ -205,10 +199,10 @@ def _all_test_rows(run: Run) -> list[Example]:
     return load_test_rows(run.file("test.jsonl"), run.task.labels)
 
 
-def _copy_base_answers(run: Run, switched: Run) -> None:
-    """What the base answers without made rows does not depend on the switch; evaluate takes what is there already."""
-    with lock_run(switched.path):
+def _copy_base_answers(run: Run, ablated: Run) -> None:
+    """Copies answers of the base that depend on no made rows, nor on the ablation; `evaluate` uses them as they are."""
+    with lock_run(ablated.path):
         for contender in Contender:
-            source, target = (place.file(predictions_file(contender)) for place in (run, switched))
+            source, target = (place.file(predictions_file(contender)) for place in (run, ablated))
             if not contender.uses_made_rows and source.exists() and not target.exists():
                 copy_file(source, target)

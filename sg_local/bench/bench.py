@@ -1,33 +1,31 @@
-"""Many tasks with the same model and settings: a run for each, and one table of their scores.
+"""Many tasks with the same base and settings: a run for each task, and one table of their scores.
 
     benches/everyday/
       bench.json      {"model": {"sha256": "6f2e…"}, "settings": {"n_inputs": 400}, "failed": {"sst2": "train …"}}
       agnews/ sst2/   run directories, as of `sg-local run`
       results.json results.md
-      ablations/      the same runs with one other setting (ablation.py)
+      ablations/      the same runs with one setting changed (ablation.py)
 
-Tasks are read from a directory, or from its directory `tasks` if there is one: the task files of sg_local (.toml), and
-what `sg-local task import` reads (.json): one object with its test rows in ../test, or Super-NaturalInstructions v2
+Tasks are read from a directory, or from its directory `tasks` if there is one: task files (.toml), and the JSON that
+`sg-local task import` reads: one object with its test rows in ../test, or Super-NaturalInstructions v2
 (https://github.com/allenai/natural-instructions).
 """
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sg_local.bench.ablation import PLACE, Switch, comparisons, run_switch, why_failed
+from sg_local.bench.ablation import PLACE, Ablation, run_ablation, why_failed
+from sg_local.bench.results import BenchResults
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import Faults, read_json, write_text
+from sg_local.files import Faults, read_json, write_json
 from sg_local.finetune.environment import require_trainer
 from sg_local.models import resolve_model
 from sg_local.progress import say
-from sg_local.report import ablation as ablation_table
-from sg_local.report.bench import Results, results_markdown, row_of, summary
-from sg_local.report.scores import read_evaluation
-from sg_local.run.begin import (
+from sg_local.report.bench import Results
+from sg_local.runs.begin import (
     ModelFile,
     check_task,
     create_or_open_run,
@@ -36,15 +34,15 @@ from sg_local.run.begin import (
     read_model,
     with_full_paths,
 )
-from sg_local.run.directory import BaseModel, Run, open_run, versions
-from sg_local.run.lock import lock_run, make_directory
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.process import reason_of_failure
+from sg_local.runs.directory import BaseModel, Run, versions
+from sg_local.runs.lock import lock_run, make_directory
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, import_task
 
-N_TEST_ROWS = 300  # that are drawn from a JSON file, as by `sg-local task import`
+N_TEST_ROWS = 300  # drawn from a JSON file, as `sg-local task import` does
 MAX_BENCH_BYTES = 1 << 20
 _OWN_FILES = ("bench.json", "results.json", "results.md", PLACE)
 
@@ -52,9 +50,9 @@ _OWN_FILES = ("bench.json", "results.json", "results.md", PLACE)
 def load_tasks(
     directory: Path, patterns: Sequence[str] = (), n_test_rows: int = N_TEST_ROWS
 ) -> list[tuple[Task, list[Example]]]:
-    """The tasks of a directory with their test rows, in the order of the files' names.
+    """The tasks of a directory with their test rows, in the order of the file names.
 
-    patterns: only files whose names without ending fit one of them ("task19*"). Raises InputError with the
+    patterns: only files whose name without ending matches one of them ("task19*"). Raises InputError with the
     faults of all files.
     """
     place = directory / "tasks" if (directory / "tasks").is_dir() else directory
@@ -92,13 +90,13 @@ def run_bench(
     bench_dir: Path | None,
     settings: Settings,
     patterns: Sequence[str] = (),
-    switches: Sequence[Switch] = (),
+    ablations: Sequence[Ablation] = (),
 ) -> tuple[Results, list[str]]:
-    """Runs what is not finished of a directory's tasks; returns what results.json holds, and which of them failed.
+    """Runs the unfinished tasks of a directory. Returns the content of results.json, and the names of failed tasks.
 
-    After them, each finished task is compared with itself under each of the switches (ablation.py). What fails is told
-    under "failed" there, and the others go on. Raises InputError before anything runs where a task, the model or a
-    setting is wrong, or is not what the directory was begun with.
+    Then each ablation of each finished task runs (ablation.py). If a run fails, its reason goes under "failed", and the
+    others go on. Raises InputError, before anything runs, if a task, the model or a setting is wrong, or is not what
+    the bench was begun with.
     """
     tasks = load_tasks(directory, patterns, max(N_TEST_ROWS, settings.max_test_rows))
     model = read_model(resolve_model(model_source))
@@ -109,7 +107,8 @@ def run_bench(
     with lock_run(path):
         failed = _begin(path, base, settings)
         runs = _begin_runs(path, tasks, model, settings)
-        unfinished = [run for run in runs if not run.is_finished("evaluate")]
+        results = BenchResults(path)
+        unfinished = [run for run in runs if not results.is_finished(run.task.name)]
         for run in runs:
             if run not in unfinished:  # `sg-local run` may have finished it meanwhile
                 failed.pop(run.task.name, None)
@@ -123,58 +122,42 @@ def run_bench(
             except SgLocalError as error:
                 failed[run.task.name] = reason_of_failure(run) or str(error)
                 say(f"Error: {run.task.name}: {error}")
+            results.read_run(run.task.name)
             _write_bench(path, base, settings, failed)
-            write_results(path, failed)
-        failed_switches = []
-        n_switched = 0
-        for switch in switches:
+            results.write(failed)
+        failed_ablations = []
+        n_ablated = 0
+        for ablation in ablations:
             for run in runs:
-                if not run.is_finished("evaluate"):
+                if not results.is_finished(run.task.name):
                     continue
-                key = f"{run.task.name} with {switch.text}"
+                key = f"{run.task.name} with {ablation.text}"
                 try:
-                    was_missing = run_switch(switch, run, path, model)
+                    was_missing = run_ablation(ablation, run, path, model)
                     was_missing |= failed.pop(key, None) is not None
                     if not was_missing:
                         continue
+                    results.read_comparison(ablation.place(path) / run.task.name)
                 except SgLocalError as error:
-                    failed[key] = why_failed(switch, run.task.name, path, error)
-                    failed_switches.append(key)
+                    failed[key] = why_failed(ablation, run.task.name, path, error)
+                    failed_ablations.append(key)
                     say(f"Error: {key}: {error}")
-                n_switched += 1
+                n_ablated += 1
                 _write_bench(path, base, settings, failed)
-                write_results(path, failed)
-        if not unfinished and not n_switched:
+                results.write(failed)
+        if not unfinished and not n_ablated:
             say(f"{path} is finished, nothing to do")
-        results = write_results(path, failed)
-    return results, [*(task.name for task, _ in tasks if task.name in failed), *failed_switches]
-
-
-def write_results(path: Path, failed: dict[str, str]) -> Results:
-    """Writes results.json and results.md of all finished runs in a bench's directory, and returns the first."""
-    rows = []
-    for settings_path in sorted(path.glob("*/settings.toml")):
-        run = open_run(settings_path.parent)
-        if run.is_finished("evaluate"):
-            rows.append(row_of(read_evaluation(run.file("evaluation.json")), run.manifest()))
-    results: Results = {"tasks": rows, "summary": summary(rows), "failed": failed}
-    if compared := comparisons(path):
-        results["ablations"] = compared
-        results["ablations_summary"] = ablation_table.summary(compared)
-    if (seeds := ablation_table.seeds(compared))["tasks"]:
-        results["seeds"] = seeds
-    _write_json(path / "results.json", results)
-    write_text(path / "results.md", results_markdown(results))
-    return results
+        written = BenchResults(path).write(failed)  # a run may have been finished by itself meanwhile
+    return written, [*(task.name for task, _ in tasks if task.name in failed), *failed_ablations]
 
 
 def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
-    names = [path.stem for path in paths]
+    task_names = [path.stem for path in paths]
     faults = Faults()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the first are {', '.join(names[:5])}"
+        if not any(fnmatchcase(name, pattern) for name in task_names):
+            near = difflib.get_close_matches(pattern, task_names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the first are {', '.join(task_names[:5])}"
             faults.add(f"{paths[0].parent} has no task {pattern!r}: {hint}")
     faults.raise_any()
     return [path for path in paths if any(fnmatchcase(path.stem, pattern) for pattern in patterns)]
@@ -189,8 +172,8 @@ def _load_task(path: Path, n_test_rows: int) -> tuple[Task, list[Example]]:
 
 
 def _make_directory(path: Path) -> None:
-    """Raises InputError where something else is there that a bench must not mix with."""
-    ours = (".lock", "bench.json", ".bench.json.")  # with the temporaries of a bench that was killed at once
+    """Makes the directory. Raises InputError if it holds files that are not of a bench."""
+    ours = (".lock", "bench.json", ".bench.json.")  # also temporary files of a bench that was killed at once
     if path.is_dir() and not (path / "bench.json").exists():
         strange = [item.name for item in path.iterdir() if not item.name.startswith(ours)]
         if strange:
@@ -201,7 +184,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _begin(path: Path, base: BaseModel, settings: Settings) -> dict[str, str]:
-    """Begins a bench, or checks that it was begun with these; returns which tasks had failed, and why."""
+    """Begins a bench, or checks that it was begun with the same; returns the tasks that failed, with the reasons."""
     bench_path = path / "bench.json"
     if not bench_path.exists():
         _write_bench(path, base, settings, {})
@@ -228,7 +211,7 @@ def _begin(path: Path, base: BaseModel, settings: Settings) -> dict[str, str]:
 def _begin_runs(
     path: Path, tasks: Sequence[tuple[Task, list[Example]]], model: ModelFile, settings: Settings
 ) -> list[Run]:
-    """A run for each task; raises InputError with all tasks that are not what their runs were begun with."""
+    """A run for each task. Raises InputError with all tasks that changed since their runs began."""
     runs = []
     faults = Faults(n_shown=50)
     for task, rows in tasks:
@@ -241,7 +224,7 @@ def _begin_runs(
 
 
 def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[str, str]) -> None:
-    _write_json(
+    write_json(
         path / "bench.json",
         {
             "model": {**asdict(base), "path": str(base.path)},
@@ -250,7 +233,3 @@ def _write_bench(path: Path, base: BaseModel, settings: Settings, failed: dict[s
             "failed": failed,
         },
     )
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -6,9 +6,10 @@
     <|im_start|>assistant
     \"\"\"
 
-The instruction is part of the template, so `ollama run NAME "my parcel is lost"` is all that a user types.
-Sources: ollama's docs/modelfile.md and parser/parser.go, which knows no escapes: a text between three quotation marks
-ends where a line ends with three, and what Go's strconv.IsPrint refuses is dropped. Templates are Go's text/template.
+The instruction is part of the template, so the user types only `ollama run NAME "my parcel is lost"`.
+Sources: ollama's docs/modelfile.md and parser/parser.go. The parser has no escapes: a text in triple quotation marks
+ends at the first line that ends with three, and characters that Go's strconv.IsPrint refuses are dropped. Templates are
+Go's text/template.
 """
 
 import re
@@ -19,7 +20,7 @@ from sg_local.chat.template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
 
-# Stands at the end of the last message for the user's text.
+# Placeholder for the user's text at the end of the last message.
 _PLACE = "\ue0f2"
 
 
@@ -33,11 +34,11 @@ def modelfile(
     model_file: str = "./model.gguf",
     adds_bos: bool = False,
 ) -> str:
-    """The text of a Modelfile. Raises InputError as `ChatTemplate.render`.
+    """The text of a Modelfile. Raises InputError as `ChatTemplate.render` does.
 
-    A stop text that Ollama cannot read back is left out: the model's end token ends an answer all the same.
-    adds_bos is whether the model's tokenizer adds a BOS by itself, as it does in Ollama: then the template's is left
-    out. (SmolLM2's does not, and its BOS is the text that begins every turn.)
+    A stop text that Ollama cannot read is omitted, since the model's end token ends an answer anyway.
+    adds_bos: whether the model's tokenizer adds BOS by itself, also in Ollama; if so, the template's BOS is omitted.
+    (SmolLM2's tokenizer does not; its BOS is the text that begins every turn.)
     """
     pieces = template.render(answer_messages(instruction, _PLACE, demonstrations), add_generation_prompt=True)
     texts = [piece.text for piece in pieces]
@@ -58,19 +59,19 @@ def modelfile(
 
 
 def _go_text(text: str) -> str:
-    """Text in a form that Go's template turns back into the same text.
+    """Text as a Go template that renders to the same text.
 
-    Two things are written as string constants: characters that Ollama drops; and braces and quotation marks that
-    stand together or at an end, where they would open an action or close the Modelfile's quotes.
+    String constants are used for characters that Ollama drops, and for braces and quotation marks that are adjacent
+    or at an end, where they would open an action or close the quotes.
     """
-    shown = []
+    parts = []
     position = 0
     for is_plain, run in groupby(text, lambda character: _is_kept(character) and character not in '{"'):
         part = "".join(run)
         stands_alone = part in ("{", '"') and 0 < position < len(text) - 1
         position += len(part)
-        shown.append(part if is_plain or stands_alone else f'{{{{ "{_escaped(part)}" }}}}')
-    return "".join(shown)
+        parts.append(part if is_plain or stands_alone else f'{{{{ "{_escaped(part)}" }}}}')
+    return "".join(parts)
 
 
 def _escaped(text: str) -> str:
@@ -79,12 +80,12 @@ def _escaped(text: str) -> str:
 
 
 def _is_kept(character: str) -> bool:
-    """Whether Ollama keeps a character of a quoted text; Python's and Go's "printable" mean the same."""
+    """Whether Ollama keeps a character of a quoted text; "printable" means the same in Python and Go."""
     return character.isprintable() or character in "\t\n\r"
 
 
 def _is_quotable(text: str) -> bool:
-    """Whether a text that is no template comes out of Ollama's quotes as it went in."""
+    """Whether Ollama reads a quoted text, other than a template, unchanged."""
     return text != "" and all(map(_is_kept, text)) and not re.search(r'"""\s*[\r\n]', text)
 
 

@@ -1,17 +1,15 @@
-"""Renders one chat template in a process of its own, where it can neither hang, nor exhaust the machine, nor touch it.
+"""Renders one chat template in a separate process, where it cannot hang, exhaust the machine or touch it.
 
 reads  standard input    {"source": "{% for message in messages %}…", "bos_token": "<s>", "eos_token": "</s>",
                           "messages": [{"role": "user", "content": "…"}], "add_generation_prompt": true,
                           "sys_path": ["…"]}
 writes standard output   {"text": "USER: … ASSISTANT:"}   or   {"error": "UndefinedError: 'tool' is undefined"}
 
-template.py starts this file as a script. Jinja's sandbox keeps a template away from Python's internals. The limits,
-where the system has them, hold even for a template that escapes it: CPU time, memory, and no file or socket can be
-opened.
+template.py starts this file as a script. Jinja's sandbox keeps a template away from Python's internals. If the system
+has limits, they hold even for a template that escapes: CPU time, memory, and no file or socket can be opened.
 
-Source: the environment and variables of transformers' utils/chat_template_utils.py. Two things differ: the date that
-a template may ask for is fixed, so that a run's prompts are always equal, and thinking is off, since its answers are
-short.
+Source: the environment and variables of transformers' utils/chat_template_utils.py. Two things differ: the date is
+fixed, so that the prompts of a run never change, and thinking is off, since the answers are short.
 """
 
 import contextlib
@@ -23,19 +21,19 @@ from typing import Any
 MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_CPU_SECONDS = 2
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
-# The date that Llama 3's template takes when it gets none.
+# The default date of Llama 3's template.
 DATE = datetime.date(2024, 7, 26)
 
 
 def main() -> None:
-    """Answers the one request on standard input."""
+    """Answers the request on standard input."""
     request = json.load(sys.stdin)
     sys.path[:] = request.pop("sys_path")
     try:
         answer = {"text": _render(**request)}
     except MemoryError:
         answer = {"error": f"it needs over {MAX_MEMORY_BYTES >> 20} MiB of memory"}
-    except Exception as error:  # a template may raise anything; it is reported as the template's fault
+    except Exception as error:  # a template may raise anything; the caller blames the template
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     json.dump(answer, sys.stdout)
 
@@ -48,12 +46,12 @@ def _render(
     add_generation_prompt: bool,
 ) -> str:
     import jinja2
-    import jinja2.debug  # Jinja imports it at the first error, and then no file can be opened any more
+    import jinja2.debug  # Jinja would import it at the first error, when no file can be opened
     from jinja2.ext import Extension, LoopControlExtension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks the assistant's words for training; here its body is shown as it stands."""
+        """`{% generation %}` marks the assistant's words for training; here its body is rendered as usual."""
 
         tags = {"generation"}  # noqa: RUF012 (Jinja reads it from the class)
 
@@ -89,14 +87,14 @@ def _render(
         if length > MAX_PROMPT_CHARACTERS:
             raise ValueError(f"it wrote over {MAX_PROMPT_CHARACTERS} characters")
     text = "".join(parts)
-    text.encode()  # half of a surrogate pair is no text
+    text.encode()  # fails for half of a surrogate pair
     return text
 
 
 def _limit_process() -> None:
     try:
         import resource
-    except ImportError:  # Windows: there the caller's time-out is the only bound
+    except ImportError:  # Windows: only the caller's time-out is a bound
         return
     for limit, soft, hard in (
         (resource.RLIMIT_CPU, MAX_CPU_SECONDS, MAX_CPU_SECONDS + 1),  # the soft one ends it with SIGXCPU

@@ -1,13 +1,13 @@
-"""Messages to prompt text, through the chat template that the GGUF carries.
+"""Turns messages into prompt text, with the chat template in the GGUF.
 
     [{"role": "user", "content": "Sort this: my parcel is lost"}]
     -> [Piece("<|im_start|>user\\n", is_data=False), Piece("Sort this: my parcel is lost", is_data=True),
         Piece("<|im_end|>\\n<|im_start|>assistant\\n", is_data=False)]
 
-A template is code from a file that somebody else wrote. It never sees the contents of the messages, only a
-placeholder for each, so what a task or a model wrote can neither change the prompt's structure nor become a control
-token. What it writes therefore depends on the roles alone: it runs once for each sequence of roles, sandboxed and in
-a bounded process of its own (sandbox.py).
+A template is code that somebody else wrote. It never sees the contents of the messages, only a placeholder for each. So
+the text of a task or a model can neither change the prompt's structure nor become a control token. The output of the
+template depends only on the roles: it runs once for each sequence of roles, in a sandbox in a separate process with
+limits (sandbox.py).
 
 Sources: Hugging Face chat templates; Vicuna v1.1 as in FastChat's conversation.py, "vicuna_v1.1".
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from sg_local.errors import InputError, SgLocalError
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
-# Wall clock, for systems without a limit on CPU time; long, since a busy machine starts a process slowly.
+# Of wall clock, for systems without a limit on CPU time; many, since a busy machine starts processes slowly.
 MAX_SECONDS = 20
 
 VICUNA_TEMPLATE = (
@@ -39,14 +39,14 @@ VICUNA_TEMPLATE = (
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
-# Private-use characters enclose a message's number: no template writes them itself, and one that trims, compares or
-# concatenates leaves the three together.
+# Private-use characters around the number of a message. No template writes them, and trimming, comparing or
+# concatenating does not take them apart.
 _PLACEHOLDER = re.compile("\ue0f0([0-9]+)\ue0f1")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a prompt: the template's own text, in which special tokens count, or plain data."""
+    """A part of a prompt: text of the template, which may hold special tokens, or plain data."""
 
     text: str
     is_data: bool
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja chat template with the token texts that it may name."""
+    """A Jinja chat template, and the token texts that it may use."""
 
     source: str
     bos_token: str
@@ -62,41 +62,41 @@ class ChatTemplate:
 
     @property
     def takes_system(self) -> bool:
-        """Whether the template has a place for a system message, which it does not write as an assistant's turn."""
+        """Whether the template writes a system message, and not as an assistant's turn."""
         return _takes_system(self)
 
     def render(self, messages: list[Message], *, add_generation_prompt: bool) -> list[Piece]:
-        """Renders messages into pieces whose texts, joined, are the prompt; contents are stripped.
+        """Renders messages into pieces whose texts, joined, are the prompt. The contents are stripped.
 
         If the template takes no system message, its text is put at the beginning of the user's first turn.
 
-        Raises InputError when the template is broken, refuses these roles, passes a bound, or does not show each
+        Raises InputError if the template is broken, refuses these roles, exceeds a limit, or does not show each
         message once and in order.
         """
         if messages[0]["role"] == "system" and not self.takes_system:
             system, first, *others = messages
             messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
         roles = tuple(message["role"] for message in messages)
-        own_texts, shown = self.own_texts(roles, add_generation_prompt=add_generation_prompt)
-        if shown != [str(number) for number in range(len(messages))] or re.search(
-            "[\ue0f0\ue0f1]", "".join(own_texts)
+        texts, numbers = self.split_at_messages(roles, add_generation_prompt=add_generation_prompt)
+        if numbers != [str(number) for number in range(len(messages))] or re.search(
+            "[\ue0f0\ue0f1]", "".join(texts)
         ):
             raise InputError(
                 f"the chat template does not show each of {len(messages)} messages once, whole and in order: "
                 "use --prompt-format vicuna, or a GGUF with another template"
             )
-        pieces = [Piece(own_texts[0], is_data=False)]
-        for message, text in zip(messages, own_texts[1:], strict=True):
+        pieces = [Piece(texts[0], is_data=False)]
+        for message, text in zip(messages, texts[1:], strict=True):
             pieces.append(Piece(message["content"].strip(), is_data=True))
             pieces.append(Piece(text, is_data=False))
         return [piece for piece in pieces if piece.text]
 
-    def own_texts(
+    def split_at_messages(
         self, roles: tuple[str, ...], *, add_generation_prompt: bool
     ) -> tuple[list[str], list[str]]:
-        """What the template writes for these roles, and the numbers of the messages that it shows in between.
+        """The texts that the template writes for these roles, and the numbers of the messages between them.
 
-        Raises InputError when the template is broken, refuses these roles or passes a bound.
+        Raises InputError if the template is broken, refuses these roles or exceeds a limit.
         """
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise InputError(
@@ -109,22 +109,22 @@ class ChatTemplate:
 
 @lru_cache(maxsize=64)
 def _takes_system(template: ChatTemplate) -> bool:
-    # Cached here too: a refusal is an error, and the cache of `_run` keeps no errors.
+    # Cached here too, since the cache of `_run` keeps no errors, and a refusal is an error.
     try:
-        own_texts, shown = template.own_texts(("system", "user"), add_generation_prompt=True)
+        texts, numbers = template.split_at_messages(("system", "user"), add_generation_prompt=True)
     except InputError:  # "System role not supported"
         return False
-    if shown != ["0", "1"]:
+    if numbers != ["0", "1"]:
         return False
     try:
-        return own_texts != template.own_texts(("assistant", "user"), add_generation_prompt=True)[0]
-    except InputError:  # roles that must take turns
+        return texts != template.split_at_messages(("assistant", "user"), add_generation_prompt=True)[0]
+    except InputError:  # this template requires that roles take turns
         return True
 
 
 @lru_cache(maxsize=64)
 def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: bool) -> str:
-    """What the template writes around placeholders."""
+    """The output of the template, with placeholders for the messages."""
     request = {
         "source": template.source,
         "bos_token": template.bos_token,
@@ -145,7 +145,7 @@ def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: 
             f"the chat template's process could not be started ({error.strerror}): close other programs, try again"
         ) from error
     if done.returncode > 0:
-        raise RuntimeError(done.stderr.decode(errors="replace"))  # not the template's fault, but a bug here
+        raise RuntimeError(done.stderr.decode(errors="replace"))  # a bug here, not the template's fault
     if done.returncode < 0:
         over_time = done.returncode == -getattr(signal, "SIGXCPU", 0)
         raise _failure("it ran too long" if over_time else f"it crashed, signal {-done.returncode}")

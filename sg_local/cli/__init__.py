@@ -1,7 +1,7 @@
 """The command line: `sg-local COMMAND`. Commands read flags, call one function, print, and exit.
 
-Exit codes: 0 done; 1 it failed while working; 2 the call or a file is wrong; 3 worse than the base (`--gate`).
-A command's module is imported when the command is called, so the list of commands comes at once.
+Exit codes: 0 success; 1 the work failed; 2 the call or a file is wrong; 3 worse than the base (`--gate`).
+A command's module is imported when the command is called, so that the list of commands appears at once.
 """
 
 from importlib import import_module
@@ -15,30 +15,30 @@ from sg_local.progress import say
 
 # Command -> its module and one line of help, in the order of the work.
 COMMANDS = {
-    "run": ("run", "The whole loop: data, training, export, scores."),
-    "plan": ("plan", "What a run will need, before it starts: memory, disk, tokens."),
-    "generate": ("stages", "Stage 1: the model invents inputs."),
+    "run": ("run", "All stages: data, training, export, scores."),
+    "plan": ("plan", "What a run will need: memory, disk, tokens."),
+    "generate": ("stages", "Stage 1: the model makes inputs."),
     "annotate": ("stages", "Stage 2: the model answers its inputs."),
-    "curate": ("stages", "Stage 3: choose the pairs to train on, and tell what was dropped."),
-    "train": ("stages", "Stage 4: finetune the model on them."),
+    "curate": ("stages", "Stage 3: choose the pairs to train on, and show what was dropped."),
+    "train": ("stages", "Stage 4: finetune the model on these pairs."),
     "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
-    "evaluate": ("stages", "Stage 6: score the served files beside the untuned model."),
-    "explain": ("explain", "The life of one row: what each stage did with it, and why."),
-    "predict": ("predict", "Answers for a file of inputs, JSON lines out."),
-    "verify": ("verify", "Hashes, fingerprint and parity of a run, again."),
-    "bench": ("bench", "Many tasks, one table."),
-    "export-adapter": ("export_adapter", "Any PEFT LoRA adapter as GGUF files, proved."),
+    "evaluate": ("stages", "Stage 6: score the tuned model beside the base."),
+    "explain": ("explain", "One row: what each stage did with it, and why."),
+    "predict": ("predict", "Answer a file of inputs, in JSON lines."),
+    "verify": ("verify", "Check a run again: hashes, fingerprint, parity."),
+    "bench": ("bench", "Run many tasks, and compare them in one table."),
+    "export-adapter": ("export_adapter", "Write any PEFT LoRA adapter as GGUF files, with proof."),
     "models": ("models", "Models by name: list, pull, show."),
     "cache": ("cache", "What the store holds, for which runs; and frees it."),
     "task": ("task", "Task files: check, import."),
-    "doctor": ("doctor", "What this machine can do and what is missing, with the fix."),
+    "doctor": ("doctor", "What this machine can do, what is missing, and the fix."),
 }
-# The modules whose commands go on where they stopped when they are called again.
+# The modules whose commands continue where they stopped, when they are called again.
 _RESUMING = {"run", "stages", "bench"}
 
 
 class _Commands(Group):
-    """Lists COMMANDS without importing them, and is the one place where an error becomes an exit code."""
+    """Lists COMMANDS without importing them. Here alone, an error becomes an exit code."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -92,7 +92,7 @@ def cli() -> None:
     """\b
     sg-local run support-inbox --model smollm2-135m --preset quick
 
-    Makes a local GGUF model better at your task, from an instruction and up to three examples.
+    Makes a local GGUF model better at your task, from an instruction and one to three examples.
     """
 
 

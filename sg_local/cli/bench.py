@@ -1,4 +1,4 @@
-"""`sg-local bench`: many tasks, one table."""
+"""`sg-local bench`: many tasks in one table."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from sg_local.cli.output import echo_json
     "--out",
     "bench_dir",
     type=click.Path(path_type=Path),
-    help="Where the runs and the table go.  [default: benches/<name of DIR>]",
+    help="Directory for the runs and the table.  [default: benches/<name of DIR>]",
 )
 @PRESET_OPTION
 @click.option(
     "--tasks",
     default="",
     metavar="NAMES",
-    help="Only these: names of files without ending, with commas; * stands for anything.",
+    help="Run only these tasks: file names without ending, separated by commas; * matches any text.",
 )
 @click.option(
     "--seeds",
@@ -32,18 +32,18 @@ from sg_local.cli.output import echo_json
     default=1,
     show_default=True,
     metavar="N",
-    help="Run each task with N seeds, starting at --seed; the table has each, and their mean.",
+    help="Run each task with N seeds, starting at --seed. The table shows each seed, and the mean.",
 )
 @click.option(
     "--baselines",
     is_flag=True,
-    help="Also the model tuned on the demonstrations alone, and the base with made pairs in its prompt.",
+    help="Score also the model tuned on the examples alone, and the base with made pairs in its prompt.",
 )
 @click.option(
     "--ablate",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Also every task with this one setting changed (n_layouts=1; calibrate for its opposite); may be given again.",
+    help="Run each task also with this one setting changed: n_layouts=1, or calibrate for its opposite. Repeatable.",
 )
 @JSON_OPTION
 def bench(
@@ -65,14 +65,15 @@ def bench(
 
     Runs every task of a directory with the same model and settings, and makes one table of their scores.
 
-    DIR holds task files (.toml), or JSON as `sg-local task import` reads it, in itself or in its directory `tasks`.
-    Each needs test rows. Called again, it goes on with what is missing; a task that failed does not stop the others
-    (exit code 1). What --seeds, --baselines and --ablate compare with is run first, if it is not there; stages that a
-    changed setting does not reach are not run again.
+    DIR, or its directory `tasks`, holds task files (.toml), or JSON as `sg-local task import` reads it. Each task needs
+    test rows. If a task fails, the others go on, and the exit code is 1. The same call again runs what is missing.
+
+    --seeds, --baselines and --ablate compare with the plain runs, which come first. Stages that do not depend on the
+    changed setting are not run again.
     """  # fmt: skip
     import json
 
-    from sg_local.bench.ablation import parse_switches
+    from sg_local.bench.ablation import parse_ablations
     from sg_local.bench.bench import run_bench
     from sg_local.errors import SgLocalError
     from sg_local.progress import printable
@@ -83,12 +84,12 @@ def bench(
     patterns = [name.strip() for name in tasks.split(",") if name.strip()]
     resolved = resolve_settings(preset, given(settings))
     seeds = [f"{SEED}={resolved.seed + more}" for more in range(1, n_seeds)]
-    switches = parse_switches([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
-    found, failed = run_bench(directory, model, bench_dir, resolved, patterns, switches)
+    ablations = parse_ablations([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
+    results, failed = run_bench(directory, model, bench_dir, resolved, patterns, ablations)
     if as_json:
-        echo_json(json.dumps(found, indent=1, ensure_ascii=False))
+        echo_json(json.dumps(results, indent=1, ensure_ascii=False))
     else:
-        click.echo(printable(results_markdown(found)), nl=False)
+        click.echo(printable(results_markdown(results)), nl=False)
     if failed:
         raise SgLocalError(
             f"not finished: {', '.join(failed)}; the same command goes on with what is missing"

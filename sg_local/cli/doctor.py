@@ -11,9 +11,9 @@ def doctor(as_json: bool) -> None:
     """\b
     sg-local doctor
 
-    Looks at packages, processor, memory, disk, GPU and models, and says what to do where something is missing.
+    Checks packages, processor, memory, disk, GPU and models. If something is missing, the fix stands beside it.
 
-    Exit code 0: all that is needed is there; 1: something is missing.
+    Exit code 0: nothing that is needed is missing; 1: something is missing.
     """
     import json
 
@@ -28,5 +28,5 @@ def doctor(as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(printable("\n".join(finding_lines(finding))))
-    if lacks := missing(findings):
-        raise SgLocalError(f"missing: {', '.join(lacks)}; what to do is said beside each")
+    if missing_names := missing(findings):
+        raise SgLocalError(f"missing: {', '.join(missing_names)}; what to do is said beside each")

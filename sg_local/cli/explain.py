@@ -1,4 +1,4 @@
-"""`sg-local explain`: the life of one row."""
+"""`sg-local explain`: what the stages did with one row."""
 
 from pathlib import Path
 
@@ -16,14 +16,16 @@ def explain(run_dir: Path, row_id: str, as_json: bool) -> None:
     sg-local explain runs/support-inbox 7
     sg-local explain runs/support-inbox demonstration-1
 
-    Tells what each stage did with one row, and why it was dropped if it was. Changes nothing.
+    Shows what each stage did with one row and, if it was dropped, why. Changes nothing.
     """
     import json
 
     from sg_local.progress import printable
     from sg_local.report.explain import explain as explain_row
     from sg_local.report.explain import explained
-    from sg_local.run.directory import open_run
+    from sg_local.runs.directory import open_run
 
-    found = explain_row(open_run(run_dir), row_id)
-    click.echo(json.dumps(found, indent=1, ensure_ascii=True) if as_json else printable(explained(found)))
+    explanation = explain_row(open_run(run_dir), row_id)
+    click.echo(
+        json.dumps(explanation, indent=1, ensure_ascii=True) if as_json else printable(explained(explanation))
+    )

@@ -14,9 +14,11 @@ from sg_local.cli.options import JSON_OPTION, SettingsCommand, given
     "adapter_dir",
     required=True,
     type=click.Path(path_type=Path),
-    help="A directory with adapter_config.json and adapter_model.safetensors, as PEFT saves it.",
+    help="Directory of a PEFT adapter: adapter_config.json and adapter_model.safetensors.",
 )
-@click.option("--model", required=True, help="Its base: a GGUF file, or a name of `sg-local models list`.")
+@click.option(
+    "--model", required=True, help="The adapter's base: a GGUF file, or a name of `sg-local models list`."
+)
 @click.option(
     "--out",
     "out_dir",
@@ -30,19 +32,26 @@ def export_adapter(
     """\b
     sg-local export-adapter --adapter ./my-lora --model ./base.Q4_K_M.gguf --quant Q8_0
 
-    Writes any plain LoRA adapter that PEFT or Unsloth saved as adapter.gguf and model.gguf, and proves that they are
-    the trained model, as `sg-local export` does it for a run.
+    Turns a plain LoRA adapter, saved by PEFT or Unsloth, into adapter.gguf and model.gguf, and proves that both are
+    the trained model, as `sg-local export` does for a run.
     """
     import json
 
+    from sg_local import child_process
     from sg_local.models import directory_name
     from sg_local.settings import resolve_settings
-    from sg_local.stages.export import export_adapter as write_ggufs
 
     place = out_dir or adapter_dir.parent / f"{directory_name(adapter_dir)}-gguf"
-    parity = write_ggufs(adapter_dir, model, place, resolve_settings("default", given(settings)))
+    parity = child_process.result_from_child(
+        "export-adapter",
+        "sg_local.stages.export.export_adapter_in_child",
+        adapter_dir=str(adapter_dir),
+        model_source=model,
+        out_dir=str(place),
+        settings=resolve_settings("default", given(settings)).as_dict(),
+    )
     if as_json:
-        click.echo(json.dumps(parity.as_dict()))
+        click.echo(json.dumps(parity))
     else:
         click.echo(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)")
         click.echo(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)")

@@ -1,10 +1,10 @@
-"""A group of commands: listed in the order of their declaration; `sg-local models` is `sg-local models --help`."""
+"""A group of commands, listed in the order of declaration. `sg-local models` shows the help, as --help does."""
 
 import click
 
 
 class Group(click.Group):
-    """click's group sorts its commands, and takes a bare call for a mistake."""
+    """A click group that does not sort its commands, and shows its help when no command is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -13,11 +13,11 @@ def models() -> None:
     """\b
     sg-local models pull smollm2-135m
 
-    Models that can be given by name.
+    Models that have a name: list, pull, show.
     """
 
 
-@models.command("list", short_help="The models that have a name.")
+@models.command("list", short_help="List the models that have a name.")
 @JSON_OPTION
 def list_command(as_json: bool) -> None:
     """\b
@@ -54,14 +54,14 @@ def pull_command(name: str) -> None:
     click.echo(printable(str(pull_model(name, say))))
 
 
-@models.command("show", short_help="What a model file says about itself.")
+@models.command("show", short_help="Show what a model file says about itself.")
 @click.argument("model")
 @JSON_OPTION
 def show_command(model: str, as_json: bool) -> None:
     """\b
     sg-local models show smollm2-135m
 
-    Shows what a GGUF file says about itself: MODEL is its path, or a name.
+    Shows what a GGUF file says about itself. MODEL is a path, or a name of `sg-local models list`.
     """
     import json
     import math
@@ -96,12 +96,12 @@ def show_command(model: str, as_json: bool) -> None:
         click.echo(printable(line))
 
 
-def _task_name(told: Any) -> str | None:
-    """The name in the JSON that a tuned GGUF carries; None where there is none."""
+def _task_name(task_json: Any) -> str | None:
+    """The task's name in the JSON that a tuned GGUF carries; None if there is none."""
     import json
 
     try:
-        name = json.loads(told)["name"]
+        name = json.loads(task_json)["name"]
     except (TypeError, ValueError, KeyError, RecursionError):
         return None
     return name if isinstance(name, str) else None

@@ -1,6 +1,6 @@
 """Click options made from the settings: `n_inputs` in settings.py is `--n-inputs` here, with its help and default.
 
-`--help` shows the everyday ones under a heading for each stage, `--help-all` shows all.
+`--help` shows the everyday options under a heading for each stage, `--help-all` shows all options.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import click
 
 from sg_local.settings import PRESETS, STAGES, Settings, declared_for
 
-MAX_OPTION_WIDTH = 36  # a longer one has a line of its own, before its help
+MAX_OPTION_WIDTH = 24  # the help of a longer option begins on the next line
 
 RUN_ARGUMENT = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 MODEL_OPTION = click.option(
@@ -32,39 +32,39 @@ PRESET_OPTION = click.option(
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help="A set of settings to start from.",
+    help="Settings to start from.",
 )
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="JSON, for a program to read.")
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 class _SettingOption(click.Option):
-    """The option of a setting. It defaults to None: a preset gives the rest."""
+    """The option of a setting. Its default is None, since the preset gives the values that the user does not."""
 
     def __init__(self, setting: "Field[Any]") -> None:
         rules = setting.metadata
         flag = "--" + setting.name.replace("_", "-")
         is_bool = setting.type is bool
-        shown = str(setting.default).lower() if is_bool else setting.default
+        default = str(setting.default).lower() if is_bool else setting.default
         stage = declared_for(setting.name)
         super().__init__(
             [f"{flag}/--no-{flag[2:]}" if is_bool else flag, setting.name],
             type=click.Choice(rules["choices"]) if rules["choices"] else setting.type,
             default=None,
-            help=f"{rules['help']}  [default: {'none' if shown == '' else shown}]",
+            help=f"{rules['help']}  [default: {'none' if default == '' else default}]",
         )
         self.is_everyday = bool(rules["everyday"])
         self.heading = f"Stage {STAGES.index(stage) + 1}, {stage}" if stage else "Every stage"
 
 
 class SettingsCommand(click.Command):
-    """A command that takes settings, all or the named ones; its help has a part for each stage."""
+    """A command with options for settings: for all, or for those in `settings`. Its help has a part for each stage."""
 
     def __init__(self, *, settings: Sequence[str] = (), params: list[click.Parameter], **rest: Any) -> None:
         options = [_SettingOption(item) for item in fields(Settings) if not settings or item.name in settings]
         super().__init__(params=[*params, _HELP_ALL_OPTION, *options], **rest)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        parts: dict[str, list[tuple[str, str]]] = {}
+        records_of: dict[str, list[tuple[str, str]]] = {}  # by heading
         for option in self.get_params(ctx):
             heading = "Options"
             if isinstance(option, _SettingOption):
@@ -72,8 +72,8 @@ class SettingsCommand(click.Command):
                     continue
                 heading = option.heading
             if isinstance(option, click.Option) and (record := option.get_help_record(ctx)):
-                parts.setdefault(heading, []).append(record)
-        for heading, records in parts.items():
+                records_of.setdefault(heading, []).append(record)
+        for heading, records in records_of.items():
             with formatter.section(heading):
                 formatter.write_dl(records, MAX_OPTION_WIDTH)
 
@@ -94,10 +94,10 @@ _HELP_ALL_OPTION = click.Option(
     is_eager=True,
     expose_value=False,
     callback=_show_all,
-    help="Show all options, the rare ones too, and exit.",
+    help="Show all options, also the rare ones, and exit.",
 )
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given on the command line."""
+    """The settings given on the command line."""
     return {name: value for name, value in values.items() if value is not None}

@@ -17,7 +17,7 @@ from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_O
     "--gpu-memory",
     type=click.FloatRange(min=0),
     metavar="GIB",
-    help="Plan for a GPU with so much memory; 0 for none.  [default: the first NVIDIA GPU here]",
+    help="Plan for a GPU with this much memory; 0: no GPU.  [default: the first NVIDIA GPU here]",
 )
 @JSON_OPTION
 def plan(
@@ -35,8 +35,9 @@ def plan(
 
     Estimates what `sg-local run` with the same arguments will need: memory, disk, tokens.
 
-    Exit code 0: this machine has it; 1: it does not, and the message says what to change. A GPU is counted on where
-    nvidia-smi finds one; `sg-local doctor` says whether llama.cpp and torch can use it.
+    Exit code 0: this machine has enough; 1: it has not, and the message says what to change.
+
+    The plan uses the GPU that nvidia-smi finds. `sg-local doctor` says whether llama.cpp and torch can use it.
     """  # fmt: skip
     import json
 

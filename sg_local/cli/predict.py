@@ -15,24 +15,35 @@ from sg_local.cli.output import echo_json
 )
 @click.option("--model", required=True, help="A GGUF file, or a name of `sg-local models list`.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter (GGUF) for the model.")
-@click.option("--task", "task_source", help="The task.  [default: the one that the tuned GGUF was made for]")
+@click.option("--task", "task_source", help="The task.  [default: the one in the tuned GGUF]")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 def predict(model: str, adapter: Path | None, task_source: str | None, file: Path, **settings: Any) -> None:
     """\b
     sg-local predict --model runs/support-inbox/model.gguf messages.txt > answers.jsonl
     sg-local predict --model smollm2-135m --adapter runs/support-inbox/adapter.gguf messages.jsonl
 
-    Answers every input of FILE, greedily, in the order of the file.
+    Answers every input of FILE, in the order of the file. The answers are greedy: no sampling.
 
-    FILE holds JSON lines with "input" where its name ends in .jsonl, else plain text, one input a line; blank
-    lines are left out. - is standard input, in either form.
+    FILE has one input per line: plain text, or JSON with the key "input" if the file's name ends in .jsonl. Blank lines
+    are ignored. For standard input, in either form, FILE is -.
     """
-    from sg_local.models import resolve_model
-    from sg_local.predict import predict_file
+    import sys
+
+    from sg_local.answers import answer_line, answers, read_inputs
     from sg_local.settings import resolve_settings
 
     chosen = given(settings)
-    for line in predict_file(
-        file, resolve_model(model), adapter, task_source, resolve_settings("default", chosen), chosen
-    ):
-        echo_json(line)
+    inputs = read_inputs(file)
+    outputs = answers(
+        inputs,
+        model=model,
+        adapter=adapter,
+        task=task_source,
+        settings=resolve_settings("default", chosen),
+        prompt_format=chosen.get("prompt_format"),
+        max_new_tokens=chosen.get("max_new_tokens"),
+        # On a terminal the answers themselves show how far the work is, and a bar would run into them.
+        shows_progress=not sys.stdout.isatty(),
+    )
+    for text, output in zip(inputs, outputs, strict=True):
+        echo_json(answer_line(text, output))

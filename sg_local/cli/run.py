@@ -1,4 +1,4 @@
-"""`sg-local run`: the whole loop."""
+"""`sg-local run`: all stages, one after the other."""
 
 import shlex
 from pathlib import Path
@@ -26,7 +26,7 @@ from sg_local.settings import STAGES
 @click.option(
     "--gate",
     is_flag=True,
-    help="Exit with code 3 when the tuned model is significantly worse than the base's best way.",
+    help="Exit with code 3 if the tuned model is significantly worse than the base's best way.",
 )
 @JSON_OPTION
 def run(
@@ -43,38 +43,32 @@ def run(
     sg-local run support-inbox --model smollm2-135m --preset quick
     sg-local run my-task.toml --model ./vicuna-7b-v1.5.Q4_K_M.gguf --prompt-format vicuna --load-in-4bit
 
-    Makes data for TASK with the model, finetunes the model on it, exports it as GGUF, scores it.
+    The model makes data for TASK and is finetuned, exported as GGUF and scored.
 
-    TASK is a task file or the name of a shipped example. Called again, it goes on where it stopped.
+    TASK is a file or a shipped task. The same call again continues the run.
     """  # fmt: skip
-    from sg_local.errors import InputError, WorseThanBase
-    from sg_local.progress import printable, say
-    from sg_local.run.begin import begin_run
-    from sg_local.run.pipeline import run_pipeline
+    from sg_local.errors import InputError
+    from sg_local.progress import printable
+    from sg_local.runs import loop
     from sg_local.settings import resolve_settings
 
     if gate and until != STAGES[-1]:
         raise InputError(f"--gate judges the scores, and --until {until} stops before them: leave one out")
-    found, is_new = begin_run(task_source, model, run_dir, resolve_settings(preset, given(settings)))
-    say(f"{'new run' if is_new else 'run'} {found.path}: {found.task.name} with {found.model.path.name}")
-    if not run_pipeline(found, until):
-        say(f"{found.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
+    resolved = resolve_settings(preset, given(settings))
+    result = loop.run(task_source, model=model, settings=resolved, run_dir=run_dir, until=until)
     if until != STAGES[-1]:
         return
-    from sg_local.report.scores import score_table, worse_than
+    from sg_local.report.scores import score_table
 
     if as_json:
-        echo_json(found.file("evaluation.json").read_text("utf-8").rstrip("\n"))
+        echo_json(result.run.file("evaluation.json").read_text("utf-8").rstrip("\n"))
     else:
-        create = shlex.join(["ollama", "create", found.task.name, "-f", str(found.file("Modelfile"))])
-        uses = {
-            "adapter.gguf": "llama.cpp, beside the base: --lora",
-            "model.gguf": "llama.cpp, LM Studio, sg-local predict",
-            "Modelfile": create,
-        }
-        files = [f"{found.file(name)}  ({use})" for name, use in uses.items()]
-        click.echo(printable("\n".join([score_table(found), "", *files])))
-    if gate and (opponent := worse_than(found)):
-        raise WorseThanBase(
-            f"{found.path}: the tuned model is significantly worse than {opponent}, the base's best way"
-        )
+        create = shlex.join(["ollama", "create", result.run.task.name, "-f", str(result.modelfile)])
+        files = [
+            f"{result.adapter}  (llama.cpp, beside the base: --lora)",
+            f"{result.model}  (llama.cpp, LM Studio, sg-local predict)",
+            f"{result.modelfile}  ({create})",
+        ]
+        click.echo(printable("\n".join([score_table(result.run), "", *files])))
+    if gate:
+        result.gate()

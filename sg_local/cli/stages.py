@@ -1,4 +1,4 @@
-"""`sg-local generate|annotate|curate|train|export|evaluate RUN`: one stage of a run that `sg-local run` began."""
+"""`sg-local generate|annotate|curate|train|export|evaluate RUN`: one stage of a run."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ def _stage_command(stage: str) -> click.Command:
     @click.option("--redo", is_flag=True, help="Discard this stage and later ones, then run it again.")
     def command(run_dir: Path, redo: bool) -> None:
         from sg_local.progress import printable, say
-        from sg_local.run.directory import open_run
-        from sg_local.run.stage import run_stage
+        from sg_local.runs.directory import open_run
+        from sg_local.runs.pipeline import run_one_stage
 
         run = open_run(run_dir)
-        if not run_stage(run, stage, redo=redo):
+        if not run_one_stage(run, stage, redo=redo):
             say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
         if stage == "evaluate":
             from sg_local.report.scores import score_table

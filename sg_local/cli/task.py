@@ -13,40 +13,42 @@ def task() -> None:
     """\b
     sg-local task check my-task.toml
 
-    Task files.
+    Task files: check, import.
     """
 
 
-@task.command("check", short_help="Is a task file right, and what does it hold?")
+@task.command("check", short_help="Check a task file, and show what it holds.")
 @click.argument("task_source", metavar="TASK")
 @JSON_OPTION
 def check_command(task_source: str, as_json: bool) -> None:
     """\b
     sg-local task check my-task.toml
 
-    Checks a task file and its test file, and says what they hold.
+    Checks a task file and its test file, and shows what they hold.
     """
     import json
 
     from sg_local.progress import printable
-    from sg_local.run.begin import check_task
+    from sg_local.runs.begin import check_task
     from sg_local.selfguide.metrics import metric_of
 
-    found, test_rows = check_task(task_source)
+    checked_task, test_rows = check_task(task_source)
     if as_json:
         facts = {
-            "name": found.name,
-            "labels": list(found.labels),
-            "metric": metric_of(found),
-            "n_examples": len(found.examples),
+            "name": checked_task.name,
+            "labels": list(checked_task.labels),
+            "metric": metric_of(checked_task),
+            "n_examples": len(checked_task.examples),
             "n_test_rows": len(test_rows),
         }
         click.echo(json.dumps(facts, indent=1))
         return
-    kind = f"classification, labels {', '.join(found.labels)}" if found.labels else "generation"
-    lines = [f"{found.name}: {kind}; {len(found.examples)} examples; scored by {metric_of(found)}"]
-    if found.test:
-        lines.append(f"{found.test}: {len(test_rows)} test rows")
+    kind = f"classification, labels {', '.join(checked_task.labels)}" if checked_task.labels else "generation"
+    lines = [
+        f"{checked_task.name}: {kind}; {len(checked_task.examples)} examples; scored by {metric_of(checked_task)}"
+    ]
+    if checked_task.test:
+        lines.append(f"{checked_task.test}: {len(test_rows)} test rows")
     else:
         lines.append("no test file: a part of the made data will be held out, and agreement with it reported")
     click.echo(printable("\n".join(lines)))
@@ -64,12 +66,12 @@ def check_command(task_source: str, as_json: bool) -> None:
 @click.option(
     "--n-test-rows", type=click.IntRange(1), default=300, show_default=True, help="Test rows to take at most."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of test rows.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing the test rows.")
 def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     """\b
     sg-local task import task1195_disflqa_disfluent_to_fluent_conversion.json
 
-    Makes a task file from Super-NaturalInstructions JSON, with a test file beside it.
+    Makes a task file and a test file from Super-NaturalInstructions JSON.
     """
     from dataclasses import replace
 
@@ -78,9 +80,9 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from sg_local.progress import printable
     from sg_local.task import import_task, task_to_toml
 
-    found, rows = import_task(file, n_test_rows, seed)
-    target = out / f"{found.name}.toml"
-    test = out / f"{found.name}.test.jsonl"
+    imported, rows = import_task(file, n_test_rows, seed)
+    target = out / f"{imported.name}.toml"
+    test = out / f"{imported.name}.test.jsonl"
     for path in (target, test):
         if path.exists():
             raise InputError(f"{path} exists: move it away, or give another directory with --out")
@@ -90,6 +92,6 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
         raise SgLocalError(f"{out} cannot be made ({error.strerror}): give another with --out") from error
     if rows:
         write_rows(test, [vars(row) for row in rows])
-    write_text(target, task_to_toml(replace(found, test=Path(test.name) if rows else None)))
+    write_text(target, task_to_toml(replace(imported, test=Path(test.name) if rows else None)))
     tested = f"{len(rows)} test rows in {test}" if rows else "no test rows"
-    click.echo(printable(f"{target}: {len(found.examples)} examples, {tested}"))
+    click.echo(printable(f"{target}: {len(imported.examples)} examples, {tested}"))

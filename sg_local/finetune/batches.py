@@ -1,13 +1,13 @@
-"""From rows of token ids to a batch: padded, each row on its own, or as a tree, where nothing occurs twice.
+"""From rows of token ids to a batch: padded rows, or one prompt tree in which nothing occurs twice.
 
     rows (prompt | answer)     1 5 6 | 7 2      1 5 8 | 9 2
     tree, one sequence         1 5 6 7 2 8 9 2
-    its positions              0 1 2 3 4 2 3 4      they restart where a row leaves the others
+    its positions              0 1 2 3 4 2 3 4      they go back where a row parts from the others
     read at                    6 -> 7, 7 -> 2, 8 -> 9, 9 -> 2
 
-The rows of a task share their instruction and examples, and equal rows share everything; what is shared is computed
-once. A token sees the tokens before it in its own rows and nothing else, so activations, loss and gradients are those
-of the padded batch. Logits are read only where a token of an answer is predicted.
+The rows of a task share their instruction and examples, and equal rows share everything. What is shared is computed
+once. A token sees only the tokens before it in the same row, so activations, loss and gradients are those of the padded
+batch. Logits are read only where a token of an answer is predicted.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ Ids: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TrainRow:
-    """Token ids of one row: the prompt with BOS where the model wants one, the answer with its end token.
+    """Token ids of one row: the prompt, with BOS if the model wants one, and the answer with its end token.
 
-    A soft target is several answers, each weighted with its probability: the loss is then the cross-entropy with
+    A soft target has several answers, each weighted with its probability. The loss is then the cross-entropy with
     that distribution.
     """
 
@@ -44,17 +44,17 @@ class TrainRow:
 
     @property
     def n_tokens(self) -> int:
-        """Of the prompt and the longest answer."""
+        """The number of tokens of the prompt and the longest answer."""
         return len(self.prompt) + max(len(answer) for answer, _ in self.answers)
 
     @property
     def sequences(self) -> list[tuple[Ids, Ids, float]]:
-        """Prompt, answer and weight of each answer."""
+        """(prompt, answer, weight) for each answer."""
         return [(self.prompt, answer, weight) for answer, weight in self.answers]
 
 
 class Batch(NamedTuple):
-    """Sequences of tokens and what the loss reads of them; loss = sum(weight * nll) / sum(weight)."""
+    """Sequences of tokens, and where the loss reads them; loss = sum(weight * nll) / sum(weight)."""
 
     input_ids: Ints  # (n_sequences, n_tokens)
     position_ids: Ints  # (n_sequences, n_tokens)
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
 
 def padded_batch(rows: Sequence[TrainRow]) -> Batch:
-    """Each answer with its prompt in a sequence of its own, padded at the end with tokens that no other token sees."""
+    """One sequence for each answer, after its prompt, padded at the end with tokens that no other token sees."""
     longest = max(row.n_tokens for row in rows)
     sequences = [sequence for row in rows for sequence in row.sequences]
     input_ids = np.zeros((len(sequences), longest), np.int64)
@@ -79,7 +79,7 @@ def padded_batch(rows: Sequence[TrainRow]) -> Batch:
 
 
 def tree_batch(rows: Sequence[TrainRow]) -> Batch:
-    """All rows in one sequence; a beginning that several rows share stands there once."""
+    """All rows in one sequence, as a prompt tree: what several rows begin with stands there once."""
     nodes: dict[tuple[int, int], int] = {}  # (the token before, token id) -> place in the sequence
     reads: dict[tuple[int, int], float] = {}
     sequences = [sequence for row in rows for sequence in row.sequences]
@@ -91,7 +91,7 @@ def tree_batch(rows: Sequence[TrainRow]) -> Batch:
             place = nodes.setdefault((place, token), len(nodes))
     visible = np.eye(len(nodes), dtype=np.bool_)
     position_ids = np.zeros((1, len(nodes)), np.int64)
-    for (before, _), place in nodes.items():  # a token's place is after that of the one before it
+    for (before, _), place in nodes.items():  # the token before it has an earlier place
         if before >= 0:
             visible[place] |= visible[before]
             position_ids[0, place] = position_ids[0, before] + 1
@@ -100,7 +100,7 @@ def tree_batch(rows: Sequence[TrainRow]) -> Batch:
 
 
 def within_window(batch: Batch, window: int) -> Bools:
-    """What a token of a tree sees in a layer with sliding attention: the last `window` tokens, itself included."""
+    """What each token of a tree sees in a layer with sliding attention: the last `window` tokens, with itself."""
     assert batch.visible is not None
     positions = batch.position_ids[0]
     near: Bools = batch.visible & (positions[:, None] - positions[None, :] < window)

@@ -1,40 +1,41 @@
-"""Checkpoints that can be trusted: one counts when its completion mark is there and every file is what the mark says.
+"""Checkpoints that can be trusted: a checkpoint counts if it has a mark, and every file has the hash in the mark.
 
     checkpoints/checkpoint-40/adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json
     checkpoints/checkpoint-40/complete.json    {"key": "5d1c...", "sha256": {"optimizer.pt": "a3f0...", ...}}
 
-The mark is written last. Its key stands for rows, settings and base weights, so that a checkpoint of another training
-is not used.
+The mark is written last. Its key is a hash of rows, settings and base, so that a checkpoint of another training is not
+used.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError
-from sg_local.files import canonical_json, read_json, sha256_file, write_text
+from sg_local.files import canonical_json, read_json, sha256_file, write_json
 
 MARK = "complete.json"
 MAX_MARK_BYTES = 1 << 20
 
 
 def training_key(parts: Any) -> str:
-    """A name for all that a training depends on; parts is JSON data."""
+    """A hash of all that a training depends on; parts is JSON data."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
 def mark_complete(checkpoint: Path, key: str) -> None:
-    """Writes the mark; call it when everything else is on disk."""
-    write_text(checkpoint / MARK, json.dumps({"key": key, "sha256": _hashes(checkpoint)}, indent=1) + "\n")
+    """Writes the mark. Call it when everything else is on disk."""
+    write_json(checkpoint / MARK, {"key": key, "sha256": _hashes(checkpoint)})
 
 
 def last_complete(directory: Path, key: str) -> Path | None:
-    """The newest checkpoint of this training that is whole, None where there is none."""
-    found = [
+    """The newest complete checkpoint of this training; None if there is none."""
+    checkpoints = [
         path for path in directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()
     ]
-    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+    for path in sorted(
+        checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True
+    ):
         try:
             mark = read_json(path / MARK, MAX_MARK_BYTES)
         except InputError:  # no mark, or half of one: it was being written

@@ -1,9 +1,9 @@
-"""The environment of a training process: the packages it needs, and what is set before the heavy ones are imported.
+"""The environment of a training process: required packages, and variables to set before the heavy imports.
 
     prepare_process(run.file(".work"))        then, and only then: import unsloth, torch, trl
 
-Unsloth writes and imports compiled code, into the working directory unless told otherwise, reports statistics, and
-may look things up on the network; so it works inside the run, offline, and without a report.
+By default, Unsloth writes compiled code into the working directory and imports it, sends statistics, and may use the
+network. Here it works in the run's directory, offline, and sends nothing.
 """
 
 import getpass
@@ -28,7 +28,7 @@ OFFLINE_ENVIRONMENT = {
     "UNSLOTH_LLAMA_CPP_OFFLINE": "1",
     "WANDB_DISABLED": "true",
     "TOKENIZERS_PARALLELISM": "false",
-    # Progress is shown by sg_local itself.
+    # sg_local shows the progress itself.
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -36,7 +36,7 @@ NEEDED = ("torch", "transformers", "peft", "trl", "datasets", "unsloth")
 
 
 def require_trainer(trainer: str) -> None:
-    """`require_training_packages` for a trainer; it says where the other one would do."""
+    """`require_training_packages` for a trainer. If only unsloth is missing, the error says that PEFT works without."""
     require_training_packages(tuple(name for name in NEEDED if name != "unsloth"))
     if trainer == "unsloth" and find_spec("unsloth") is None:
         raise InputError(
@@ -45,9 +45,9 @@ def require_trainer(trainer: str) -> None:
         )
 
 
-def require_training_packages(names: tuple[str, ...]) -> None:
-    """Raises InputError that names what is not installed and how to install it."""
-    missing = [name for name in names if find_spec(name) is None]
+def require_training_packages(packages: tuple[str, ...]) -> None:
+    """Raises InputError with the missing packages and the command that installs them."""
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise InputError(
             f"training needs {', '.join(missing)}, not installed here: `pip install 'sg-local[train]'`, "
@@ -56,13 +56,13 @@ def require_training_packages(names: tuple[str, ...]) -> None:
 
 
 def go_offline() -> None:
-    """Sets OFFLINE_ENVIRONMENT. Call it before the heavy imports, which read it once."""
+    """Sets OFFLINE_ENVIRONMENT. Call it before the heavy imports, which read the variables once."""
     loaded = [name for name in ("unsloth", "transformers", "trl") if name in sys.modules]
     if loaded and not OFFLINE_ENVIRONMENT.items() <= os.environ.items():
         raise RuntimeError(f"the offline environment was set after the import of {', '.join(loaded)}")
     os.environ.update(OFFLINE_ENVIRONMENT)
     _name_a_home()
-    # bitsandbytes offers to fetch faster kernels from a hub; we do not.
+    # bitsandbytes advises to download faster kernels from a hub; nothing is downloaded here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
@@ -77,15 +77,15 @@ def _name_a_home() -> None:
 
 
 def prepare_process(work_dir: Path, *, on_gpu: bool = False) -> None:
-    """Goes offline and moves into work_dir, which is made if need be. Call it before the heavy imports.
+    """Goes offline and changes to work_dir, which is made if it is missing. Call it before the heavy imports.
 
-    on_gpu: this machine has a card, and training on the CPU in its place would be a mistake.
+    on_gpu: this machine has a card, so Unsloth must not train on the CPU instead.
     """
     go_offline()
     if on_gpu:
         os.environ["UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
     work_dir.mkdir(parents=True, exist_ok=True)
-    # One GPU: with several, the trainer would spread a batch over copies of the model. The user's choice holds.
+    # One GPU: with several, the trainer would spread a batch over copies of the model. The user's choice is kept.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(work_dir.resolve() / "unsloth_compiled_cache")
     os.chdir(work_dir)

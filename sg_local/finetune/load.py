@@ -1,9 +1,10 @@
-"""The dequantized weights as a torch model with a LoRA adapter on it, through Unsloth or through PEFT alone.
+"""Loads the base's weights as a torch model with a new LoRA adapter, with Unsloth or with PEFT alone.
 
     load_with_lora(weights_dir, tokenizer_dir, settings, 512) -> (PeftModel, tokenizer)
 
-Unsloth is faster and smaller on NVIDIA, AMD and Intel GPUs; PEFT runs wherever torch does. Both give the same adapter
-files. Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314) for load_in_4bit: NF4 with double quantization.
+Unsloth is faster and needs less memory on NVIDIA, AMD and Intel GPUs; PEFT runs wherever torch does. Both write the
+same adapter files. Sources: LoRA (arXiv 2106.09685); for load_in_4bit QLoRA (arXiv 2305.14314), NF4 with double
+quantization.
 """
 
 import json
@@ -17,7 +18,7 @@ from sg_local.settings import TrainSettings
 
 
 def has_bfloat16() -> bool:
-    """Whether the GPU computes in bfloat16 by itself; older ones emulate it, slowly."""
+    """Whether the GPU has bfloat16. Older GPUs emulate it, which is slow."""
     import torch
 
     return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
@@ -32,8 +33,8 @@ def load_with_lora(
 ) -> tuple[Any, Any]:
     """The model with a new adapter, and a stand-in tokenizer, which is written into the current directory.
 
-    target_modules: names of the matrices that get LoRA; max_tokens: of the longest sequence of a batch. Call
-    `prepare_process` first.
+    target_modules: names of the matrices that get LoRA; max_tokens: length of the longest sequence in a batch.
+    Call `prepare_process` first.
     """
     if settings.trainer == "unsloth":
         return _load_with_unsloth(weights_dir, vocabulary, target_modules, settings, max_tokens)
@@ -58,8 +59,8 @@ def _load_with_unsloth(
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(weights_dir),
         tokenizer_name="tokenizer",
-        # Beyond its context Unsloth would stretch a model's positions (RoPE scaling), which no program that serves it
-        # does. A batch may be longer: its positions restart with every row.
+        # For more than the model's context Unsloth would scale its positions (RoPE), which no program that serves it
+        # does. A batch may be longer than that: its positions restart with every row.
         max_seq_length=min(max_tokens, trained_for),
         dtype=None if has_gpu else torch.float32,
         load_in_4bit=settings.load_in_4bit,
@@ -80,7 +81,7 @@ def _load_with_unsloth(
 
 
 def require_card(card: str, trainer: str) -> None:
-    """Raises InputError where torch cannot use the card of this machine: training would go on, many times slower."""
+    """Raises InputError if torch cannot use the card of this machine: the CPU would be many times slower."""
     if not card:
         return
     reason = ""
@@ -102,7 +103,7 @@ def require_card(card: str, trainer: str) -> None:
 
 
 def require_same_positions(model: Any, weights_dir: Path) -> None:
-    """Raises SgLocalError where the loaded model turns positions otherwise than the base's configuration says."""
+    """Raises SgLocalError if the loaded model's rotary positions are not those of the base's configuration."""
     expected = _base_config(weights_dir).get("rope_parameters") or {}
     config = model.get_base_model().config
     loaded = getattr(config, "rope_parameters", None) or {}
@@ -114,10 +115,10 @@ def require_same_positions(model: Any, weights_dir: Path) -> None:
     if loaded.get("factor", 1.0) != expected.get("factor", 1.0):
         changed["factor"] = (expected.get("factor", 1.0), loaded["factor"])
     if changed:
-        told = ", ".join(f"{key} is {now!r} and not {before!r}" for key, (before, now) in changed.items())
+        changes = ", ".join(f"{key} is {now!r} and not {before!r}" for key, (before, now) in changed.items())
         raise SgLocalError(
-            f"the trainer changed the model's rotary positions ({told}): nothing was trained; take --trainer peft, and "
-            "please report it"
+            f"the trainer changed the model's rotary positions ({changes}): nothing was trained; take --trainer peft, "
+            "and please report it"
         )
 
 
@@ -151,7 +152,7 @@ def _load_with_peft(
         str(weights_dir),
         dtype=dtype,
         quantization_config=quantization,
-        attn_implementation="sdpa",  # it takes any mask; a flash kernel would ignore a tree's
+        attn_implementation="sdpa",  # it takes any mask; a flash kernel would ignore that of a tree
         device_map={"": 0} if has_gpu else None,
         local_files_only=True,
         use_safetensors=True,

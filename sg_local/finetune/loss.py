@@ -1,9 +1,9 @@
-"""The loss of a batch, read only where a token of an answer is predicted; the same for padded batches and trees.
+"""The loss of a batch, over the tokens of the answers only; the same for padded batches and prompt trees.
 
     batch_loss(model, tensors(batch, model.config, "cpu")) -> 0.7050, differentiable
 
-The logits of the prompt's tokens are never computed: with a vocabulary of 49,152 they would take most of the memory
-that training a small model needs.
+Logits of prompt tokens are never computed. With a vocabulary of 49,152, they would take most of the memory that the
+training of a small model needs.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from typing import Any
 
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch, within_window
 
-# Relative differences between a tree and the padded batch that rounding explains: measured 3e-6 in float32. With an
-# ignored mask they are about 1.
+# Relative differences between tree and padded batch that rounding explains: measured 3e-6 in float32. They are about 1
+# if the mask is ignored.
 MAX_DIFFERENCE_FLOAT32 = 1e-3
 MAX_DIFFERENCE_16_BIT = 5e-2
 
 
 @dataclass(frozen=True)
 class TreeCheck:
-    """One batch computed both ways; relative differences."""
+    """A batch computed as a tree and padded, with the relative differences."""
 
     loss: float
     loss_difference: float
@@ -36,20 +36,20 @@ def tensors(batch: Batch, config: Any) -> dict[str, Any]:
     """The batch as torch tensors, with the attention masks that a model of this configuration takes."""
     import torch
 
-    found: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         name: torch.from_numpy(getattr(batch, name))
         for name in ("input_ids", "position_ids", "sources", "targets", "weights")
     }
-    if batch.visible is None:  # a plain causal batch, whose padding comes last and is never read
-        return found
+    if batch.visible is None:  # a padded batch needs no mask: the padding comes last and is never read
+        return inputs
     full = torch.from_numpy(batch.visible)[None, None]
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None) or []
     if window is None or (layer_types and "sliding_attention" not in layer_types):
-        return found | {"attention_mask": full}
+        return inputs | {"attention_mask": full}
     near = torch.from_numpy(within_window(batch, window))[None, None]
     by_type = {"full_attention": full, "sliding_attention": near}
-    return found | {"attention_mask": by_type if layer_types else near}
+    return inputs | {"attention_mask": by_type if layer_types else near}
 
 
 def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
@@ -60,8 +60,8 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     decoder = getattr(causal, causal.base_model_prefix)
     mask = inputs.get("attention_mask")
     if type(decoder).forward.__module__.startswith("unsloth."):
-        # Unless told so, Unsloth's own forward (on GPUs) cuts a batch at the model's context and leaves masks out of
-        # training. It takes a mask that is added to the scores: 0 is visible.
+        # Without these two, Unsloth's forward (on GPUs) cuts a batch at the model's context and ignores masks in
+        # training. Its masks are added to the scores: 0 is visible.
         decoder._unsloth_allow_packed_overlength = True
         decoder._unsloth_keep_padding_mask = True
         if isinstance(mask, torch.Tensor):
@@ -80,9 +80,9 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any) -> TreeCheck:
-    """Loss and gradient of the rows as a tree, against each row on its own, which takes less memory than padded.
+    """Loss and gradient of the rows as a tree, compared with those of each row alone (less memory than padding).
 
-    to_loss: Batch -> loss, as the trainer computes it. Leaves the model without gradients.
+    to_loss: Batch -> loss, as the trainer computes it. Afterwards the model has no gradients.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""Logits of the trained model in torch: the reference that an exported file is compared with.
+"""Logits of the trained model in torch, with which an exported file is compared.
 
     reference_logits(weights_dir, adapter_dir, [((1, 9690, ...), 45)])  -> [array (n_tokens - 45, n_vocab)]
 
-Plain transformers and PEFT on the CPU, without Unsloth: a second implementation reads the adapter back from disk.
-Weights stay in 16 bits, as they are on disk; a layer's weights are float32 only while it computes. So a 7B model takes
+Transformers and PEFT compute them on the CPU, without Unsloth: a second implementation, which reads the adapter from
+disk. Weights stay in 16 bits, as on disk; those of a layer are float32 only while it computes. So a 7B model needs
 14 GB and not 28.
 """
 
@@ -15,13 +15,13 @@ import numpy as np
 
 from sg_local.finetune.environment import go_offline
 
-MAX_TOKENS_AT_ONCE = 4096  # in a batch; a layer is made float32 once for each
+MAX_TOKENS_AT_ONCE = 4096  # in a batch; each layer is converted to float32 once per batch
 
 
 def reference_logits(
     weights_dir: Path, adapter_dir: Path | None, sequences: Sequence[tuple[tuple[int, ...], int]]
 ) -> list["np.ndarray[Any, np.dtype[np.float32]]"]:
-    """Logits from a first position on, for each (token ids, first position); adapter_dir None is the base alone."""
+    """Logits of each (token ids, first position) from that position on; adapter_dir None: of the base."""
     go_offline()
     import torch
     from transformers import AutoModelForCausalLM
@@ -38,22 +38,22 @@ def reference_logits(
         model = PeftModel.from_pretrained(model, str(adapter_dir), local_files_only=True)
     model.eval()
     decoder = getattr(causal, causal.base_model_prefix)
-    found = []
+    logits = []
     with torch.no_grad():
         for part in _parts(sequences):
             longest = max(len(tokens) for tokens, _ in part)
-            # Padded at the end, where no token of the row looks.
+            # Padded at the end, where no token of the row sees it.
             ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             for row, (tokens, first) in zip(hidden, part, strict=True):
-                found.append(causal.get_output_embeddings()(row[first : len(tokens)]).numpy())
-    return found
+                logits.append(causal.get_output_embeddings()(row[first : len(tokens)]).numpy())
+    return logits
 
 
 def _parts(
     sequences: Sequence[tuple[tuple[int, ...], int]],
 ) -> Iterator[list[tuple[tuple[int, ...], int]]]:
-    """The sequences in their order, as many at once as MAX_TOKENS_AT_ONCE allows."""
+    """The sequences in their order, in parts of up to MAX_TOKENS_AT_ONCE tokens."""
     part: list[tuple[tuple[int, ...], int]] = []
     for sequence in sequences:
         longest = max(len(tokens) for tokens, _ in [*part, sequence])
@@ -66,7 +66,7 @@ def _parts(
 
 
 def _restore_float32(model: Any, weights_dir: Path) -> None:
-    """Gives the model what its files hold in float32: norms, biases, and matrices that float16 cannot hold."""
+    """Loads in float32 what the files hold in float32: norms, biases, and matrices that float16 cannot hold."""
     from safetensors import safe_open
 
     parameters = dict(model.named_parameters())
@@ -78,7 +78,7 @@ def _restore_float32(model: Any, weights_dir: Path) -> None:
 
 
 def _compute_in_float32(model: Any) -> None:
-    """Makes each layer, the embedding and the output matrix float32 only while it is called, one at a time."""
+    """Makes layers, embedding and output matrix compute in float32: each is converted only while it is called."""
     narrow: dict[Any, Any] = {}
 
     def widen(module: Any, *_: Any) -> None:

@@ -1,10 +1,10 @@
-"""Rows of token ids to a LoRA adapter, in TRL's SFTTrainer with a loss of our own (loss.py).
+"""Trains a LoRA adapter on rows of token ids, with TRL's SFTTrainer and the loss of loss.py.
 
     TrainRow(prompt=(1, 9690, ...), answer=(6827, 2))   loss on the answer and its end token only
     -> adapter/adapter_config.json, adapter/adapter_model.safetensors
 
-No tokenizer takes part: the ids are llama.cpp's. The rows of a batch are packed as a tree (batches.py) where the first
-batch shows that the model computes the same with it. Settings that differ from TRL's defaults are named below.
+No tokenizer takes part: the ids are llama.cpp's. The rows of a batch are packed as a prompt tree (batches.py) if the
+model computes the same with it for the first batch.
 """
 
 import json
@@ -26,7 +26,7 @@ from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.progress import say
 from sg_local.settings import TrainSettings
 
-N_CHECKPOINTS = 2  # kept at most: the newer one may be half-written when the process is killed
+N_CHECKPOINTS = 2  # to keep: the newer one may be half-written when the process is killed
 
 
 def train_adapter(
@@ -42,20 +42,20 @@ def train_adapter(
     *,
     card: str = "",
 ) -> dict[str, object]:
-    """Trains on the rows and saves the adapter into adapter_dir; call `prepare_process` first.
+    """Trains on the rows and saves the adapter in adapter_dir. Call `prepare_process` first.
 
-    Works in the current directory, which `prepare_process` made. Goes on from a whole checkpoint of the same training
-    (rows, settings, `base`: a hash of the base model) if checkpoints_dir has one.
+    Works in the current directory, which `prepare_process` made. If checkpoints_dir has a complete checkpoint of the
+    same training (rows, settings, `base`: the base's hash), it goes on from there.
 
     on_step gets the number of optimizer steps since its last call. card is the name of the card that the training
-    should use, "" for none. Returns loss by step, token counts and whether trees were used. Raises InputError when the
-    training diverged (a loss that is no number).
+    should use, "" for none. Returns steps, losses, token counts, and whether trees were used. Raises InputError if the
+    training diverged (a loss is NaN).
     """
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)
     longest = max(row.n_tokens for row in rows)
-    with _quiet(), memory_told(settings):
-        # First of all: it imports Unsloth, which patches what is imported after it.
+    with _quiet(), memory_error_explained(settings):
+        # This comes first: it imports Unsloth, which patches what is imported later.
         require_card(card, settings.trainer)
         model, tokenizer = load_with_lora(
             weights_dir, vocabulary, target_modules, settings, longest * settings.batch_size
@@ -63,7 +63,7 @@ def train_adapter(
         require_same_positions(model, weights_dir)
 
         import torch
-        from transformers import PrinterCallback, TrainerCallback
+        from transformers import PrinterCallback
 
         if settings.n_threads > 0:
             torch.set_num_threads(settings.n_threads)
@@ -72,28 +72,11 @@ def train_adapter(
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
         how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
 
-    class Report(TrainerCallback):  # type: ignore[misc]
-        """Tells the steps, and saves a checkpoint now and then."""
-
-        def __init__(self) -> None:
-            self.saved_at = time.monotonic()
-            self.steps = 0
-
-        def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
-            on_step(state.global_step - self.steps)  # more than one after a checkpoint
-            self.steps = state.global_step
-            if time.monotonic() - self.saved_at >= settings.checkpoint_seconds:
-                control.should_save = state.global_step < state.max_steps
-
-        def on_save(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
-            mark_complete(checkpoints_dir / f"checkpoint-{state.global_step}", key)
-            self.saved_at = time.monotonic()
-
-    trainer.add_callback(Report())
+    trainer.add_callback(_step_reporter(checkpoints_dir, key, settings, on_step))
     checkpoint = last_complete(checkpoints_dir, key)
     if checkpoint:
         say(f"train: going on from {checkpoint.name}")
-    with _quiet(), memory_told(settings):
+    with _quiet(), memory_error_explained(settings):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
     if any(loss != loss for loss in losses):
@@ -114,10 +97,34 @@ def train_adapter(
     }
 
 
+def _step_reporter(
+    checkpoints_dir: Path, key: str, settings: TrainSettings, on_step: Callable[[int], None]
+) -> Any:
+    """A callback for the trainer that reports steps, and saves a checkpoint every `checkpoint_seconds`."""
+    from transformers import TrainerCallback
+
+    class StepReporter(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.saved_at = time.monotonic()
+            self.steps = 0
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            on_step(state.global_step - self.steps)  # more than one after a checkpoint
+            self.steps = state.global_step
+            if time.monotonic() - self.saved_at >= settings.checkpoint_seconds:
+                control.should_save = state.global_step < state.max_steps
+
+        def on_save(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+            mark_complete(checkpoints_dir / f"checkpoint-{state.global_step}", key)
+            self.saved_at = time.monotonic()
+
+    return StepReporter()
+
+
 def row_trainer(
     model: Any, tokenizer: Any, rows: Sequence[TrainRow], checkpoints_dir: Path, settings: TrainSettings
 ) -> Any:
-    """TRL's SFTTrainer on rows of token ids; its `to_batch` decides the shape of a batch: padded or a tree."""
+    """TRL's SFTTrainer on rows of token ids; its `to_batch` makes a batch of rows, padded or a tree."""
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -131,7 +138,7 @@ def row_trainer(
                 return batch_loss(self.accelerator.unwrap_model(model), inputs)
 
         def loss_of(self, batch: Batch) -> Any:
-            """The same of a batch that the trainer did not collate."""
+            """The loss of a batch that the trainer did not collate."""
             with self.accelerator.autocast():
                 inputs = self._prepare_inputs(tensors(batch, self.model.config))
                 return batch_loss(self.accelerator.unwrap_model(self.model), inputs)
@@ -143,7 +150,7 @@ def row_trainer(
 
     has_gpu = torch.cuda.is_available()
     use_bf16 = has_bfloat16()
-    # The rows themselves stay here; TRL asks for ids and labels.
+    # TRL wants ids and labels; `collate` reads the rows.
     dataset = Dataset.from_list(
         [
             {"row": index, "input_ids": [*row.prompt, *row.answer], "labels": [*row.prompt, *row.answer]}
@@ -167,7 +174,7 @@ def row_trainer(
         fp16=has_gpu and not use_bf16,
         gradient_checkpointing=False,  # set when the model was loaded
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show the last good loss in the place of NaN
+        logging_nan_inf_filter=False,  # it would report the last good loss instead of NaN
         dataloader_pin_memory=has_gpu,
         save_strategy="no",
         save_total_limit=N_CHECKPOINTS,
@@ -188,7 +195,7 @@ def row_trainer(
 
 
 def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, object]:
-    """Trees if the first rows give the same loss and gradient as padded ones; else padded, grouped by length."""
+    """Trees, if the first rows have the same loss and gradient as when padded; else padded rows, grouped by length."""
     import torch
 
     reason = None
@@ -199,13 +206,13 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
     else:
         model = trainer.model.train()
         if hasattr(model, "for_training"):
-            # Unsloth's trainer leaves the model as for inference, without checkpointing: much more memory.
+            # Unsloth's trainer leaves the model in inference mode, without gradient checkpointing: much more memory.
             model.for_training()
         try:
             check = check_tree(model, rows, trainer.loss_of)
-        except torch.OutOfMemoryError:  # no matter of trees; the training would end in it too
+        except torch.OutOfMemoryError:  # not the tree's fault: the training would run out of memory too
             raise
-        except RuntimeError as error:  # torch's own; a kernel that cannot take the mask
+        except RuntimeError as error:  # from torch: a kernel that cannot take the mask
             reason = f"this model cannot be computed with a tree ({str(error).splitlines()[0]:.200})"
         else:
             if check.is_equal:
@@ -225,20 +232,18 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
 
 
 def _clean_config(path: Path) -> None:
-    """Takes the machine's path out of an adapter's configuration."""
+    """Removes this machine's path from an adapter's configuration."""
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = None
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 @contextmanager
-def memory_told(settings: TrainSettings) -> Iterator[None]:
-    """Turns torch's word that memory ran out into ours, with what would make the training smaller."""
+def memory_error_explained(settings: TrainSettings) -> Iterator[None]:
+    """Turns torch's out-of-memory error into an SgLocalError that says which options need less memory."""
     try:
         yield
-    except (
-        RuntimeError
-    ) as error:  # torch's OutOfMemoryError is one, and so is what the CPU's allocator raises
+    except RuntimeError as error:  # both torch's OutOfMemoryError and the error of the CPU's allocator
         text = str(error)
         if "out of memory" not in text and "not enough memory" not in text:
             raise
@@ -255,6 +260,6 @@ def memory_told(settings: TrainSettings) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Any:
-    """Sends what the training packages print to stderr, so that stdout holds data only."""
+    """Sends the output of the training packages to stderr, so that stdout holds data only."""
     with redirect_stdout(sys.stderr):
         yield

@@ -1,11 +1,11 @@
-"""The weights of a GGUF as a Hugging Face checkpoint, so that what is trained is what is served.
+"""Writes the weights of a GGUF as a Hugging Face checkpoint, so that training starts from the served weights.
 
     SmolLM2-135M-Instruct.Q4_1.gguf, 98 MB → model-00001-of-00001.safetensors (float16, 269 MB),
     model.safetensors.index.json, config.json {"model_type": "llama", "hidden_size": 576, ...}
 
-Format: what transformers 5.17's from_pretrained reads; config.json is made in hf_config.py. Values are llama.cpp's
-dequantized ones, rounded to float16 as llama.cpp rounds them when it requantizes to F16; vectors stay float32 as there.
-Not done here: the tokenizer. Rows are tokenized by llama.cpp.
+Format: what transformers 5.17's from_pretrained reads; hf_config.py makes config.json. The values are those that
+llama.cpp dequantizes, rounded to float16 as llama.cpp rounds them when it converts to F16; vectors stay float32 as
+there. Not done here: the tokenizer. Rows are tokenized by llama.cpp.
 """
 
 import json
@@ -39,10 +39,10 @@ FLOAT16_MIN_NORMAL = 2.0**-14
 def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
     """Writes the dequantized weights of a GGUF model as a checkpoint directory for AutoModelForCausalLM.
 
-    Shards of at most 1 GiB, or one larger tensor; one shard is in memory at a time. Matrices are float16, or
-    float32 where float16 would lose more than its rounding: a value over 65504, or a BF16 tensor with values
-    under float16's normal range. The directory is written as `.<name>.partial` beside `out_dir` and renamed
-    at the end; what a killed call left there is replaced, so one process at a time may write an `out_dir`.
+    A shard has at most 1 GiB, or one larger tensor; one shard is in memory at a time. Matrices are float16, or
+    float32 if float16 would lose more than its rounding: a value over 65504, or a BF16 tensor with values under
+    float16's normal range. The directory is written as `.<name>.partial` beside `out_dir` and renamed at the
+    end. A partial directory of a killed call is replaced, so only one process at a time may write an `out_dir`.
 
     Raises:
         InputError: the file is no model of a supported architecture, transformers cannot express it (all reasons,
@@ -82,10 +82,10 @@ def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
 
 
 def link_base_weights(gguf_path: Path, weights_dir: Path, out_dir: Path) -> None:
-    """Makes a checkpoint directory of the safetensors in weights_dir and the GGUF's own configuration.
+    """Makes a checkpoint directory of the safetensors in weights_dir and the configuration in the GGUF.
 
-    The files are linked, not copied. What weights_dir says about rope scaling or attention windows does not count:
-    llama.cpp, which serves the model, goes by the GGUF. Call `check_base_weights` before.
+    The files are linked, not copied. Rope scaling and attention windows come from the GGUF, not from weights_dir:
+    llama.cpp, which serves the model, reads them there. Call `check_base_weights` before.
     """
     header = read_model_header(gguf_path)
     faults = Faults()
@@ -157,10 +157,10 @@ def _write_shards(header: GgufHeader, expected: dict[str, ModelTensor], director
     write_shard()
 
     weight_map: dict[str, str] = {}
-    for index, (path, names) in enumerate(shards, start=1):
+    for index, (path, tensor_names) in enumerate(shards, start=1):
         final = path.with_name(f"model-{index:05}-of-{len(shards):05}.safetensors")
         path.rename(final)
-        weight_map |= dict.fromkeys(names, final.name)
+        weight_map |= dict.fromkeys(tensor_names, final.name)
     index_json = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     write_text(directory / "model.safetensors.index.json", json.dumps(index_json, indent=2) + "\n")
 
@@ -178,7 +178,7 @@ def _weights(header: GgufHeader, tensor: TensorInfo, wanted: ModelTensor) -> npt
     matrix: npt.NDArray[Any] = np.empty(wanted.shape, np.float16)
     for start, block in row_blocks(header, tensor):
         if matrix.dtype == np.float16 and not _fits_float16(block, tensor.type_name):
-            # Rare, so the rows before are read again rather than kept in float32.
+            # This is rare, so earlier rows are read again and not kept in float32.
             matrix = np.empty(wanted.shape, np.float32)
             for first, earlier in row_blocks(header, tensor):
                 matrix[order[first : first + len(earlier)]] = earlier

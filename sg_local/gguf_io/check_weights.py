@@ -1,10 +1,10 @@
-"""Are the 16-bit weights in a directory those that a GGUF was made from? Compared tensor by tensor.
+"""Checks, tensor by tensor, that a GGUF was made from the 16-bit weights in a directory.
 
     blk.0.attn_q.weight, Q4_K, and model.layers.0.self_attn.q_proj.weight, bfloat16
     → relative RMS difference 0.073 of at most 0.18: it fits. Another model's: 1.41
 
 Format: https://github.com/huggingface/safetensors, one file or shards with an index. A block of rows is in memory at a
-time. Pickles, remote code and weights that are quantized themselves are refused.
+time. Pickles, remote code and quantized weights are refused.
 Not done here: the rest of config.json. hf_config.py makes one from the GGUF.
 """
 
@@ -31,7 +31,7 @@ from sg_local.gguf_io.tensors import (
 MAX_JSON_BYTES = 64 * 1024**2
 
 # Root mean square of the rounding, relative to that of the weights: normal random numbers, llama.cpp's quantization
-# (tests/model/test_quantized_weights.py measures them). Types that lose more than these tell no model from another.
+# (tests/model/test_quantized_weights.py measures them). With types that lose more, models cannot be told apart.
 RELATIVE_ERRORS = {
     "F32": 0.0,
     "F16": 0.00021,
@@ -55,14 +55,14 @@ RELATIVE_ERRORS = {
     "IQ2_XS": 0.3001,
     "IQ2_XXS": 0.3438,
 }
-# A block whose largest weight outweighs all others loses most: Q8_0 √(32/12)/127 = 0.013, Q4_0 √(32/12)/8 = 0.20, up to
-# 2.4 times what normal numbers lose (measured in Gemma 3: 1.8). Another model of the same shapes differs by √2.
+# A block loses most if one weight is far larger than the others: Q8_0 √(32/12)/127 = 0.013, Q4_0 √(32/12)/8 = 0.20; up
+# to 2.4 times what normal numbers lose (measured in Gemma 3: 1.8). Another model of the same shapes differs by √2.
 MARGIN = 2.5
 _ARITHMETIC = 1e-6  # adding 1 to a norm in float32
 
 _DTYPES = ("F32", "F16", "BF16")
-_REMEDY = "give the weights that this GGUF was made from, or leave them out: the GGUF's own serve too"
-# keys of config.json that the tensors' shapes do not settle, or that tell best what is wrong
+_REMEDY = "give the weights that this GGUF was made from, or leave out --base-weights"
+# keys of config.json that do not follow from the shapes of the tensors, or that make the clearest error
 _SAME_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -78,8 +78,8 @@ _SAME_KEYS = (
 def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     """Checks that a directory of safetensors holds the weights that the GGUF was made from.
 
-    The difference of each tensor must be one that the rounding to the GGUF's type explains, so a coarse GGUF can
-    be told from another model, but not from a model that was finetuned a little.
+    Each tensor may differ by no more than the rounding to the GGUF's type. So the weights of another model are
+    refused, but with a coarse GGUF, not those of a slightly finetuned one.
 
     Raises InputError, with all faults: the directory or a file cannot be read, config.json names another model or
     remote code, the weights are pickles, a tensor is missing, has no counterpart, has another shape or other values.
@@ -95,23 +95,25 @@ def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     _compare_config(weights_dir / "config.json", config, wanted, bool(is_tied), header, faults)
     faults.raise_any()
 
-    stored = _stored_tensors(weights_dir)
+    stored_by_name = _stored_tensors(weights_dir)
     pairs = _pairs(header, model_tensors(header, dimensions), bool(is_tied), faults)
-    for name in sorted(stored.keys() - {name for _, _, name in pairs}):
-        # A buffer of old checkpoints, and a copy that some tied ones keep: transformers reads neither.
+    for name in sorted(stored_by_name.keys() - {name for _, _, name in pairs}):
+        # Old checkpoints hold this buffer, and some tied ones this copy; transformers reads neither.
         if not name.endswith(".rotary_emb.inv_freq") and not (name == "lm_head.weight" and is_tied):
             faults.add(
                 f"{weights_dir}: tensor {name!r:.120} has no counterpart in {gguf_path.name}; {_REMEDY}"
             )
     for tensor, model_tensor, name in pairs:
-        _check_kind(weights_dir, stored.get(name), tensor, model_tensor, name, faults)
+        _check_kind(weights_dir, stored_by_name.get(name), tensor, model_tensor, name, faults)
     faults.raise_any()
 
     for tensor, model_tensor, name in pairs:
-        found = stored[name]
-        bound = MARGIN * (RELATIVE_ERRORS[tensor.type_name] + RELATIVE_ERRORS[found.dtype]) + _ARITHMETIC
-        difference = _relative_difference(header, tensor, model_tensor, found)
-        if not difference <= bound:  # NaN is no fit either
+        stored_tensor = stored_by_name[name]
+        bound = (
+            MARGIN * (RELATIVE_ERRORS[tensor.type_name] + RELATIVE_ERRORS[stored_tensor.dtype]) + _ARITHMETIC
+        )
+        difference = _relative_difference(header, tensor, model_tensor, stored_tensor)
+        if not difference <= bound:  # also if it is NaN
             faults.add(
                 f"{weights_dir}: tensor {name} differs from {tensor.name} of {gguf_path.name} by {difference:.3g} "
                 f"(relative RMS), and {tensor.type_name} explains {bound:.2g}; {_REMEDY}"
@@ -179,7 +181,7 @@ def _compare_config(
 
 
 def _same_number(one: object, other: object) -> bool:
-    """Whether both are numbers, and equal but for the rounding of a float32."""
+    """Whether both are numbers that are equal, apart from the rounding of a float32."""
     if isinstance(one, int | float) and isinstance(other, int | float):
         return bool(np.isclose(one, other, rtol=1e-6, atol=0))
     return False
@@ -198,7 +200,7 @@ def _theta(config: Mapping[str, object], default: object) -> object:
 def _pairs(
     header: GgufHeader, expected: dict[str, ModelTensor], is_tied: bool, faults: Faults
 ) -> list[tuple[TensorInfo, ModelTensor, str]]:
-    """Each tensor of the GGUF that Hugging Face has too, and its name there."""
+    """Each tensor of the GGUF that Hugging Face has too, with its name there."""
     pairs = []
     for tensor in header.tensors:
         model_tensor = expected.get(tensor.name)
@@ -215,7 +217,7 @@ def _pairs(
 
 
 def _stored_tensors(weights_dir: Path) -> dict[str, StoredTensor]:
-    """Name → where it is, for all tensors that transformers would read from the directory."""
+    """Name → stored tensor, for all tensors that transformers would read from the directory."""
     single, index = weights_dir / "model.safetensors", weights_dir / "model.safetensors.index.json"
     if single.exists():
         return stored_tensors(single)
@@ -237,7 +239,7 @@ def _stored_tensors(weights_dir: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{index} has no weight_map of names: get another copy")
     shards: dict[str, dict[str, StoredTensor]] = {}
     for file in sorted(set(weight_map.values())):
-        # A shard stands beside its index, wherever the index says it does.
+        # A shard has to stand beside its index, whatever the index says.
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise InputError(f"{index} names {file!r:.80}, no safetensors file of this directory")
         shards[file] = stored_tensors(weights_dir / file)
@@ -251,7 +253,7 @@ def _stored_tensors(weights_dir: Path) -> dict[str, StoredTensor]:
 
 def _check_kind(
     weights_dir: Path,
-    found: StoredTensor | None,
+    stored_tensor: StoredTensor | None,
     tensor: TensorInfo,
     model_tensor: ModelTensor,
     name: str,
@@ -262,24 +264,24 @@ def _check_kind(
             f"{tensor.name} is of type {tensor.type_name}, with which no weights can be compared; leave "
             "the weights out, or give a finer quantization of the model"
         )
-    elif found is None:
+    elif stored_tensor is None:
         faults.add(f"{weights_dir}: tensor {name} is missing; {_REMEDY}")
-    elif found.dtype not in _DTYPES:
-        faults.add(f"{weights_dir}: tensor {name} is of type {found.dtype}; give 16-bit weights")
-    elif not found.shape == model_tensor.shape == tensor.shape[::-1]:
+    elif stored_tensor.dtype not in _DTYPES:
+        faults.add(f"{weights_dir}: tensor {name} is of type {stored_tensor.dtype}; give 16-bit weights")
+    elif not stored_tensor.shape == model_tensor.shape == tensor.shape[::-1]:
         faults.add(
-            f"{weights_dir}: tensor {name} has the shape {found.shape}, and {tensor.name} of the GGUF has "
+            f"{weights_dir}: tensor {name} has the shape {stored_tensor.shape}, and {tensor.name} of the GGUF has "
             f"{tensor.shape[::-1]}; {_REMEDY}"
         )
 
 
 def _relative_difference(
-    header: GgufHeader, tensor: TensorInfo, model_tensor: ModelTensor, found: StoredTensor
+    header: GgufHeader, tensor: TensorInfo, model_tensor: ModelTensor, stored_tensor: StoredTensor
 ) -> float:
     """Root mean square of the difference, relative to that of the 16-bit tensor."""
     squares = difference = 0.0
     with np.errstate(invalid="ignore"):  # NaN and infinite values end as NaN
-        for values, block in _blocks(header, tensor, model_tensor, found):
+        for values, block in _blocks(header, tensor, model_tensor, stored_tensor):
             squares += float(np.square(values, dtype=np.float64).sum())
             difference += float(np.square(values - block, dtype=np.float64).sum())
     if squares == 0:
@@ -288,16 +290,16 @@ def _relative_difference(
 
 
 def _blocks(
-    header: GgufHeader, tensor: TensorInfo, model_tensor: ModelTensor, found: StoredTensor
+    header: GgufHeader, tensor: TensorInfo, model_tensor: ModelTensor, stored_tensor: StoredTensor
 ) -> Iterator[tuple[Floats, Floats]]:
-    """The same rows of the 16-bit tensor, as the GGUF would have them, and of the GGUF's."""
-    is_vector = len(found.shape) == 1
-    order = rope_row_order(found.shape[0], model_tensor.n_heads)
+    """The same rows of both tensors, block by block: the 16-bit one in the GGUF's row order, and the GGUF's."""
+    is_vector = len(stored_tensor.shape) == 1
+    order = rope_row_order(stored_tensor.shape[0], model_tensor.n_heads)
     for start, block in row_blocks(header, tensor):
         if is_vector:
-            values = found.values()[order][np.newaxis]
+            values = stored_tensor.values()[order][np.newaxis]
         else:
             rows = order[start : start + len(block)]
             first = int(rows.min())  # permuted rows stay within their head
-            values = found.rows(first, int(rows.max()) + 1 - first)[rows - first]
+            values = stored_tensor.rows(first, int(rows.max()) + 1 - first)[rows - first]
         yield (values + 1 if model_tensor.plus_one else values), block

@@ -1,12 +1,12 @@
-"""A short name for the weights in one GGUF file, so that an adapter is not put on another base by mistake.
+"""A fingerprint of the weights in a GGUF file, so that no adapter is put on another base by mistake.
 
     SmolLM2-135M-Instruct.Q4_1.gguf → "b59ddca9…", 64 hex digits; its Q8_0 or a finetuned copy → others
 
 SHA-256 over: the architecture; all metadata of the architecture (`llama.*`: dimensions, rope, context); the
 SHA-256 of the vocabulary; and for each tensor, by name, its shape, type and first 4 KiB of raw bytes. Names,
-licences, chat template, other tokenizer settings and the order and offsets of tensors do not count. Every
-tensor gives bytes: a sample at even steps could meet the same one of a layer's tensors in every layer.
-It finds mistakes, not forgeries: a tensor changed after its first 4 KiB alone goes unseen.
+licences, chat template, other tokenizer settings and the order and offsets of tensors do not count. Bytes of every
+tensor count, since samples at even steps of the file could hit the same tensor in every layer.
+It finds mistakes, not forgeries: a change after the first 4 KiB of a tensor is not seen.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SAMPLE_BYTES = 4096
 def fingerprint(path: Path) -> str:
     """The fingerprint of a GGUF model, 64 hexadecimal digits.
 
-    Raises InputError where the file is no model that can be read.
+    Raises InputError if the file is no readable model.
     """
     header = read_model_header(path)
     prefix = f"{header.architecture}."

@@ -1,18 +1,17 @@
-"""Add a small change to weights that lie on a quantization grid, without losing it and without a new grid.
+"""Adds a small change to quantized weights without losing it, on the quantization grid that they have.
 
     Q4_1 block: value = d · q + m, q in 0..15, and a change of 0.01 d for each of its 32 values
     rounding      q stays: the change is gone, and the merged file answers as its base did
     here          q + 1 at every 100th place of the row, from a random one on
 
-A quantized file already lies exactly on its grid. What an adapter adds is far less than half a step (measured on
-SmolLM2-135M in Q4_1: a hundredth), so the grid point nearest to the sum is the old one. Therefore the sizes of a
-row's changes, in steps, are summed up along the row from a random start, and a value takes a whole step wherever
-the sum passes a whole number ("systematic sampling"). Every value's expected change is then exact, and the number
-of steps in a row is right to within one. The scales of a block stay as they are, so nothing else moves.
+Quantized values lie exactly on their grid. An adapter adds far less than half a step (measured on SmolLM2-135M in
+Q4_1: a hundredth), so rounding to the nearest grid point would restore the old value. Instead, the sizes of a row's
+changes, in steps, are summed along the row from a random start, and a value moves by one step wherever the sum passes
+a whole number ("systematic sampling"). So the expected change of each value is exact, and the number of steps in a row
+is right to within one. The scales of a block stay as they are, so no other value changes.
 
-A value at the end of its block's range can only move inwards. What would take it further is lost: 4 % of an
-adapter in Q4_1, 1 % in Q8_0. The price of the method is noise: for changes of 1/200 of a step as much as rounding
-to a grid four times as fine makes.
+A value at the end of its block's range can only move inwards; a change outwards is lost: 4 % of an adapter in Q4_1,
+1 % in Q8_0. The method adds noise: for changes of 1/200 of a step, as much as rounding to a grid four times as fine.
 
 Block layouts: ggml's ggml-common.h (block_q4_0 and the following), as in the gguf package's quants.py.
 """
@@ -41,7 +40,7 @@ class Grid(NamedTuple):
 
 
 def _float16(blocks: Bytes, at: int) -> Floats:
-    """The half-precision number at a byte of each block, (n, 1)."""
+    """The float16 number at byte `at` of each block, (n, 1)."""
     column: Floats = blocks[:, at : at + 2].copy().view(np.float16).astype(np.float32)
     return column
 
@@ -169,9 +168,9 @@ def add_on_grid(rows: Bytes, change: Floats, type_name: str, rng: np.random.Gene
     """Quantized rows (n_rows, row_bytes) with a change (n_rows, n_columns) added; type_name is one of GRIDS.
 
     Each value moves to one of the two grid points around the sum, or to the end of its block's range. A block
-    whose step is 0 cannot move. The change has to be finite.
+    whose step is 0 stays as it is. The change has to be finite.
 
-    Raises ValueError where a step is NaN or infinite.
+    Raises ValueError if a step is NaN or infinite.
     """
     grid = GRIDS[type_name]
     blocks = rows.reshape(-1, grid.block_bytes).copy()
@@ -183,18 +182,18 @@ def add_on_grid(rows: Bytes, change: Floats, type_name: str, rng: np.random.Gene
     wanted = np.zeros((*steps.shape[:2], q.shape[1] // steps.shape[1]), np.float32)
     with np.errstate(over="ignore"):  # a change over a tiny step; limited in the next line
         np.divide(change.reshape(wanted.shape), steps, out=wanted, where=steps != 0)
-    # Without the limit, sums would spend their whole steps on values that cannot take them.
+    # Without the limit, whole steps would be given to values that cannot move.
     possible = np.clip(wanted.reshape(q.shape), -q, grid.highest - q)
-    # Sizes, without signs: a signed sum goes up and down, and passes one whole number many times in one row and none
-    # in the next, which makes an adapter 3 to 8 times noisier along its strongest direction. Double precision,
-    # since a row may have tens of thousands of columns with changes of a thousandth of a step.
+    # Sizes, without signs: a signed sum goes up and down. It passes a whole number many times in one row and never in
+    # the next, which makes an adapter 3 to 8 times noisier in its strongest direction. Double precision, since a row
+    # may have tens of thousands of columns with changes of a thousandth of a step.
     sums = np.abs(possible, dtype=np.float64).reshape(len(rows), -1)
     np.cumsum(sums, axis=1, out=sums)
     sums += rng.random((len(rows), 1))
     passed = np.floor(sums, out=sums).astype(np.int32)
     passed[:, 1:] -= passed[:, :-1].copy()
     taken = np.copysign(passed.astype(np.float32).reshape(q.shape), possible)
-    # A sum that is rounded up to a whole number could go one step too far.
+    # A sum that was rounded up to a whole number could move a value one step too far.
     grid.write(blocks, np.clip(q + taken, 0, grid.highest).astype(np.int16))
     return blocks.reshape(rows.shape)
 
@@ -202,9 +201,9 @@ def add_on_grid(rows: Bytes, change: Floats, type_name: str, rng: np.random.Gene
 def round_to_bfloat16(values: Floats, rng: np.random.Generator) -> Bytes:
     """Finite values (n_rows, n_columns) as BF16 rows (n_rows, 2 · n_columns), up or down at random.
 
-    The expected result is the value itself. A BF16 model lies on a grid too: its steps are 1/256 to 1/128 of a
-    value, and rounding to the nearest loses a quarter of an adapter (measured on SmolLM2-135M). F16 has steps
-    of an eighth of that and loses less than 1/500.
+    The expected result is the value itself. BF16 is a grid too: its steps are 1/256 to 1/128 of a value, and
+    rounding to the nearest loses a quarter of an adapter (measured on SmolLM2-135M). The steps of F16 are an
+    eighth of that and lose less than 1/500.
     """
     # bfloat16 is the upper half of a float32.
     bits = values.view(np.uint32) + rng.integers(0, 1 << 16, values.shape, np.uint32)

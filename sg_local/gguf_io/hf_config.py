@@ -1,11 +1,11 @@
-"""A GGUF's metadata as config.json, so that transformers computes what llama.cpp computes.
+"""Makes config.json from a GGUF's metadata, so that transformers computes what llama.cpp computes.
 
     gemma3.attention.sliding_window 512, gemma3.block_count 18 → {"model_type": "gemma3_text", "sliding_window": 512,
     "layer_types": ["sliding_attention", ... five times, "full_attention", ...], ...}
 
-Which keys an architecture has is in architectures.py, what has to be computed for them is here.
-Source: what transformers 5.17's configuration classes read, and what llama.cpp's src/models/*.cpp do with the metadata.
-Where the original config.json and llama.cpp differ, llama.cpp counts: it serves the model.
+architectures.py lists the keys of an architecture; the values that have to be computed are computed here.
+Sources: the configuration classes of transformers 5.17, and how llama.cpp's src/models/*.cpp use the metadata. If the
+original config.json and llama.cpp differ, llama.cpp decides, since it serves the model.
 """
 
 import math
@@ -38,12 +38,12 @@ class RopeParameters(TypedDict):
     attention_factor: NotRequired[float]
 
 
-# llama.cpp gives the layers of this number a scale of their own: Gemma 3 27B.
+# llama.cpp scales attention differently in a model with this number of layers: Gemma 3 27B.
 _GEMMA3_27B_LAYERS = 62
 
 
 def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
-    """config.json as transformers 5.17 reads it; what it cannot express goes to `fault`, a reason each."""
+    """config.json as transformers 5.17 reads it. `fault` gets a reason for each thing that it cannot express."""
     metadata, prefix = header.metadata, header.architecture
     architecture = ARCHITECTURES[header.architecture]
 
@@ -119,11 +119,11 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
     is_27b = dimensions.n_layers == _GEMMA3_27B_LAYERS
     return {
         "query_pre_attn_scalar": dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim,
-        # transformers wants a window also where no layer has one
+        # transformers wants a window even if no layer has one
         "sliding_window": window or metadata.get("gemma3.context_length"),
         "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
         "rope_parameters": {
-            # a scaling factor is for the global layers alone
+            # only the global layers are scaled
             "full_attention": _rope(header, dimensions, fault),
             "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
         },
@@ -131,7 +131,7 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
 
 
 def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> list[bool]:
-    """Which layers look back a window only: all but every n-th, or as a list in the metadata says."""
+    """Which layers have a window: all but every n-th, or those of a list in the metadata."""
     key = "gemma3.attention.sliding_window_pattern"
     pattern = header.metadata.get(key, 6)
     if isinstance(pattern, list) and len(pattern) == dimensions.n_layers:
@@ -164,8 +164,8 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
         )
     rope["partial_rotary_factor"] = share
     if long is not None and short is not None:
-        # llama.cpp takes the long factors in a context of more tokens than the original one, transformers in a
-        # sequence of more; up to the original context both take the short ones.
+        # llama.cpp uses the long factors if its context is longer than the original one, transformers if the sequence
+        # is. Up to the original context, both use the short ones.
         attention_factor = metadata.get("phi3.rope.scaling.attn_factor", 1.0)
         rope["rope_type"] = "longrope"
         rope["long_factor"] = [_shortest(float(number)) for number in long]
@@ -177,7 +177,7 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
     return {"original_max_position_embeddings": original, "rope_parameters": rope}
 
 
-# architecture → the function that computes its keys of config.json, where that is more than the rotation
+# architecture → the function that computes its keys of config.json, if there are more than the rotation
 _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
     "gemma3": _gemma3,
     "phi3": _phi3,
@@ -192,7 +192,7 @@ def _rope(
     partial: bool = False,
     attn_factor: bool = False,
 ) -> RopeParameters:
-    """Rotation with or without linear scaling. partial, attn_factor: the caller expresses these itself."""
+    """Rotation with or without linear scaling. partial, attn_factor: the caller handles these."""
     metadata, prefix = header.metadata, f"{header.architecture}.rope"
     if dimensions.n_rotated != dimensions.head_dim and not partial:
         fault(
@@ -204,7 +204,7 @@ def _rope(
         "rope_theta": _theta(header, f"{prefix}.freq_base", fault),
     }
 
-    # llama.cpp takes a factor without a type as linear; 0 means that there is none.
+    # For llama.cpp, a factor without a type is linear, and 0 means no factor.
     kind = metadata.get(f"{prefix}.scaling.type", "linear")
     factor = metadata.get(f"{prefix}.scaling.factor", 0.0) or metadata.get(f"{prefix}.scale_linear", 0.0)
     if kind not in ("none", "linear"):
@@ -234,7 +234,7 @@ def _theta(header: GgufHeader, key: str, fault: Fault) -> float:
 
 
 def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.float32] | None:
-    """The numbers of a tensor that divide the rotation's frequencies; None where it is not there."""
+    """The tensor whose numbers divide the rotation's frequencies; None if there is no such tensor."""
     tensor = header.tensor(name)
     if tensor is None:
         return None
@@ -250,8 +250,8 @@ def _llama3_rope(
     divisors = _divisors(header, "rope_freqs.weight", fault)
     if divisors is None or len(divisors) != dimensions.head_dim // 2 or np.all(divisors == 1):
         return parameters
-    # The file holds the divisors that Llama 3.1's rule gave, not the rule. All released models that have them
-    # use these three numbers; only the factor, the divisor of the longest waves, differs (8 or 32).
+    # The file holds the results of Llama 3.1's rule, not the rule. All released models with such a tensor have these
+    # three numbers; only the factor, which divides the longest waves, differs (8 or 32).
     llama3: RopeParameters = {
         "rope_type": "llama3",
         "rope_theta": parameters["rope_theta"],
@@ -280,5 +280,5 @@ def _llama3_divisors(parameters: RopeParameters, head_dim: int) -> npt.NDArray[n
 
 
 def _shortest(number: float) -> float:
-    """A float32 from the file as the decimal that was meant: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal for a float32 of the file: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(number)))

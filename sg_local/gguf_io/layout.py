@@ -1,10 +1,10 @@
-"""A GGUF file as bytes: metadata as raw values, the table of tensors, padding.
+"""Reads and writes the parts of a GGUF file as bytes: raw metadata, the table of tensors, padding.
 
     "general.file_type" → 04 00 00 00 01 00 00 00: type uint32, value 1
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. The gguf package is not used for
-this: its reader takes seconds and hundreds of MB for a large vocabulary; its writer cannot write empty arrays
-or arrays of arrays, and does not always notice a full disk, because it writes with numpy's `tofile`.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. The gguf package is not used here. Its
+reader needs seconds and hundreds of MB for a large vocabulary. Its writer cannot write empty arrays or arrays of
+arrays, and may miss that the disk is full, since it writes with numpy's `tofile`.
 """
 
 import struct
@@ -42,9 +42,9 @@ def string_value(text: str) -> bytes:
 
 
 def raw_metadata(header: GgufHeader) -> dict[str, bytes]:
-    """Each metadata key → its value type and value as the bytes in the file, in the file's order.
+    """Metadata key → value type and value, as bytes, in the order of the file.
 
-    The walk is unchecked: read_header has been through the same bytes.
+    The bytes are not checked here: read_header has checked them.
     """
     data = read_bytes(header, 0, header.data_offset_bytes).tobytes()
     values: dict[str, bytes] = {}
@@ -76,9 +76,9 @@ def _value_end(data: bytes, position: int, value_type: int) -> int:
 def write_header(
     file: BinaryIO, values: Mapping[str, bytes], tensors: Sequence[OutputTensor], alignment_bytes: int
 ) -> None:
-    """Writes everything before the tensor data: metadata as raw values, then the table of tensors.
+    """Writes all that comes before the tensor data: raw metadata, then the table of tensors.
 
-    The caller writes the tensors' bytes in the same order, each followed by `pad`.
+    The caller writes the data of the tensors in the same order, and calls `pad` after each.
     """
     file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values)))
     for key, value in values.items():

@@ -1,10 +1,9 @@
-"""Merge a LoRA adapter into its base: two GGUF files in, one GGUF model out, a block of rows at a time.
+"""Merges a LoRA adapter into its base: two GGUF files in, the merged model out, a block of rows at a time.
 
-    blk.0.attn_q.weight (576, 576) Q4_1: + alpha/rank · B · A, on the grid of its own blocks (see grid.py)
+    blk.0.attn_q.weight (576, 576) Q4_1: + alpha/rank · B · A, on the grid of its blocks (see grid.py)
     blk.0.attn_norm.weight (576,) F32: no LoRA, its bytes are copied
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The metadata is copied as the bytes it has
-in the base.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The metadata is copied from the base, byte for byte.
 """
 
 import math
@@ -33,7 +32,7 @@ from sg_local.gguf_io.tensors import Floats, byte_rows, not_finite, quantization
 
 FINGERPRINT_KEY = "sg_local.base_fingerprint"
 
-# Types that any tensor can be written in → llama.cpp's general.file_type of a model that is mostly of this type.
+# Types in which any tensor can be written → general.file_type of a model that has mostly this type.
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "F16": 65504.0, "BF16": 2.0**128 - 2.0**120}
 
@@ -49,11 +48,10 @@ def merge_gguf(
 ) -> None:
     """Writes the base model with the adapter added to its weights. The same arguments give the same bytes.
 
-    metadata: string keys that are added to the base's or replace them; all others stay as they are.
-    matrix_type: "F16" (or F32, BF16) to write every matrix in that type and say so in general.file_type,
-        for llama_model_quantize to work on; None keeps each tensor in its own type, those without LoRA byte
-        for byte.
-    force: merge although the adapter names another base (its key sg_local.base_fingerprint).
+    metadata: string keys that are added to those of the base, or replace them; all others stay as they are.
+    matrix_type: "F16" (or F32, BF16): every matrix gets this type, and general.file_type says so; the input of
+        llama_model_quantize. None: every tensor keeps its type, and without LoRA also its bytes.
+    force: merge even if the adapter is for another base (its key sg_local.base_fingerprint).
 
     Raises:
         InputError: a file cannot be read, the adapter is for another base, or its tensors do not fit. All
@@ -91,13 +89,13 @@ def _check_fit(
     architecture = adapter.metadata["general.architecture"]
     if architecture != base.architecture:
         faults.add(f"{adapter_path} is for the architecture {architecture!r:.40}, not {base.architecture!r}")
-    named = adapter.metadata.get(FINGERPRINT_KEY)
-    if named is not None and not force:
-        own = fingerprint(base.path)
-        if named != own:
+    adapter_fingerprint = adapter.metadata.get(FINGERPRINT_KEY)
+    if adapter_fingerprint is not None and not force:
+        base_fingerprint = fingerprint(base.path)
+        if adapter_fingerprint != base_fingerprint:
             faults.add(
-                f"{adapter_path} was trained on another base (fingerprint {named!r:.16}…) than {base.path} "
-                f"({own[:12]}…): give that base, or force the merge"
+                f"{adapter_path} was trained on another base (fingerprint {adapter_fingerprint!r:.16}…) than "
+                f"{base.path} ({base_fingerprint[:12]}…): give that base, or force the merge"
             )
     matrices = base_matrices(base)
     types = {tensor.name: tensor.type_name for tensor in base.tensors}
@@ -121,15 +119,15 @@ def _check_fit(
 def _tensor_data(
     base: GgufHeader, tensor: TensorInfo, adapter: Adapter, type_name: str
 ) -> Iterator[npt.NDArray[Any]]:
-    """The tensor's bytes in the file to be written, a block of rows at a time."""
+    """The bytes of a tensor for the merged file, a block of rows at a time."""
     has_lora = tensor.name in adapter.tensors
     if type_name == tensor.type_name and not has_lora:
         for _, rows in byte_rows(base, tensor):
             yield rows
         return
-    # Seeded, so that the same files give the same file.
+    # Seeded, so that the same input files give the same output file.
     rng = np.random.default_rng(list(tensor.name.encode()))
-    if type_name in GRIDS:  # the tensor's own type: none is converted to another grid here
+    if type_name in GRIDS:  # it keeps its type: no tensor is converted to another grid here
         for start, rows in byte_rows(base, tensor):
             change = _change(adapter, tensor, start, len(rows))
             try:

@@ -1,9 +1,9 @@
-"""Safetensors files: which tensors are where, and their values as float32, bfloat16 included.
+"""Reads safetensors files: where each tensor is, and its values as float32, also from bfloat16.
 
     model.safetensors → {"model.norm.weight": StoredTensor(dtype="BF16", shape=(576,), offset_bytes=34816, ...), ...}
 
-Format: https://github.com/huggingface/safetensors. Its own package checks a file's header and offsets; the values are
-read here, since it has no bfloat16 for numpy, and a block of rows at a time.
+Format: https://github.com/huggingface/safetensors. The safetensors package checks header and offsets. The values are
+read here, a block of rows at a time, since the package has no bfloat16 for numpy.
 """
 
 import json
@@ -50,12 +50,14 @@ class StoredTensor:
         if self.dtype == "BF16":
             # bfloat16 is the upper half of a float32; numpy has no type for it.
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # a float64 too large becomes infinite, for the caller to refuse
+        with np.errstate(
+            over="ignore"
+        ):  # a float64 that is too large becomes infinite; the caller refuses it
             return raw.astype(np.float32, copy=False)
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Name → tensor, for all of a file. Raises InputError where it is missing, unreadable or damaged."""
+    """Name → tensor, for all of a file. Raises InputError if the file is missing, unreadable or damaged."""
     # Only finetuning has safetensors installed.
     from safetensors import SafetensorError, safe_open
 

@@ -1,10 +1,10 @@
-"""The tensors of one GGUF model: their names and shapes in Hugging Face's words, their row order, their values.
+"""The tensors of a GGUF model: their names in Hugging Face's models, shapes, row order and values.
 
     blk.0.attn_q.weight, (576, 576) Q4_1  →  model.layers.0.self_attn.q_proj.weight, (576, 576) float32,
     rows in the order rope_row_order(576, 9) = [0, 32, 1, 33, ..., 31, 63, 64, 96, ...]
 
-Sources: architectures.py, and the gguf package for quantized blocks. Shapes here are (rows, columns), the reverse of
-the GGUF's own order.
+Sources: architectures.py, and the gguf package for quantized blocks. Shapes here are (rows, columns); a GGUF stores
+them in the reverse order.
 """
 
 import math
@@ -23,13 +23,13 @@ from sg_local.gguf_header import GgufHeader, TensorInfo
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-# A block of rows: dequantizing it, or adding to it, takes several arrays of this many numbers at once. They stay
-# in the processor's cache, which is twice as fast as blocks of 4 million.
+# Of a block of rows. Dequantizing or adding needs several arrays of this size at once. They fit the processor's cache,
+# which is twice as fast as blocks of 4 million.
 BLOCK_ELEMENTS = 256 * 1024
 
 
 def lora_targets(architecture: str) -> tuple[str, ...]:
-    """The modules that a LoRA adapter trains, by Hugging Face's names: all matrices of a layer."""
+    """The modules that get LoRA, by Hugging Face's names: all matrices of a layer."""
     return tuple(matrix.module for matrix in ARCHITECTURES[architecture].matrices)
 
 
@@ -37,20 +37,20 @@ def lora_targets(architecture: str) -> tuple[str, ...]:
 class ModelTensor:
     """A tensor that a model of this architecture and these dimensions has, or may have."""
 
-    hf: str  # "" for what Hugging Face has in config.json
+    hf: str  # its name in Hugging Face's model; "" if that has it in config.json
     shape: tuple[int, ...]  # (rows, columns), or (elements,)
-    n_heads: int  # its rows are permuted by so many heads; 0: they are not
+    n_heads: int  # the heads by which its rows are permuted; 0: not permuted
     optional: str
     plus_one: bool  # see TensorSpec
 
     @property
     def takes_lora(self) -> bool:
-        """Whether it is a matrix of a layer, which llama.cpp lets an adapter change."""
+        """Whether it is a matrix of a layer; llama.cpp lets an adapter change only these."""
         return len(self.shape) == 2 and ".layers." in self.hf
 
 
 def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, ModelTensor]:
-    """GGUF name → tensor, for all that a model of this architecture may have."""
+    """GGUF name → tensor, for all tensors that a model of this architecture may have."""
 
     def sized(spec: TensorSpec, hf_prefix: str) -> ModelTensor:
         return ModelTensor(
@@ -73,8 +73,8 @@ def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, Model
 def rope_row_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
     """The order in which llama.cpp stores the rows of q and k: `gguf = hf[order]`, `hf[order] = gguf`.
 
-    Hugging Face rotates row i of a head with row i + head_dim/2, llama.cpp 2i with 2i + 1. With n_heads 0 the
-    rows stay as they are.
+    Hugging Face rotates row i of a head with row i + head_dim/2, llama.cpp rotates 2i with 2i + 1. n_heads 0: the
+    order of the rows is the same.
     """
     order = np.arange(n_rows)
     return order.reshape(n_heads, 2, -1).swapaxes(1, 2).reshape(-1) if n_heads else order
@@ -83,7 +83,7 @@ def rope_row_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
 def byte_rows(header: GgufHeader, tensor: TensorInfo) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """The tensor as it is stored, a block of whole rows at a time: (first row, array (rows, row_bytes)).
 
-    A vector is one row. Raises InputError where the file cannot be read.
+    A vector is one row. Raises InputError if the file cannot be read.
     """
     if not tensor.size_bytes:
         return
@@ -99,8 +99,8 @@ def byte_rows(header: GgufHeader, tensor: TensorInfo) -> Iterator[tuple[int, npt
 def row_blocks(header: GgufHeader, tensor: TensorInfo) -> Iterator[tuple[int, Floats]]:
     """The tensor's values as float32, a block of whole rows at a time: (first row, array (rows, columns)).
 
-    The arrays are the caller's to change.
-    Raises InputError where the file cannot be read, the type cannot be dequantized, or a value is NaN or infinite.
+    The caller may change the arrays.
+    Raises InputError if the file cannot be read, the type cannot be dequantized, or a value is NaN or infinite.
     """
     for start, data in byte_rows(header, tensor):
         values = _dequantize(header, tensor, data)
@@ -110,14 +110,14 @@ def row_blocks(header: GgufHeader, tensor: TensorInfo) -> Iterator[tuple[int, Fl
 
 
 def not_finite(header: GgufHeader, tensor: TensorInfo) -> InputError:
-    """The error of a tensor with NaN or infinite values or scales, to be raised."""
+    """The error to raise for a tensor with NaN or infinite values or scales."""
     return InputError(
         f"{header.path} has NaN or infinite values in tensor {tensor.name}; get another copy of the model"
     )
 
 
 def read_bytes(header: GgufHeader, offset_bytes: int, size_bytes: int) -> npt.NDArray[np.uint8]:
-    """Bytes of the file. Raises InputError where it has changed since its header was checked."""
+    """Bytes of the file. Raises InputError if the file became shorter since its header was checked."""
     try:
         data = np.fromfile(header.path, np.uint8, size_bytes, offset=offset_bytes)
     except OSError as error:
@@ -128,7 +128,7 @@ def read_bytes(header: GgufHeader, offset_bytes: int, size_bytes: int) -> npt.ND
 
 
 def quantization(type_name: str) -> Any:
-    """The gguf package's constant of a tensor type. Raises InputError where it is too old to have it."""
+    """The gguf package's constant of a tensor type. Raises InputError if the package is too old to have it."""
     try:
         return gguf.GGMLQuantizationType[type_name]
     except KeyError as error:
@@ -142,7 +142,7 @@ def _dequantize(header: GgufHeader, tensor: TensorInfo, data: npt.NDArray[np.uin
     if tensor.type_name == "F32":
         return data.view(np.float32)
     try:
-        # A damaged block may hold anything; NaN and infinities are looked for afterwards.
+        # A damaged block may hold anything; the caller checks for NaN and infinity.
         with np.errstate(all="ignore"):
             values: Floats = gguf.quants.dequantize(data, quantization(tensor.type_name))
     except NotImplementedError as error:

@@ -1,4 +1,4 @@
-"""A task's questions to the engine: answers to inputs and scores of labels, with a run's settings.
+"""Asks the engine for a task: answers to inputs, and label scores, with the settings of a run.
 
     answer_inputs(engine, template, "Sort this message.", ["My parcel is late."], ...)  -> [Completion("delivery")]
     score_labels(engine, template, task, ["My parcel is late."], ...)    -> [{"delivery": -0.31, "refund": -2.9}]
@@ -20,7 +20,7 @@ from sg_local.task import Example, Task
 
 INPUTS_PER_CALL = 128
 QUESTIONS_PER_CALL = 64
-LABEL_SLACK_TOKENS = 8  # room beyond the longest label: an answer that goes on is no label
+LABEL_SLACK_TOKENS = 8  # more than the longest label has: an answer that goes on is no label
 
 
 def open_with(
@@ -39,35 +39,35 @@ def open_with(
 
 def counters(engine: Engine) -> dict[str, object]:
     """The engine's numbers for the manifest."""
-    found = engine.counters
+    totals = engine.counters
     return {
         "tokens": {
-            "prompt": found.prompt_tokens,
-            "shared_prompt": found.shared_prompt_tokens,
-            "generated": found.generated_tokens,
-            "evaluated": found.evaluated_tokens,
+            "prompt": totals.prompt_tokens,
+            "shared_prompt": totals.shared_prompt_tokens,
+            "generated": totals.generated_tokens,
+            "evaluated": totals.evaluated_tokens,
         },
-        **found.rates(),
-        "engine_seconds": round(found.seconds, 1),
-        "decode_seconds": round(found.decode_seconds, 1),
+        **totals.rates(),
+        "engine_seconds": round(totals.seconds, 1),
+        "decode_seconds": round(totals.decode_seconds, 1),
     }
 
 
 def speed(engine: Engine) -> str:
     """The engine's numbers for the progress line."""
-    found = engine.counters
-    if not found.evaluated_tokens:
+    totals = engine.counters
+    if not totals.evaluated_tokens:
         return ""
-    prompt, generated = found.rates().values()
-    shared = found.shared_prompt_tokens / found.prompt_tokens if found.prompt_tokens else 0.0
+    prompt, generated = totals.rates().values()
+    shared = totals.shared_prompt_tokens / totals.prompt_tokens if totals.prompt_tokens else 0.0
     parts = [f"{prompt:.0f} prompt tok/s ({shared:.0%} shared)", f"{generated:.0f} generated tok/s"]
-    if found.in_flight:
-        parts.append(f"{found.in_flight} in flight")
+    if totals.in_flight:
+        parts.append(f"{totals.in_flight} in flight")
     return ", ".join(parts)
 
 
 def longest_answer(engine: Engine, labels: Sequence[str], max_new_tokens: int) -> int:
-    """Tokens that an answer may have."""
+    """The most tokens that an answer may have."""
     if not labels:
         return max_new_tokens
     longest = max(len(engine.tokenizer.encode_plain(label)) for label in labels)
@@ -84,9 +84,9 @@ def answer_inputs(
     max_new_tokens: int,
     on_finished: Callable[[int], None],
 ) -> list[Completion | None]:
-    """Greedy answers by one call of the engine, one for each input; None where it does not fit the context.
+    """A greedy answer to each input, by one call of the engine; None if the input does not fit the context.
 
-    on_finished gets the number of inputs that were finished since its last call.
+    on_finished gets the number of inputs finished since its last call.
     """
     prompts = [
         tuple(engine.tokenizer.encode_prompt(template, answer_messages(instruction, text, demonstrations)))
@@ -94,9 +94,9 @@ def answer_inputs(
     ]
     fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), max_new_tokens)]
     requests = [Request(prompts[index], max_new_tokens) for index in fitting]
-    found = generate(engine, requests, lambda _request: on_finished(1))
+    completions = generate(engine, requests, lambda _request: on_finished(1))
     on_finished(len(inputs) - len(fitting))
-    by_index = dict(zip(fitting, found, strict=True))
+    by_index = dict(zip(fitting, completions, strict=True))
     return [by_index.get(index) for index in range(len(inputs))]
 
 
@@ -108,10 +108,9 @@ def score_labels(
     on_finished: Callable[[int], None],
     variant: PromptVariant | None = None,
 ) -> list[dict[str, float] | None]:
-    """log p of each label with its end token, after the examples and each input; at least one input is needed.
+    """log p of each label with its end token, after the examples and each of at least one input.
 
-    None where an input does not fit the context. on_finished gets the number of inputs that were finished since its
-    last call.
+    None if an input does not fit the context. on_finished gets the number of inputs finished since its last call.
     """
     place, demonstrations = variant or prompt_variants(task.examples, 1)[0]
     messages = [answer_messages(task.instruction, text, demonstrations, place) for text in inputs]
@@ -119,13 +118,13 @@ def score_labels(
     answers = [tuple(engine.tokenizer.encode_answer(template, messages[0], label)) for label in task.labels]
     room = max(map(len, answers))
     fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), room)]
-    found = label_logprobs(
+    logprobs = label_logprobs(
         engine, [prompts[index] for index in fitting], answers, lambda _prompt: on_finished(1)
     )
     on_finished(len(inputs) - len(fitting))
     scores = {
-        index: dict(zip(task.labels, (round(value, 5) for value in own), strict=True))
-        for index, own in zip(fitting, found, strict=True)
+        index: dict(zip(task.labels, (round(value, 5) for value in row), strict=True))
+        for index, row in zip(fitting, logprobs, strict=True)
     }
     return [scores.get(index) for index in range(len(inputs))]
 

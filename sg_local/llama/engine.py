@@ -1,14 +1,14 @@
-"""One llama.cpp context: batches of tokens, sequences that fork from one another, and a prefix that stays.
+"""One llama.cpp context: batches of tokens, sequences that fork, and a prefix that stays between calls.
 
-    BatchToken(token=4093, position=17, sequences=[3, 4], wants_logits=False)    sequences 3 and 4 both go on from it
+    BatchToken(token=4093, position=17, sequences=[3, 4], wants_logits=False)    a token of sequences 3 and 4
 
-A token may belong to several sequences at once. A sequence is forked by sharing its cells of a unified key-value
-memory (`llama_memory_seq_cp`), so that what prompts share is evaluated once (see prefill.py). The engine knows token
-ids only: generation.py answers requests with it, scoring.py scores labels.
+A token may belong to several sequences. A fork shares the cells of another sequence in the unified KV cache
+(`llama_memory_seq_cp`), so that what prompts share is evaluated once (see prefill.py). The engine knows token ids only:
+generation.py answers requests with it, scoring.py scores labels.
 
-When a call begins, the memory holds the common prefix of its prompts, evaluated on its own, and nothing else. If the
-call before had the same prefix, it is still there, with the same values as in a fresh context. So the same call gives
-the same tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
+When a call begins, the memory holds the prefix of its prompts, evaluated alone, and nothing else. If the call before
+had the same prefix, it is still there, with the same values as in a fresh context. So the same call gives the same
+tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
 """
 
 import os
@@ -22,6 +22,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from sg_local.child_process import native_code_uses
 from sg_local.errors import SgLocalError
 from sg_local.llama.library import (
     LoadedModel,
@@ -42,7 +43,7 @@ SCORING_SEQUENCES = 64
 
 @dataclass(slots=True)
 class BatchToken:
-    """One token to evaluate; `sequences` are all that go on from it."""
+    """One token to evaluate, for all `sequences` that it belongs to."""
 
     token: int
     position: int
@@ -54,8 +55,9 @@ class BatchToken:
 class Counters:
     """What the engine did, in tokens and seconds.
 
-    prompt_tokens were asked for and generated_tokens sampled; evaluated_tokens went through llama_decode. A token
-    that several prompts or samples share is evaluated once, and none is evaluated again for lack of memory.
+    prompt_tokens are the tokens of all prompts, generated_tokens were sampled, evaluated_tokens went through
+    llama_decode. A token that several prompts or samples share is evaluated once. Lack of memory never costs a second
+    evaluation.
     """
 
     prompt_tokens: int = 0
@@ -63,22 +65,22 @@ class Counters:
     evaluated_tokens: int = 0
     evaluated_prompt_tokens: int = 0
     decode_seconds: float = 0.0
-    in_flight: int = 0  # requests that are being answered at this moment
+    in_flight: int = 0  # requests that are being answered now
     _seconds: float = 0.0
     _since: float | None = None
 
     @property
     def shared_prompt_tokens(self) -> int:
-        """Prompt tokens that another prompt, or the call before, had evaluated already."""
+        """Prompt tokens that were in memory already, from another prompt or from the call before."""
         return self.prompt_tokens - self.evaluated_prompt_tokens
 
     @property
     def seconds(self) -> float:
-        """Time in the engine's calls, decode_seconds included."""
+        """Seconds in the engine's calls, with decode_seconds."""
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def rates(self) -> dict[str, float]:
-        """Tokens per second of the engine's own time: prompt tokens that were evaluated, and generated ones."""
+        """Evaluated prompt tokens and generated tokens, each per second in the engine's calls."""
         return {
             "prompt_tokens_per_second": round(self.evaluated_prompt_tokens / max(self.seconds, 1e-9), 1),
             "generated_tokens_per_second": round(self.generated_tokens / max(self.seconds, 1e-9), 1),
@@ -106,8 +108,8 @@ class Engine:
         params.n_batch = n_batch
         params.n_ubatch = min(n_batch, 512)
         params.n_seq_max = self.n_sequences
-        params.kv_unified = True  # forks share the cells of what they have in common
-        params.swa_full = True  # models with a sliding window keep what a fork may go back to
+        params.kv_unified = True  # forks share cells
+        params.swa_full = True  # with a sliding window too, what a fork may need is kept
         params.no_perf = True
         params.n_threads = params.n_threads_batch = n_threads or usable_cores()
         self.model = model
@@ -125,7 +127,7 @@ class Engine:
         self.memory = llama_cpp.llama_get_memory(self.context)
         self._prefix: TokenIds = ()  # what sequence 0 holds between calls
         batch = self._batch = llama_cpp.llama_batch_init(n_batch, 0, self.n_sequences)
-        # Views of the batch's arrays: going through ctypes' pointers takes ten times as long.
+        # Views of the batch's arrays; access through ctypes' pointers takes ten times as long.
         self._tokens = np.ctypeslib.as_array(batch.token, (n_batch,))
         self._positions = np.ctypeslib.as_array(batch.pos, (n_batch,))
         self._n_seq_id = np.ctypeslib.as_array(batch.n_seq_id, (n_batch,))
@@ -133,7 +135,7 @@ class Engine:
         self._wants = np.ctypeslib.as_array(batch.logits, (n_batch,))
 
     def close(self) -> None:
-        """Frees the context; the model is closed by whoever loaded it."""
+        """Frees the context. Whoever loaded the model frees it."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.context)
 
@@ -154,7 +156,7 @@ class Engine:
         return min(self.n_ctx, self.model.n_ctx_train)
 
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
-        """Whether a request of this size can ever run in this context."""
+        """Whether a request of this size fits this context at all."""
         return n_prompt_tokens + max_new_tokens <= self.longest_sequence
 
     def clear(self) -> None:
@@ -163,18 +165,18 @@ class Engine:
         self._prefix = ()
 
     def fork(self, source: int, target: int, n_tokens: int) -> None:
-        """Lets sequence `target` begin with the first tokens of `source`, whose cells they share."""
+        """Makes sequence `target` begin with the first tokens of `source`; both share the cells."""
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, 0, n_tokens)
 
     def cut(self, sequence: int, n_tokens: int) -> None:
-        """Takes all but the first tokens out of a sequence; cells that no other sequence holds become free."""
+        """Removes all but the first tokens of a sequence; cells that no other sequence holds become free."""
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, n_tokens, -1)
 
     def hold_prefix(self, prefix: TokenIds) -> int:
-        """Leaves just this prefix in memory, as sequence 0, and returns its length.
+        """Makes sequence 0 this prefix, with nothing else in memory, and returns its length.
 
         To be called first in a call of the engine, when all other sequences are empty. The prefix is evaluated in
-        batches of its own, so its values do not depend on whether it was in memory before.
+        separate batches, so its values do not depend on whether it was in memory before.
         """
         if self._prefix != prefix or not prefix:
             self.clear()
@@ -188,7 +190,7 @@ class Engine:
         return len(prefix)
 
     def decode(self, tokens: Sequence[BatchToken]) -> None:
-        """Evaluates 1..n_batch tokens; a token's logits lie at its index until the next call."""
+        """Evaluates 1..n_batch tokens. Until the next call, `logits_at` gives the logits of a token, by its index."""
         if not 0 < len(tokens) <= self.n_batch:
             raise ValueError(f"{len(tokens)} tokens do not make a batch of 1..{self.n_batch}")
         count = len(tokens)
@@ -196,9 +198,9 @@ class Engine:
         self._positions[:count] = [item.position for item in tokens]
         self._n_seq_id[:count] = [len(item.sequences) for item in tokens]
         self._wants[:count] = [item.wants_logits for item in tokens]
-        for own, item in zip(self._seq_id, tokens, strict=False):
+        for seq_ids, item in zip(self._seq_id, tokens, strict=False):
             for place, sequence in enumerate(item.sequences):
-                own[place] = sequence
+                seq_ids[place] = sequence
         self._batch.n_tokens = count
         started = time.perf_counter()
         result = llama_cpp.llama_decode(self.context, self._batch)
@@ -228,15 +230,15 @@ def open_engine(
     adapter_path: Path | None = None,
     is_silent: bool = False,
 ) -> Iterator[Engine]:
-    """Loads a model, attaches an adapter where one is given, and closes everything in the right order.
+    """Loads a model, attaches the adapter if one is given, and closes all of it in the right order.
 
-    is_silent: does not say on which device.
+    is_silent: do not say on which device.
     """
     with ExitStack() as stack:
         model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
         if not is_silent:
             tell_device(model.device, n_gpu_layers != 0)
-        # Positions above the trained context are of no use.
+        # No sequence is longer than the trained context.
         engine = Engine(
             model,
             n_ctx=min(n_ctx, model.n_ctx_train * n_parallel),
@@ -245,5 +247,6 @@ def open_engine(
         )
         stack.callback(engine.close)
         if adapter_path is not None:
+            stack.enter_context(native_code_uses(adapter_path))
             stack.callback(engine.attach_adapter(adapter_path))
         yield engine

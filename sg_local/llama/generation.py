@@ -1,14 +1,14 @@
-"""Answers many requests side by side; whatever two of them have in common is evaluated once.
+"""Answers many requests side by side. What several of them share is evaluated once.
 
     Request(prompt=(1, 4093, ...), max_new_tokens=64, temperature=0.2, top_k=10, seed=7, stop=("\\n",))
     -> Completion(text="support", token_ids=(...), finish_reason="end")
 
-Prompts are read as one tree (prefill.py). Requests with the same prompt form one branch for as long as they choose the
-same tokens: the branch's next token is evaluated once, and each request samples with its own seed. Where their choices
+The prompts form one tree (prefill.py). Requests with the same prompt form one branch as long as they choose the same
+tokens: the branch's next token is evaluated once, and each request samples with its own seed. Where their choices
 differ, the branch forks. So ten samples at a low temperature cost little more than one.
 
-New prompts start as sequences end. Memory is planned before anything is evaluated: a prompt waits until there is room
-for it and for its longest answer, and a fork without a sequence of its own waits behind the branch that it left.
+New prompts start as sequences end. Memory is reserved before a prompt is evaluated: it waits until there is room for it
+and for its longest answer. A fork that finds no free sequence waits behind the branch that it left.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ from sg_local.errors import SgLocalError
 from sg_local.llama.engine import BatchToken, Engine
 from sg_local.llama.prefill import Prefill
 from sg_local.llama.sampling import Choice, Sampling
-from sg_local.llama.tree import Node, TokenIds, release, want
+from sg_local.llama.tree import Node, TokenIds, mark_wanted, release
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be generated; an empty prompt stands for the model's own beginning.
+    """One answer to be generated; an empty prompt stands for BOS, or what the model has in its place.
 
-    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch those off.
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch these samplers off.
     """
 
     prompt: TokenIds
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """text ends before the stop string; token_ids are all that were sampled, the end token too."""
+    """The answer to a request. text ends before the stop string; token_ids has every sampled token, also the last."""
 
     text: str
     token_ids: TokenIds
@@ -52,9 +52,9 @@ class Completion:
 def generate(
     engine: Engine, requests: Sequence[Request], on_finished: Callable[[int], None] | None = None
 ) -> list[Completion]:
-    """Answers all requests, in their order. `on_finished` gets the index of each one that is answered.
+    """Answers all requests, in their order. `on_finished` gets the index of each answered request.
 
-    Raises SgLocalError before anything runs when a request can never fit the context.
+    Raises SgLocalError before anything runs if a request can never fit the context.
     """
     prompts = [request.prompt or engine.tokenizer.beginning for request in requests]
     for prompt, request in zip(prompts, requests, strict=True):
@@ -74,27 +74,27 @@ def generate(
 
 @dataclass(eq=False)
 class _Prompt:
-    """A distinct prompt and the requests that have it."""
+    """A prompt, and all requests that have it."""
 
     tokens: TokenIds
     users: list[int]  # indices of requests
     end: Node
     max_new_tokens: int  # the longest answer that one of them may give
-    n_left: int  # users without an answer
+    n_unanswered: int  # of its users
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """A sequence in use, with cells reserved for one answer; its forks wait here for sequences of their own."""
+    """A sequence in use, with cells reserved for one answer. Its forks wait here until sequences are free."""
 
     number: int
     cells: int
-    forks: list["_Branch"] = field(default_factory=list)  # those that parted earlier come first
+    forks: list["_Branch"] = field(default_factory=list)  # in the order in which they parted
 
 
 @dataclass(eq=False)
 class _Branch:
-    """Requests with one prompt that have chosen the same tokens so far; the last of these is not evaluated yet."""
+    """Requests with one prompt and the same tokens so far; the last of these tokens is not evaluated yet."""
 
     prompt: _Prompt
     users: list[int]
@@ -130,10 +130,10 @@ class _Schedule:
         self.prefill = Prefill(engine, distinct, min(map(len, distinct)) - 1)
         self.prompts = []
         for tokens, end in zip(distinct, self.prefill.ends, strict=True):
-            own = users[tokens]
-            longest = max(requests[index].max_new_tokens for index in own)
-            self.prompts.append(_Prompt(tokens, own, end, longest, len(own)))
-            want(end, len(tokens) - 1)
+            indices = users[tokens]
+            longest = max(requests[index].max_new_tokens for index in indices)
+            self.prompts.append(_Prompt(tokens, indices, end, longest, len(indices)))
+            mark_wanted(end, len(tokens) - 1)
         self.running: list[_Branch] = []
         self.sequences: dict[int, _Sequence] = {}  # in use, by number
         self.free_sequences = list(range(engine.n_parallel, 0, -1))
@@ -145,7 +145,7 @@ class _Schedule:
             while self.running or not self.prefill.is_done:
                 self._step()
         except BaseException:
-            self.engine.clear()  # the cells that are left belong to no request
+            self.engine.clear()  # the remaining cells belong to no request
             raise
         finally:
             counters.in_flight = 0
@@ -173,7 +173,7 @@ class _Schedule:
             self._choose(_Branch(prompt, prompt.users, [], b"", self.sequences[end.sequence]), end.index)
 
     def _admit(self, number: int) -> int | None:
-        """A sequence for the next prompt, if there is one, and memory for the prompt and an answer."""
+        """A sequence for the next prompt; None if no sequence is free, or no memory for the prompt and an answer."""
         prompt = self.prompts[number]
         cells = self.prefill.n_next + prompt.max_new_tokens
         if not self.free_sequences or cells > self.free_cells:
@@ -191,7 +191,7 @@ class _Schedule:
         return sequence
 
     def _start_forks(self) -> None:
-        """Gives sequences to forks that wait, as far as sequences and memory last."""
+        """Gives sequences to waiting forks, as far as sequences and memory last."""
         for source in list(self.sequences.values()):
             while source.forks and self.free_sequences:
                 branch = source.forks[0]
@@ -214,14 +214,16 @@ class _Schedule:
             is_end = self.engine.tokenizer.is_end(token)
             text = branch.text if is_end else branch.text + self.engine.tokenizer.piece_bytes(token)
             tokens = [*branch.tokens, token]
-            left = [user for user in users if not self._finish(user, branch.prompt, tokens, text, is_end)]
-            if left:
-                going_on.append(_Branch(branch.prompt, left, tokens, text, branch.sequence))
+            unfinished = [
+                user for user in users if not self._finish(user, branch.prompt, tokens, text, is_end)
+            ]
+            if unfinished:
+                going_on.append(_Branch(branch.prompt, unfinished, tokens, text, branch.sequence))
         sequence = branch.sequence
         sequence.forks += going_on[1:]
         if going_on:
             self.running.append(going_on[0])
-        elif sequence.forks:  # the latest fork shares most of what lies in the sequence
+        elif sequence.forks:  # the latest fork shares the most with this sequence
             fork = sequence.forks.pop()
             self.engine.cut(sequence.number, fork.position)
             self.running.append(fork)
@@ -230,27 +232,27 @@ class _Schedule:
             self.free_cells += sequence.cells
             del self.sequences[sequence.number]
             self.free_sequences.append(sequence.number)
-            if branch.prompt.n_left == 0:
+            if branch.prompt.n_unanswered == 0:
                 self.free_cells += release(branch.prompt.end)
 
     def _finish(self, user: int, prompt: _Prompt, tokens: list[int], text: bytes, is_end: bool) -> bool:
-        """Whether the request is answered with this token; if so, its answer is noted."""
+        """Whether this token ends the answer to a request; if so, the answer is stored."""
         request = self.requests[user]
         reason: Literal["end", "stop", "length"]
-        found = -1 if is_end else _first_stop(text, request.stop)
+        stop_place = -1 if is_end else _first_stop(text, request.stop)
         if is_end:
             reason = "end"
-        elif found >= 0:
-            reason, text = "stop", text[:found]
+        elif stop_place >= 0:
+            reason, text = "stop", text[:stop_place]
         elif len(tokens) >= request.max_new_tokens:
             reason = "length"
         else:
             return False
         # A cut inside a multi-byte character leaves no half of it behind.
-        shown = text.decode("utf-8", "ignore" if reason == "length" else "replace")
-        self.completions[user] = Completion(shown, tuple(tokens), reason)
+        answer = text.decode("utf-8", "ignore" if reason == "length" else "replace")
+        self.completions[user] = Completion(answer, tuple(tokens), reason)
         self.samplings.pop(user).close()
-        prompt.n_left -= 1
+        prompt.n_unanswered -= 1
         self.engine.counters.in_flight -= 1
         if self.on_finished:
             self.on_finished(user)
@@ -258,6 +260,6 @@ class _Schedule:
 
 
 def _first_stop(text: bytes, stops: Sequence[str]) -> int:
-    """Where the first stop string begins, -1 where there is none. The whole text is looked through: it is short."""
+    """Where the first stop string begins, -1 if there is none. The whole text is searched: it is short."""
     places = [text.find(stop.encode()) for stop in stops if stop]
     return min((place for place in places if place >= 0), default=-1)

@@ -1,4 +1,4 @@
-"""llama.cpp's models, loaded and closed: the one place that opens a GGUF for computing.
+"""Loads and frees llama.cpp's models. Only here a GGUF is opened for computing.
 
     with load_model(Path("smollm2.gguf")) as model:
         model.pointer, model.vocab      # handles for llama_cpp's low-level functions
@@ -19,18 +19,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# One card, for torch too: set before llama.cpp starts CUDA, which reads it once in a process. The user's choice holds.
+# One card, for torch too. It is set before llama.cpp starts CUDA, which reads it once. The user's choice is kept.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import llama_cpp
 
+from sg_local.child_process import native_code_uses, tell_native_error
 from sg_local.errors import InputError
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.plan.machine import card_in_use
 from sg_local.progress import say
 
 _last_messages: deque[str] = deque(maxlen=8)
-_devices: list[str] = []  # which the model that is being loaded uses, as llama.cpp says
+_devices: list[str] = []  # of the model that is being loaded, as llama.cpp names them
 _DEVICE = re.compile(
     r"using device \S+ \((.*?)\) \("
 )  # "using device CUDA0 (NVIDIA H200) (0000:01:00.0) - 140 MiB free"
@@ -39,15 +40,17 @@ _DEVICE = re.compile(
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_message(level: int, text: bytes, _user_data: Any) -> None:
     message = text.decode("utf-8", "replace").strip()
-    if found := _DEVICE.search(message):
-        _devices.append(found[1])
+    if match := _DEVICE.search(message):
+        _devices.append(match[1])
     if level >= 3:  # GGML_LOG_LEVEL_WARN
         _last_messages.append(message)
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        tell_native_error(message)
 
 
 @cache
 def start_library() -> None:
-    """Initialises llama.cpp once for this process and keeps its chatter off the user's terminal."""
+    """Initialises llama.cpp once in this process, and keeps its messages off the user's terminal."""
     llama_cpp.llama_log_set(_keep_message, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
@@ -56,8 +59,8 @@ def start_library() -> None:
 def usable_cores() -> int:
     """Physical cores that this process may run on.
 
-    llama.cpp's own default is 4 threads. Its threads wait for one another by spinning: more threads than cores take
-    up to three times as long (measured on 2 cores), and fewer leave cores idle.
+    llama.cpp's default is 4 threads. They wait for one another by spinning: more threads than cores take up to three
+    times as long (measured on 2 cores), and fewer leave cores idle.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
         return os.cpu_count() or 1
@@ -101,11 +104,14 @@ def _context_length(header: GgufHeader) -> int:
 
 @contextmanager
 def interrupt_later() -> Iterator[None]:
-    """Holds back Ctrl-C while llama.cpp may call back into Python, where a KeyboardInterrupt would be lost."""
+    """Holds back Ctrl-C while llama.cpp may call back into Python, where a KeyboardInterrupt would be lost.
+
+    SIGUSR1 is the Ctrl-C of a child process.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield
     finally:
@@ -126,33 +132,34 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     _devices.clear()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 999 if n_gpu_layers < 0 else n_gpu_layers
-    # One card, as `plan` and the training count on; none at all for 0 layers, where llama.cpp would still send large
-    # products to a card and round them there.
+    # One card, as `plan` and the training expect. With 0 layers none, or llama.cpp would still compute large products
+    # on a card, and round them there.
     params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
     params.main_gpu = -1 if vocab_only or params.n_gpu_layers == 0 else 0
     params.vocab_only = vocab_only
-    with interrupt_later():
-        pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not pointer:
-        raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
-    vocab = llama_cpp.llama_model_get_vocab(pointer)
-    try:
-        yield LoadedModel(
-            path=path,
-            pointer=pointer,
-            vocab=vocab,
-            n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
-            # from the header: llama.cpp does not tell it for vocab_only
-            n_ctx_train=_context_length(header),
-            device=_devices[-1] if _devices else "",
-        )
-    finally:
-        llama_cpp.llama_model_free(pointer)
+    with native_code_uses(path):
+        with interrupt_later():
+            pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if not pointer:
+            raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
+        vocab = llama_cpp.llama_model_get_vocab(pointer)
+        try:
+            yield LoadedModel(
+                path=path,
+                pointer=pointer,
+                vocab=vocab,
+                n_vocab=llama_cpp.llama_vocab_n_tokens(vocab),
+                # from the header: with vocab_only, llama.cpp does not read it
+                n_ctx_train=_context_length(header),
+                device=_devices[-1] if _devices else "",
+            )
+        finally:
+            llama_cpp.llama_model_free(pointer)
 
 
 @cache
 def tell_device(device: str, is_wanted: bool) -> None:
-    """Says once in a process where llama.cpp computes; is_wanted: a card was asked for, if there is one."""
+    """Says once in a process on which device llama.cpp computes; is_wanted: a card should be used, if there is one."""
     card = card_in_use() if is_wanted and not device else ""
     if card:
         say(f"llama.cpp: on the processor, though this machine has {card}: `sg-local doctor` names the fix")

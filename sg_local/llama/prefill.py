@@ -2,27 +2,26 @@
 
     prefill = Prefill(engine, [(1, 5, 6), (1, 5, 7)], max_prefix=2)
     batch = []
-    prefill.fill(batch, 512, admit)     -> [Ended(prompt=0, sequence=9, index=1), Ended(prompt=1, ...)], [Wanted(...)]
+    prefill.fill(batch, 512, admit)     -> [EndedPrompt(prompt=0, sequence=9, index=1), ...], [WantedToken(...)]
     engine.decode(batch)
     prefill.settle()
 
-Sequence 0, the spine, holds what the next prompt shares with those before it. Prompts come sorted, so all evaluated
-tokens that later prompts still need lie on this one path. Each prompt gets a sequence of its own, forked from the
-spine. Tokens of the batch that is being filled are not in memory yet and cannot be forked, so they are marked as
-belonging to the new sequence too.
+Sequence 0, the spine, holds what the next prompt shares with the prompts before it. Prompts are sorted, so all tokens
+in memory that later prompts need lie on this one path. Each prompt has its sequence, forked from the spine. The tokens
+of the batch that is being filled are not in memory yet and cannot be forked; they get the new sequence as one more.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sg_local.llama.engine import BatchToken, Engine
-from sg_local.llama.tree import Node, TokenIds, plant, runs, shared_lengths
+from sg_local.llama.tree import Node, TokenIds, build_tree, nodes_between, shared_lengths
 
 SPINE = 0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedToken:
     """A token of the batch whose logits are needed: its place in the batch and in the tree."""
 
     index: int
@@ -31,7 +30,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedPrompt:
     """A prompt whose last token is in the batch."""
 
     prompt: int
@@ -40,19 +39,19 @@ class Ended:
 
 
 class Prefill:
-    """The walk over one tree of prompts: at least one, sorted, distinct and not empty."""
+    """The walk over one prompt tree. There is at least one prompt; prompts are sorted, distinct and not empty."""
 
     def __init__(self, engine: Engine, prompts: Sequence[TokenIds], max_prefix: int) -> None:
-        """max_prefix: tokens that the prefix may have, as no logits are read inside it."""
+        """max_prefix: the most tokens that the prefix may have, since no logits are read inside it."""
         self.engine = engine
         self.prompts = prompts
-        self.ends = plant(prompts)
+        self.ends = build_tree(prompts)
         self._shared = shared_lengths(prompts)
         self.n_prefix = engine.hold_prefix(_common_prefix(prompts)[:max_prefix])
         self._shared[0] = self.n_prefix
-        self._next = 0  # the first prompt that was not begun
-        self._sequence = -1  # of the prompt that is being read, the one before _next
-        self._position = self.n_prefix  # up to which it is read
+        self._next = 0  # the first prompt that has not begun
+        self._sequence = -1  # of the current prompt, the one before _next; -1: none
+        self._position = self.n_prefix  # of the current prompt's next token
         self._spine = self.n_prefix  # tokens of sequence 0 in memory
         self._in_batch: dict[int, BatchToken] = {}  # position -> token of the current path in this batch
 
@@ -67,10 +66,10 @@ class Prefill:
 
     def fill(
         self, batch: list[BatchToken], n_batch: int, admit: Callable[[int], int | None]
-    ) -> tuple[list[Ended], list[Wanted]]:
-        """Appends tokens up to n_batch. admit(prompt) gives the next prompt a sequence, or None to let it wait."""
-        ended: list[Ended] = []
-        wanted: list[Wanted] = []
+    ) -> tuple[list[EndedPrompt], list[WantedToken]]:
+        """Appends tokens, up to n_batch. admit(prompt) returns a sequence for the next prompt; None: it has to wait."""
+        ended: list[EndedPrompt] = []
+        wanted: list[WantedToken] = []
         while len(batch) < n_batch:
             if self._sequence < 0:
                 sequence = admit(self._next) if self._next < len(self.prompts) else None
@@ -81,28 +80,30 @@ class Prefill:
             prompt = self.prompts[number]
             stop = min(len(prompt), self._position + n_batch - len(batch))
             spine = self._kept_of(number)
-            for node, start, end in runs(self.ends[number], self._position, stop):
+            for node, start, end in nodes_between(self.ends[number], self._position, stop):
                 for position in range(start, end):
                     sequences = [self._sequence, SPINE] if position < spine else [self._sequence]
-                    token = BatchToken(prompt[position], position, sequences, position in node.wanted)
+                    token = BatchToken(
+                        prompt[position], position, sequences, position in node.wanted_positions
+                    )
                     self._in_batch[position] = token
                     if token.wants_logits:
-                        wanted.append(Wanted(len(batch), node, position))
+                        wanted.append(WantedToken(len(batch), node, position))
                     batch.append(token)
             self._position = stop
             if stop == len(prompt):
-                ended.append(Ended(number, self._sequence, len(batch) - 1))
+                ended.append(EndedPrompt(number, self._sequence, len(batch) - 1))
                 self._sequence = -1
         return ended, wanted
 
     def settle(self) -> None:
-        """After the batch was evaluated: its tokens are in memory now, and the spine keeps what is needed."""
+        """To be called when the batch was evaluated: its tokens are in memory, and the spine keeps what is needed."""
         self._in_batch.clear()
         if self._next:
             self._cut_spine(min(self._position, self._kept_of(self._next - 1)))
 
     def _kept_of(self, number: int) -> int:
-        """How many tokens of a prompt the next one shares; after the last, the prefix stays for the next call."""
+        """How many tokens of a prompt the next one shares. Of the last one, the prefix stays for the next call."""
         return self._shared[number + 1] if number + 1 < len(self.prompts) else self.n_prefix
 
     def _cut_spine(self, n_tokens: int) -> None:
@@ -131,5 +132,5 @@ class Prefill:
 
 
 def _common_prefix(prompts: Sequence[TokenIds]) -> TokenIds:
-    """What all prompts begin with: as they are sorted, what the first and the last of them share."""
+    """What all prompts begin with. As they are sorted, it is what the first and the last one share."""
     return prompts[0][: shared_lengths([prompts[0], prompts[-1]])[1]]

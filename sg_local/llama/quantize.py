@@ -1,4 +1,4 @@
-"""A model file in another of llama.cpp's number formats.
+"""Converts a GGUF to another of llama.cpp's types.
 
     requantize(Path("smollm2.Q4_1.gguf"), Path("smollm2.F16.gguf"), "F16")
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import llama_cpp
 
+from sg_local.child_process import native_code_uses
 from sg_local.errors import SgLocalError
 from sg_local.files import atomic_path
 from sg_local.llama.library import last_messages, start_library
@@ -25,6 +26,6 @@ def requantize(source: Path, target: Path, file_type: str, n_threads: int = 0) -
     params.ftype = FILE_TYPES[file_type]
     params.allow_requantize = True
     params.nthread = n_threads
-    with atomic_path(target) as path:
+    with atomic_path(target) as path, native_code_uses(source):
         if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), params) != 0:
             raise SgLocalError(f"{source} could not be written as {file_type}: {last_messages()}")

@@ -1,9 +1,9 @@
-"""From logits to the next token, by llama.cpp's own samplers in llama.cpp's own order.
+"""From logits to the next token, by llama.cpp's samplers, in its order.
 
     repeat penalty -> top-k | -> top-p -> min-p -> temperature -> a draw with the request's seed
 
-The part before the bar depends on the tokens so far alone. It is done once for all requests that share them, and leaves
-the top-k candidates of the whole vocabulary. The part after the bar has a state: the request's own random numbers.
+The part before the bar depends only on the tokens so far. It is done once for all requests that share them, and leaves
+the top-k candidates of the whole vocabulary. The part after the bar has a state: the random numbers of the request.
 """
 
 import ctypes
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from sg_local.llama.tree import TokenIds
 
 PENALIZED_TOKENS = (
-    64  # the repeat penalty looks at the last 64, the prompt's included, as llama.cpp's server does
+    64  # the repeat penalty counts the last 64, with those of the prompt, as llama.cpp's server does
 )
 
-GROUP_SIZE = 64  # logits of which only the maximum is looked at first
+GROUP_SIZE = 64  # logits; near_top looks at the maximum of each group first
 
 _CANDIDATE = np.dtype(
     [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
@@ -45,7 +45,7 @@ class Parameters(Protocol):
 
 
 class Sampling:
-    """The part of one request's sampling that has a state. Close it after use."""
+    """The samplers of one request, which have a state. Close it after use."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -90,16 +90,16 @@ class Choice:
         candidates, is_sorted = self._candidates[key]
         if sampling.chain is None:
             return int(candidates["id"][candidates["logit"].argmax()])
-        own = candidates.copy()  # the chain works in place
-        array = _token_data_array(own, is_sorted)
+        copied = candidates.copy()  # the chain works in place
+        array = _token_data_array(copied, is_sorted)
         llama_cpp.llama_sampler_apply(sampling.chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
         llama_cpp.llama_sampler_accept(sampling.chain, token)
         return token
 
     def _shared(self, repeat_penalty: float, top_k: int) -> tuple[npt.NDArray[Any], bool]:
-        """The candidates that the requests' own samplers start from, and whether they are sorted."""
-        # A penalty may lift a token from far below, so that all of them stay candidates.
+        """The candidates that the samplers of each request start from, and whether they are sorted."""
+        # After a penalty a token from far below may be at the top, so all tokens stay candidates.
         ids = near_top(self._logits, top_k) if repeat_penalty == 1 else np.arange(len(self._logits))
         candidates = np.zeros(len(ids), _CANDIDATE)
         candidates["id"] = ids
@@ -121,10 +121,10 @@ class Choice:
 
 
 def near_top(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Ids, ascending, among which the k highest logits are, with few others; all ids where k is 0 or large.
+    """The ids of the k highest logits and a few others, ascending; all ids if k is 0 or large.
 
-    The vocabulary is parted into groups. At least k logits reach the k-th highest of the groups' maxima, so no lower
-    one is among the k highest. Copying and sorting the whole vocabulary takes ten times as long.
+    The vocabulary is split into groups. At least k logits reach the k-th highest maximum of a group, so no lower
+    logit is among the k highest. To copy and sort the whole vocabulary takes ten times as long.
     """
     n_groups = len(logits) // GROUP_SIZE
     if not 0 < k < n_groups:
@@ -132,7 +132,7 @@ def near_top(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     maxima = logits[: n_groups * GROUP_SIZE].reshape(GROUP_SIZE, n_groups).max(axis=0)
     bound = np.partition(maxima, n_groups - k)[n_groups - k]
     ids = np.flatnonzero(logits >= bound)
-    return ids if len(ids) >= k else np.arange(len(logits))  # fewer where logits are no numbers
+    return ids if len(ids) >= k else np.arange(len(logits))  # there are fewer if logits are NaN
 
 
 def _token_data_array(candidates: npt.NDArray[Any], is_sorted: bool) -> Any:

@@ -1,4 +1,4 @@
-"""How likely each label is as the answer to a prompt: exact, with one evaluation of the prompt.
+"""The probability of each label as the answer to a prompt: exact, with one evaluation of the prompt.
 
     prompts [(1, 4093, ...)], labels [(21, 2), (487, 19, 2)]      token ids, the end token included
     -> [[-0.41, -3.20]]                                           log p(label | prompt), nats
@@ -6,8 +6,8 @@
     pairs [((1, 4093, ...), (21, 2)), ((1, 77, ...), (9, 2))]         a prompt and its own answer
     -> [-0.41, -7.30]                                             log p(answer | prompt), nats
 
-Prompts and labels are one tree (prefill.py): many prompts go into one batch, and a token that several labels share is
-evaluated once. A label's last token is not evaluated, since no logits are needed after it. The end token makes
+Prompts and labels form one tree (prefill.py): many prompts fit into one batch, and a token that several labels share is
+evaluated once. A label's last token is not evaluated, since no logits are needed after it. With the end token,
 "support" and "supporting" exclude each other.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import BatchToken, Engine, Logits
 from sg_local.llama.prefill import Prefill
-from sg_local.llama.tree import Node, TokenIds, release, runs, want
+from sg_local.llama.tree import Node, TokenIds, mark_wanted, nodes_between, release
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -34,7 +34,7 @@ def label_logprobs(
     """log p of each label after each prompt, shape (n_prompts, n_labels), in nats.
 
     `on_finished` gets the index of each prompt whose labels are all evaluated.
-    Raises SgLocalError when a prompt with a label cannot fit the context.
+    Raises SgLocalError if a prompt with a label cannot fit the context.
     """
     if not labels:
         return [[] for _ in prompts]
@@ -45,7 +45,7 @@ def label_logprobs(
 
 
 def answer_logprobs(engine: Engine, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[float]:
-    """log p of each answer after its own prompt, in nats. Raises SgLocalError as `label_logprobs`."""
+    """log p of each answer after its prompt, in nats. Raises SgLocalError as `label_logprobs` does."""
     return _scores(engine, pairs, list(range(len(pairs))), None)
 
 
@@ -65,7 +65,7 @@ def _scores(
             "tokens: raise --n-ctx or shorten the task"
         )
     pairs = [(prompt or engine.tokenizer.beginning, answer) for prompt, answer in pairs]
-    # As if each answer were scored alone, with its whole prompt.
+    # Counted as if each answer were scored alone, with its whole prompt.
     engine.counters.prompt_tokens += sum(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
     with engine.counters.timed():
         return _tree_scores(engine, pairs, owners, on_finished)
@@ -87,7 +87,7 @@ def _tree_scores(
     prefill = Prefill(engine, paths, min(len(prompt) for prompt, _ in pairs) - 1)
     for path, end in zip(paths, prefill.ends, strict=True):
         for first in first_reads[path]:
-            want(end, first)
+            mark_wanted(end, first)
     tokens = sorted({token for _, answer in pairs for token in answer})
     column = {token: place for place, token in enumerate(tokens)}
     logprobs = _evaluate(engine, prefill, [waiting[path] for path in paths], tokens, on_finished)
@@ -96,7 +96,7 @@ def _tree_scores(
 
     def score(prompt: TokenIds, answer: TokenIds) -> float:
         end = ends[*prompt, *answer[:-1]]
-        parts = runs(end, len(prompt) - 1, end.stop)
+        parts = nodes_between(end, len(prompt) - 1, end.stop)
         rows = [logprobs[node, place] for node, start, stop in parts for place in range(start, stop)]
         return float(sum(row[column[token]] for row, token in zip(rows, answer, strict=True)))
 
@@ -111,8 +111,8 @@ def _evaluate(
     on_finished: Callable[[int], None] | None,
 ) -> dict[tuple[Node, int], Logits]:
     """(Node, position) -> log p of these tokens there, for all positions that are wanted."""
-    found: dict[tuple[Node, int], Logits] = {}
-    left = Counter(index for indices in owners for index in indices)
+    logprobs: dict[tuple[Node, int], Logits] = {}
+    n_pending = Counter(index for indices in owners for index in indices)
     free_sequences = list(range(engine.n_sequences - 1, 0, -1))
     free_cells = engine.n_ctx - prefill.n_prefix
 
@@ -132,23 +132,25 @@ def _evaluate(
             engine.counters.evaluated_prompt_tokens += len(batch)
             for item in wanted:
                 logits = engine.logits_at(item.index)
-                found[item.node, item.position] = (logits[tokens] - _log_sum_exp(logits)).astype(np.float32)
+                logprobs[item.node, item.position] = (logits[tokens] - _log_sum_exp(logits)).astype(
+                    np.float32
+                )
             for end in ended:
                 engine.cut(end.sequence, 0)
                 free_sequences.append(end.sequence)
                 free_cells += release(prefill.ends[end.prompt])
                 for index in owners[end.prompt]:
-                    left[index] -= 1
-                    if not left[index] and on_finished:
+                    n_pending[index] -= 1
+                    if not n_pending[index] and on_finished:
                         on_finished(index)
     except BaseException:
-        engine.clear()  # the cells that are left belong to no prompt
+        engine.clear()  # the remaining cells belong to no prompt
         raise
-    return found
+    return logprobs
 
 
 def sequence_logits(engine: Engine, tokens: TokenIds, first: int) -> Logits:
-    """Logits (len(tokens) - first, n_vocab) at the positions first.. of one sequence, evaluated alone."""
+    """Logits (len(tokens) - first, n_vocab) of one sequence from position `first` on; it is evaluated alone."""
     engine.clear()
     rows: list[Logits] = []
     for start in range(0, len(tokens), engine.n_batch):

@@ -1,9 +1,9 @@
-"""How fast a model file runs here: the same weights run at very different speeds by file type.
+"""How fast a model file runs on this machine; the speed depends much on the file's type.
 
     seconds_of_work(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), n_threads=0)   -> 4.1
     seconds_of_work(Path("f16.gguf"), n_threads=0)                          -> 2.2    half the time, the same weights
 
-Measured on a small sample of annotate's work: a prompt, and a few steps of many sequences side by side.
+Measured on a little of what `annotate` does: a prompt, then a few tokens of many sequences side by side.
 """
 
 import time

@@ -1,11 +1,11 @@
-"""The one tokenizer: text to token ids and back, as llama.cpp does it for the model that is served.
+"""The only tokenizer: text to token ids and back, as llama.cpp does it for the served model.
 
     [Piece("<|im_start|>user\\n", False), Piece("hello <|im_end|>", True)]
     -> [1, 4093, 198, 28120, 2067, 108, 306, 79, ...]     the data's "<|im_end|>" stays plain text
 
 Template text may hold special tokens, data never does (llama.cpp's `parse_special`). Between two special tokens,
-template text and data are tokenized as one run, so the ids are those that llama.cpp itself gets for the whole
-prompt whenever the data holds no special token's text.
+template text and data are tokenized together. So the ids are those of llama.cpp for the whole prompt, unless the data
+holds the text of a special token.
 """
 
 import ctypes
@@ -36,11 +36,11 @@ class Tokenizer:
 
     @property
     def beginning(self) -> tuple[int, ...]:
-        """What is used for an empty prompt, since a model needs at least one token: BOS, or EOS where it has none."""
+        """The tokens of an empty prompt, since a model needs at least one: BOS, or EOS if it has no BOS."""
         return (self.bos if self.bos >= 0 else self.eos,)
 
     def text_of(self, token: int) -> str:
-        """The vocabulary's own text of a token, e.g. "<|im_end|>"; "" where the model has no such token."""
+        """A token's text in the vocabulary, e.g. "<|im_end|>"; "" if the model has no such token."""
         if token < 0:
             return ""
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
@@ -51,7 +51,7 @@ class Tokenizer:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of data: special tokens' texts are plain text here, and no BOS is added."""
+        """Token ids of data. Here the text of a special token is plain text, and no BOS is added."""
         data = text.encode()
         size = len(data) + 8
         buffer = (llama_cpp.llama_token * size)()
@@ -68,7 +68,7 @@ class Tokenizer:
         for piece in pieces:
             parts = [piece.text] if piece.is_data else self._special_pattern.split(piece.text)
             for index, part in enumerate(parts):
-                if index % 2 == 0:  # plain text; special tokens' texts stand at the odd places
+                if index % 2 == 0:  # plain text; the texts of special tokens have odd indices
                     run += part.lstrip() if strip_next and not run else part
                     strip_next = strip_next and not run
                     continue
@@ -80,7 +80,7 @@ class Tokenizer:
         return ids + (self.encode_plain(run) if run else [])
 
     def piece_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for in generated text; none for control tokens."""
+        """The bytes of a token in generated text; none for control tokens."""
         cached = self._piece_cache.get(token)
         if cached is None:
             buffer = ctypes.create_string_buffer(256)
@@ -96,15 +96,15 @@ class Tokenizer:
         return ChatTemplate(source, bos_token=self.text_of(self.bos), eos_token=self.text_of(self.eos))
 
     def encode_prompt(self, template: ChatTemplate, messages: list[Message]) -> list[int]:
-        """Token ids of a conversation up to the place where the assistant's answer begins."""
+        """Token ids of a conversation, up to where the assistant's answer begins."""
         return self.encode(template.render(messages, add_generation_prompt=True))
 
     def encode_begun(self, template: ChatTemplate, messages: list[Message], begun: str) -> list[int]:
-        """Token ids of a conversation whose next turn the assistant has begun with these words."""
+        """Token ids of a conversation in which the assistant's next turn begins with these words."""
         return self.encode(_until_answer_ends(template, messages, begun)[0])
 
     def encode_answer(self, template: ChatTemplate, messages: list[Message], answer: str) -> list[int]:
-        """Token ids of an answer, in the place after `encode_prompt(messages)`, with the token that ends it.
+        """Token ids of an answer after `encode_prompt(messages)`, with the token that ends it.
 
         The end token is the one that the template writes after an assistant's turn, or the model's EOS.
         """
@@ -112,7 +112,7 @@ class Tokenizer:
         prompt = self.encode_prompt(template, messages)
         ids = self.encode(until)
         # The prompt's ids are no prefix if tokens merge across the border, or if the template writes a finished turn
-        # differently. Then the answer is tokenized on its own, which is what a model can generate here.
+        # differently. Then the answer is tokenized alone: a model can generate these tokens after the prompt.
         answer_ids = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self.encode_plain(answer)
         end = next((token for token in self.encode(after) if self.is_end(token)), self.eos)
         return [*answer_ids, end]
@@ -124,13 +124,13 @@ class Tokenizer:
     @cached_property
     def _special_tokens(self) -> dict[str, tuple[int, int]]:
         """Texts of control tokens -> (id, attributes)."""
-        found: dict[str, tuple[int, int]] = {}
+        special_tokens: dict[str, tuple[int, int]] = {}
         get_attribute: Any = llama_cpp.llama_vocab_get_attr
         for token in range(self.n_vocab):
             attributes = get_attribute(self._vocab, token)
             if attributes & (_CONTROL | _UNKNOWN) and (text := self.text_of(token)):
-                found[text] = (token, attributes)
-        return found
+                special_tokens[text] = (token, attributes)
+        return special_tokens
 
     @cached_property
     def _special_pattern(self) -> "re.Pattern[str]":

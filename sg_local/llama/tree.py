@@ -1,12 +1,12 @@
-"""The prompts of one call as a tree: what several of them begin with is one node, to be evaluated once.
+"""The prompt tree of one call: what several prompts begin with is one node, to be evaluated once.
 
-    plant([(1, 5, 6), (1, 5, 7), (1, 5, 7, 9)])
+    build_tree([(1, 5, 6), (1, 5, 7), (1, 5, 7, 9)])
       [1 5] -- [6]            prompt 0 ends
             '- [7]            prompt 1 ends
                 '- [9]        prompt 2 ends
 
-A radix tree: a node is a run of tokens at positions start..stop, cut where prompts part or end. Prompts come sorted,
-so the tree is walked depth first, and what later prompts share with earlier ones is always a part of the last path.
+This is a radix tree. A node holds the tokens at positions start..stop, and is split where prompts part or end. The
+prompts are sorted, so the tree is walked depth first: what a prompt shares with earlier ones lies on the last path.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ TokenIds = tuple[int, ...]
 
 @dataclass(eq=False)
 class Node:
-    """Tokens start..stop of every prompt that passes through it."""
+    """The tokens at positions start..stop, which all prompts below it share."""
 
     parent: "Node | None"
     start: int
     stop: int
-    holders: int  # child nodes, and prompts that end here, that are still needed
-    wanted: set[int] = field(default_factory=set)  # positions whose logits are needed
+    holders: int  # children and prompts that end here, as far as they are still needed
+    wanted_positions: set[int] = field(default_factory=set)  # positions whose logits are needed
 
 
-def plant(prompts: Sequence[TokenIds]) -> list[Node]:
-    """The node at which each prompt ends. The prompts are sorted, distinct and not empty."""
+def build_tree(prompts: Sequence[TokenIds]) -> list[Node]:
+    """Builds the tree, and returns the node at which each prompt ends. Prompts are sorted, distinct and not empty."""
     root = Node(None, 0, 0, 1)
     path = [root]  # to the end of the last prompt
     ends = []
@@ -48,17 +48,17 @@ def plant(prompts: Sequence[TokenIds]) -> list[Node]:
 
 def shared_lengths(prompts: Sequence[TokenIds]) -> list[int]:
     """How many tokens each of the sorted prompts shares with the one before it; 0 for the first."""
-    found = [0] if prompts else []
+    lengths = [0] if prompts else []
     for before, prompt in pairwise(prompts):
         length, limit = 0, min(len(before), len(prompt))
         while length < limit and before[length] == prompt[length]:
             length += 1
-        found.append(length)
-    return found
+        lengths.append(length)
+    return lengths
 
 
 def release(node: Node | None) -> int:
-    """Notes that one holder of this node is done. Returns how many tokens are no longer needed."""
+    """Takes one holder from this node. Returns how many tokens are no longer needed."""
     freed = 0
     while node is not None:
         node.holders -= 1
@@ -69,18 +69,18 @@ def release(node: Node | None) -> int:
     return freed
 
 
-def runs(end: Node, start: int, stop: int) -> list[tuple[Node, int, int]]:
-    """The nodes on the path to this end that cover the positions start..stop, with the part of them that lies there."""
-    found = []
+def nodes_between(end: Node, start: int, stop: int) -> list[tuple[Node, int, int]]:
+    """The nodes on the path to this end that have tokens at start..stop, each with the part that lies in there."""
+    parts = []
     node: Node | None = end
     while node is not None and node.stop > start:
         if node.start < stop:
-            found.append((node, max(start, node.start), min(stop, node.stop)))
+            parts.append((node, max(start, node.start), min(stop, node.stop)))
         node = node.parent
-    return found[::-1]
+    return parts[::-1]
 
 
-def want(end: Node, first: int) -> None:
-    """Marks the positions from `first` up to this end of a prompt as wanted."""
-    for node, start, stop in runs(end, first, end.stop):
-        node.wanted.update(range(start, stop))
+def mark_wanted(end: Node, first: int) -> None:
+    """Marks the positions from `first` to the end of a prompt: their logits are needed."""
+    for node, start, stop in nodes_between(end, first, end.stop):
+        node.wanted_positions.update(range(start, stop))

@@ -17,7 +17,7 @@ from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.report import tables
-from sg_local.run.begin import check_task
+from sg_local.runs.begin import check_task
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.

@@ -24,8 +24,8 @@ from sg_local.llama.library import load_model
 from sg_local.llama.scoring import log_softmax, sequence_logits
 from sg_local.llama.tokens import Tokenizer
 from sg_local.proof.working_copies import f16_gguf, torch_weights
-from sg_local.run.directory import BaseModel, Run
-from sg_local.run.prompt import demonstrations, template_source
+from sg_local.runs.directory import BaseModel, Run
+from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import PairRow, is_kept
 from sg_local.settings import Settings

@@ -8,13 +8,15 @@ Raises SgLocalError with every fault; changes nothing.
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
+from sg_local import child_process
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run, open_run
 from sg_local.settings import STAGES
 
 
@@ -27,6 +29,15 @@ class Passed(NamedTuple):
 
 def verify_run(run: Run, *, with_parity: bool) -> Iterator[Passed]:
     """Yields each check that passes; raises at the end where one does not."""
+    for what, evidence in child_process.values_from_child(
+        "verify", f"{__name__}.checks", run_dir=str(run.path), with_parity=with_parity
+    ):
+        yield Passed(what, evidence)
+
+
+def checks(run_dir: str, with_parity: bool) -> Iterator[Passed]:
+    """The same, in the process where llama.cpp and torch work."""
+    run = open_run(Path(run_dir))
     if with_parity:
         _require_packages()
     run.check_model()

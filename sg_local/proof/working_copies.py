@@ -10,7 +10,6 @@ They are derived files: deleting them costs the seconds that it takes to make th
 holder of the directory's lock, who first clears away what killed writers left: temporaries are as large as the copies.
 """
 
-import json
 import math
 import os
 import platform
@@ -20,13 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import partial_directory, read_json, remove_leftovers, write_text
+from sg_local.files import partial_directory, read_json, remove_leftovers, write_json
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import make_store_directory, store_root
 from sg_local.plan.machine import total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.progress import say
-from sg_local.run.directory import BaseModel, Run, versions
+from sg_local.runs.directory import BaseModel, Run, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 TORCH_COPY, F16_COPY, SPEEDS, BASE = "hf", "f16.gguf", "speed.json", "base.json"
@@ -120,7 +119,7 @@ def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
         "f16_seconds": seconds_of_work(copy, n_threads=n_threads),
     }
     with lock_copies(path.parent):
-        write_text(path, json.dumps(_known_speeds(path) | {machine: measured}, indent=1) + "\n")
+        write_json(path, _known_speeds(path) | {machine: measured})
     return measured
 
 
@@ -159,7 +158,7 @@ def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> P
     path = place / name
     with lock_copies(place):
         if not (place / BASE).exists():
-            write_text(place / BASE, json.dumps({"name": base.path.name, "sha256": base.sha256}) + "\n")
+            write_json(place / BASE, {"name": base.path.name, "sha256": base.sha256})
         if not path.exists():
             _check_space(base, path)
             make(path)

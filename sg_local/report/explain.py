@@ -20,7 +20,7 @@ from typing import TypedDict
 
 from sg_local.errors import InputError
 from sg_local.files import Row, read_rows
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.selfguide.labels import label_scores
 from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow
 from sg_local.settings import as_flag

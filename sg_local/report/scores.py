@@ -13,7 +13,7 @@ from typing import cast
 from sg_local.errors import InputError
 from sg_local.files import read_json, read_rows
 from sg_local.report import tables
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.selfguide.contenders import BASELINE, TUNED
 from sg_local.selfguide.evaluation import (
     Evaluation,

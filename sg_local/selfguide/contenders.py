@@ -3,7 +3,7 @@
     Contender.LABEL_SCORING            "base_label_scoring", its key in evaluation.json and its file in predictions/
     Contender.LABEL_SCORING.heading    "label scoring", the head of its column in a table of many tasks
 
-A contender is one entry here; how it answers is said in stages/evaluate.py. Tables have them in this order.
+A contender is one entry here; stages/evaluate.py says how it answers. Tables list them in this order.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from typing import Self
 class _Entry:
     key: str
     heading: str
-    is_opponent: bool = False  # the base with examples: the tuned model has to beat the best of these
-    gain_key: str = ""  # of the gain over it in evaluation.json; "": it is there where it is the strongest
+    is_opponent: bool = False  # the verdict and --gate compare with the best opponent
+    gain_key: str = ""  # of the gain over it in evaluation.json; "": only gain_over_best may be over it
     needs_labels: bool = False
-    is_optional: bool = False  # there in some runs only
+    is_optional: bool = False  # only some runs have it
     uses_made_rows: bool = False
 
 
@@ -58,14 +58,14 @@ class Contender(StrEnum):
         needs_labels=True,
     )
     MANY_SHOT = _Entry("base_many_shot", "many-shot", is_opponent=True, is_optional=True, uses_made_rows=True)
-    TUNED_ADAPTER = _Entry("tuned_adapter", "tuned hot", uses_made_rows=True)
+    TUNED_ADAPTER = _Entry("tuned_adapter", "tuned adapter", uses_made_rows=True)
     TUNED_MERGED = _Entry("tuned_merged", "tuned merged", uses_made_rows=True)
 
     def is_expected(self, *, with_labels: bool) -> bool:
-        """Whether every evaluation of a task with, or without, labels has it."""
+        """Whether every evaluation has it: of tasks with labels, or of tasks without."""
         return not self.is_optional and (with_labels or not self.needs_labels)
 
 
-# Whose gain is told, and over whom by default.
+# The contender whose gain is measured, and the baseline of the first gain.
 TUNED, BASELINE = Contender.TUNED_MERGED, Contender.FEW_SHOT
 OPPONENTS = tuple(contender for contender in Contender if contender.is_opponent)

@@ -4,7 +4,7 @@
      "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
      "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
 
-What is there for each metric stands under the metric's key, the gain over an opponent under that one's `gain_key`.
+The values of a metric stand under the metric's key, the gain over an opponent under the opponent's `gain_key`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from sg_local.task import Example, Task
 
 
 class PredictionRow(TypedDict):
-    """An answer; its score by each metric stands beside these: `scores_of`."""
+    """An answer. Its scores stand beside these keys, one for each metric: see `scores_of`."""
 
     input: str
     prediction: str
@@ -33,12 +33,12 @@ class PredictionRow(TypedDict):
 
 
 class ContenderScores(TypedDict):
-    """What was served and how it scored; the mean of each metric stands beside these: `metric_mean`."""
+    """The served file and its scores. The mean of each metric stands beside these keys: see `metric_mean`."""
 
     served: str
     served_sha256: str
     demonstrations: int
-    # Of a task with labels:
+    # In tasks with labels:
     no_label_share: NotRequired[float]
     label_distance: NotRequired[float]
     labels: NotRequired[dict[str, LabelCounts]]
@@ -53,7 +53,7 @@ class Gain(Difference):
 
 
 class Evaluation(TypedDict):
-    """evaluation.json; gains over further opponents stand beside these: `gains`."""
+    """evaluation.json. Gains over other opponents stand beside these keys: see `gains`."""
 
     task: str
     metric: str
@@ -65,7 +65,7 @@ class Evaluation(TypedDict):
 
 
 class Served(NamedTuple):
-    """What a contender answered with."""
+    """The file with which a contender answered."""
 
     file: str
     sha256: str
@@ -73,7 +73,7 @@ class Served(NamedTuple):
 
 
 def predictions_file(contender: Contender) -> str:
-    """Where its answers are in a run."""
+    """The file with its answers, in a run's directory."""
     return f"predictions/{contender}.jsonl"
 
 
@@ -85,9 +85,9 @@ def prediction_row(text: str, prediction: str, reference: str) -> PredictionRow:
 
 
 def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) -> list[PredictionRow]:
-    """The answers up to the end of their first line, or none where that changes nothing or examples have more lines.
+    """The first line of each answer; no rows if that changes nothing, or if an example's output has several lines.
 
-    A model that was never tuned to chats often does not end its answer; who uses one cuts it there.
+    A model that was never tuned to chats often keeps writing after its answer. Its users cut the answer there.
     """
     if any("\n" in example.output.strip() for example in examples):
         return []
@@ -105,7 +105,7 @@ def evaluation_of(
     served: Mapping[Contender, Served],
     source: str,
 ) -> Evaluation:
-    """The scores of all contenders' answers to the same rows, and the tuned model's gains. source: of the rows."""
+    """The scores of all contenders on the same rows, and the gains of the tuned model. source: of the rows."""
     metric = metric_of(task)
     contenders = {
         contender: _contender_scores(task, rows, served[contender]) for contender, rows in answered.items()
@@ -126,9 +126,9 @@ def evaluation_of(
 
 
 def strongest_opponent(contenders: Mapping[Contender, ContenderScores], metric: Metric) -> Contender:
-    """Of the contenders that are there, the base's way with the highest mean; the first of OPPONENTS among equals.
+    """The opponent with the highest mean; of equal ones, the first in OPPONENTS.
 
-    It is chosen on the rows that it is compared on, which favours the base.
+    It is chosen on the same rows on which it is compared, which favours the base.
     """
     present = [opponent for opponent in OPPONENTS if opponent in contenders]
     return max(present, key=lambda opponent: metric_mean(contenders[opponent], metric)["mean"])
@@ -145,7 +145,7 @@ def metric_mean(scores: ContenderScores, metric: Metric) -> Mean:
 
 
 def metrics_of(evaluation: Evaluation) -> list[Metric]:
-    """The metrics that all contenders have: one that is new is not in files of earlier versions."""
+    """The metrics that all contenders have. Files of earlier versions lack newer metrics."""
     return [
         metric
         for metric in Metric
@@ -154,7 +154,7 @@ def metrics_of(evaluation: Evaluation) -> list[Metric]:
 
 
 def gains(evaluation: Evaluation) -> dict[Contender, Gain]:
-    """The tuned model's gains over the opponents that have a key of their own."""
+    """The gains of the tuned model over each opponent that has a `gain_key`."""
     values = _values(evaluation)
     return {
         opponent: cast(Gain, values[opponent.gain_key])
@@ -164,7 +164,7 @@ def gains(evaluation: Evaluation) -> dict[Contender, Gain]:
 
 
 def gain_over_best(evaluation: Evaluation) -> Gain:
-    """The gain over the strongest of the base's ways; in a file of an earlier version, of those that it compares."""
+    """The gain over the strongest opponent; in a file of an earlier version, over the strongest of those in `gains`."""
     if "gain_over_best" in evaluation:
         return evaluation["gain_over_best"]
     compared = gains(evaluation)
@@ -173,13 +173,13 @@ def gain_over_best(evaluation: Evaluation) -> Gain:
 
 
 def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
-    """Whether a row has all that one of predictions/ has, the scores of all metrics included."""
+    """Whether a row has all keys of a row of predictions/, with the scores of all metrics."""
     texts = (row.get(key) for key in ("input", "prediction", "reference"))
     return all(isinstance(text, str) for text in texts) and all(_is_number(row.get(item)) for item in Metric)
 
 
 def is_evaluation(value: object) -> TypeGuard[Evaluation]:
-    """Whether a value has all that is compared and told; what earlier versions did not write may be missing."""
+    """Whether a value has all keys that tables need. Keys that earlier versions did not write may be missing."""
     match value:
         case {"task": str(), "metric": str(metric), "n_rows": int(), "contenders": dict(contenders), **rest}:
             keys = [opponent.gain_key for opponent in OPPONENTS] + ["gain_over_best"]
@@ -226,12 +226,12 @@ def _gain(answered: Mapping[Contender, Sequence[PredictionRow]], opponent: Conte
 
 
 def _values(typed: Mapping[str, object]) -> Mapping[str, object]:
-    """A TypedDict with the keys that its type does not name."""
+    """A TypedDict as a mapping, to read keys that its type does not name."""
     return typed
 
 
 def _has_scores(scores: object, metric: str) -> bool:
-    """Whether a contender has what it is compared by; more is told where it is there."""
+    """Whether a contender has the mean by which it is compared; its other keys are optional."""
     return isinstance(scores, dict) and _is_mean(scores.get(metric))
 
 

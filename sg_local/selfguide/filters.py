@@ -8,9 +8,9 @@
     Pool(task.examples, 0.7).fault("My parcel is late again.")                      -> "near_duplicate"
 
 Sources: SELF-GUIDE section 3.3 (noise and length filters) and its reference code; the near-duplicate rule is
-Self-Instruct's (arXiv 2212.10560: ROUGE-L under 0.7 to the pool). Form and overlap are the same idea as the length
-filter, what departs from all examples is no example of the task, for marks, repeated words and copies. Nothing
-here changes its arguments.
+Self-Instruct's (arXiv 2212.10560: ROUGE-L under 0.7 to the pool). The filters for form and overlap apply the idea of
+the length filter to marks, repeated words and copies: a text that departs from all examples is no example of the task.
+No function here changes its arguments.
 """
 
 import re
@@ -42,22 +42,22 @@ NOISE = (
     "\n\n",
     "\\_\\_",
     "therefore",
-    # A base model goes on with the conversation: these are turns of Vicuna's format, and the request for an input.
+    # A model that continues the conversation writes these: turns of Vicuna's format, and the request for an input.
     "user:",
     "assistant:",
     "write a new example",
 )
-# Examples of 3 characters ("Tom") do not rule out an answer of 20.
+# If the examples have 3 characters ("Tom"), an answer may still have 20.
 LENGTH_SLACK_CHARACTERS = 20
 # What gives a text its parts: "Premise: ... Hypothesis: ...", "name[Aromi], food[English]", "_She_ was", questions.
 MARKS = ":?[]()|_=\n"
-# Of the least distinct example's share of distinct words: "medical device medical" has 2 of 3.
+# The least share of distinct words, relative to the lowest of the examples: "medical device medical" has 2 of 3.
 DISTINCT_SLACK = 0.75
 
 
 @dataclass(frozen=True)
 class Form:
-    """What all examples' texts have: at least these marks, at most twice as many, and words that differ."""
+    """What a text needs to look like the examples: their marks, at most twice as many, and distinct words."""
 
     marks: tuple[tuple[str, int, int], ...]  # ("?", 1, 4): at least one, at most four
     distinct_words: float  # least share of distinct words among all words, 0..1
@@ -73,7 +73,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the examples allow: the words that are noise in this task, lengths in characters, form, overlap."""
+    """What the examples allow: noise words of this task, lengths in characters, form, overlap."""
 
     noise: tuple[str, ...]
     input_characters: tuple[float, float]
@@ -84,7 +84,7 @@ class Rules:
 
 
 def rules_of(task: Task) -> Rules:
-    """The filters' bounds for a task. A noise word that an example or a label holds belongs to the task."""
+    """The bounds of the filters for a task. A noise word in an example or a label is part of the task, and allowed."""
     inputs = [example.input for example in task.examples]
     outputs = [example.output for example in task.examples]
     known = [_plain(text) for text in (*inputs, *outputs, *task.labels)]
@@ -99,10 +99,10 @@ def rules_of(task: Task) -> Rules:
 
 
 def length_bounds(texts: Sequence[str]) -> tuple[float, float]:
-    """Characters within mean ± 2 standard deviations of the examples, of which there is at least one.
+    """Least and most characters: mean ± 2 standard deviations of at least one example.
 
-    Three texts of nearly one length have a deviation near zero, which would drop almost everything: the bounds are
-    at least from half the mean to twice the mean, and LENGTH_SLACK_CHARACTERS to either side of it.
+    Three texts of about equal length have a deviation near zero, which would drop almost everything. So the bounds
+    are at least as wide as half to twice the mean, and as the mean ± LENGTH_SLACK_CHARACTERS.
     """
     lengths = [len(text) for text in texts]
     mean, deviation = statistics.fmean(lengths), statistics.pstdev(lengths)
@@ -115,8 +115,8 @@ def length_bounds(texts: Sequence[str]) -> tuple[float, float]:
 def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] | None) -> DropReason | None:
     """The reason to drop a made text: EMPTY, NOISE or LENGTH; None for a good one.
 
-    Text without a letter, a digit or an emoji is empty. A noise word counts where it stands as a word of its own:
-    "Output: 4" is noise, "throughput" and "inputs" are not.
+    Text without a letter, a digit or an emoji is empty. A noise word counts only as a whole word: "Output: 4" is
+    noise, "throughput" and "inputs" are not.
     """
     if not any(character.isalnum() or unicodedata.category(character) == "So" for character in text):
         return DropReason.EMPTY
@@ -129,7 +129,7 @@ def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] 
 
 
 def form_of(texts: Sequence[str]) -> Form:
-    """The form that texts of the examples share; a single one shows no marks, for they may be its own."""
+    """The form that the texts of the examples share. A single text defines no marks, for other texts may lack them."""
     marks = []
     for mark in MARKS:
         counts = [text.strip().count(mark) for text in texts]
@@ -139,14 +139,14 @@ def form_of(texts: Sequence[str]) -> Form:
 
 
 def overlap_of(examples: Sequence[Example]) -> Overlap:
-    """Half of the least that an example's answer takes from its input, and half-way from the most to a copy."""
+    """Least words taken: half the least of the examples. Most ROUGE-L: half-way from the highest of them to a copy."""
     taken = min(_taken_share(example.output, example.input) for example in examples)
     copied = max(rouge_l(example.output, example.input) for example in examples)
     return Overlap(taken / 2, (1 + copied) / 2)
 
 
 def form_fault(text: str, form: Form) -> DropReason | None:
-    """The reason to drop a made text: MARKS or REPETITION; None for one of the examples' form."""
+    """The reason to drop a made text: MARKS or REPETITION; None for a text with the examples' form."""
     plain = text.strip()
     if any(not least <= plain.count(mark) <= most for mark, least, most in form.marks):
         return DropReason.MARKS
@@ -154,7 +154,7 @@ def form_fault(text: str, form: Form) -> DropReason | None:
 
 
 def overlap_fault(answer: str, text: str, overlap: Overlap) -> DropReason | None:
-    """The reason to drop a made answer to an input: COPY of it, or UNRELATED to it; None for a good one."""
+    """The reason to drop a made answer: COPY of its input, or UNRELATED to it; None for a good answer."""
     if overlap.copied_rouge_l < 1 and rouge_l(answer, text) > overlap.copied_rouge_l:
         return DropReason.COPY
     return DropReason.UNRELATED if _taken_share(answer, text) < overlap.taken_words else None
@@ -172,7 +172,7 @@ def _taken_share(answer: str, text: str) -> float:
 
 
 def _plain(text: str) -> str:
-    return text.lower().replace("\u2019", "'")  # models write either apostrophe
+    return text.lower().replace("\u2019", "'")  # models write both apostrophes
 
 
 @cache
@@ -184,10 +184,10 @@ def _pattern(word: str) -> re.Pattern[str]:
 
 
 class Pool:
-    """The inputs that are already there, examples first, for finding duplicates."""
+    """The examples' inputs and the made inputs so far, to find duplicates."""
 
     def __init__(self, examples: Sequence[Example], near_rouge_l: float) -> None:
-        """near_rouge_l is the ROUGE-L F-measure from which an input is a near-duplicate; 1 looks for none."""
+        """near_rouge_l: the ROUGE-L F-measure from which an input is a near-duplicate; 1: no input is."""
         self._near = near_rouge_l
         self._exact: set[str] = set()
         self._words: list[list[str]] = []
@@ -195,12 +195,12 @@ class Pool:
             self.add(example.input)
 
     def add(self, text: str) -> None:
-        """Takes a kept input into the pool."""
+        """Adds a kept input."""
         self._exact.add(_collapsed(text))
         self._words.append(words(text))
 
     def fault(self, text: str) -> DropReason | None:
-        """DUPLICATE (but for case and white space), NEAR_DUPLICATE, or None for an input unlike the others."""
+        """DUPLICATE (apart from case and white space), NEAR_DUPLICATE, or None for an input unlike the others."""
         if _collapsed(text) in self._exact:
             return DropReason.DUPLICATE
         text_words = words(text)
@@ -210,7 +210,7 @@ class Pool:
 
     def _is_near(self, one: list[str], other: list[str]) -> bool:
         needed = self._near * (len(one) + len(other))  # ROUGE-L F is 2 LCS / (n + m)
-        # The LCS is at most the shorter of the two, which settles most pairs.
+        # The LCS is no longer than the shorter text, which decides most pairs.
         return 2 * min(len(one), len(other)) >= needed and 2 * LCSseq.similarity(one, other) >= needed
 
 
@@ -221,7 +221,7 @@ def _collapsed(text: str) -> str:
 def input_fault(
     settings: Settings, rules: Rules, labels: Sequence[str], pool: Pool, text: str, *, needs_form: bool
 ) -> DropReason | None:
-    """The reason to drop a made input; None for one that the examples allow and that is unlike those of the pool."""
+    """The reason to drop a made input; None if the examples allow it and it is unlike all inputs of the pool."""
     return (
         text_fault(text, rules.noise, rules.input_characters if settings.length_filter else None)
         or (form_fault(text, rules.input_form) if needs_form else None)
@@ -231,7 +231,7 @@ def input_fault(
 
 
 def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> DropReason | None:
-    """The reason to drop a free answer to an input; None for one that the examples allow."""
+    """The reason to drop a free answer to an input; None if the examples allow it."""
     fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
     if fault is None and settings.form_filter:
         return form_fault(answer, rules.output_form) or overlap_fault(answer, text, rules.overlap)

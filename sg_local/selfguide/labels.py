@@ -1,8 +1,8 @@
-"""Label scores: how probable each label is as a row's answer, and how far that can be believed.
+"""Label scores: how probable each label is as a row's answer, without bias, and with the made-for label.
 
     calibrate([[-0.1, -2.4], [-0.2, -1.7]])  -> [[0.60, 0.40], [0.40, 0.60]]     the bias to label 0 is gone
-    with_evidence([0.6, 0.4], made_for=1, reliable=0.9)  -> [0.14, 0.86]         in doubt the made-for label decides
-    label_scores(...)  -> LabelScores(raw, calibrated, with_evidence, ...)       all of it, for curate and explain
+    with_evidence([0.6, 0.4], made_for=1, reliable=0.9)  -> [0.14, 0.86]         in doubt, the made-for label decides
+    label_scores(...)  -> LabelScores(raw, calibrated, with_evidence, ...)       for curate and explain
 
 Source: Batch Calibration (arXiv 2309.17249), here on mean log-probabilities.
 """
@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-# exp(-69): a label's score below it says no more, and must not decide the mean that calibration subtracts.
+# exp(-69): a lower probability means the same, and must not decide the mean that calibration subtracts.
 _LEAST_PROBABILITY = 1e-30
-# No writer is believed against everything that the judge says.
+# A made-for label never outweighs all that the scores say.
 MAX_RELIABILITY = 0.95
 
 Probabilities = list[list[float]]  # shape (n_rows, n_labels)
 
 
 class Agreement(TypedDict):
-    """How often labels are what the inputs were made for, as the manifest has it.
+    """How often annotated and made-for label agree, as in the manifest.
 
     {"share": 0.64, "n_rows": 198, "chance": 0.25, "p": 1.2e-31, "reliability": 0.7263, "used_as_filter": false}
     """
@@ -29,24 +29,24 @@ class Agreement(TypedDict):
     share: float
     n_rows: int
     chance: float
-    p: float  # probability of so many or more by chance
+    p: float  # probability that so many or more agree by chance
     reliability: float
     used_as_filter: bool  # whether rows that disagree are dropped
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Label probabilities of some rows in three stages, and how far they agree with the made-for labels."""
+    """Label probabilities of some rows: raw, calibrated, with evidence; and their agreement with made-for labels."""
 
     raw: Probabilities  # as the model gave them
-    calibrated: Probabilities | None  # without the bias that all rows share; None where it stays
-    with_evidence: Probabilities | None  # with the made-for label; None where that says nothing
-    agreed: int  # rows whose highest score, before evidence, is that of the made-for label
-    reliability: float  # how often an input is of its made-for label; 1 / n_labels where that is not weighed
+    calibrated: Probabilities | None  # without the bias that all rows share; None if it is not removed
+    with_evidence: Probabilities | None  # with the made-for label; None if that is no evidence
+    agreed: int  # rows whose made-for label has the highest score before evidence
+    reliability: float  # how often an input fits its made-for label; 1 / n_labels if that is no evidence
 
     @property
     def last(self) -> Probabilities:
-        """Those of the last stage, which decide."""
+        """The last of the three, which decide."""
         return self.with_evidence or self.calibrated or self.raw
 
 
@@ -58,10 +58,10 @@ def label_scores(
     removes_bias: bool,
     weighs_evidence: bool,
 ) -> LabelScores:
-    """The scores of at least one row: the mean over its prompts, each prompt's own bias taken out first.
+    """The scores of at least one row: the mean over its prompts, after the bias of each prompt is removed.
 
-    rows: `label_logprobs` of outputs.jsonl, by row and prompt a log-probability in nats for each label. made_for: the
-    rows' made-for labels, which are evidence as far as they are reliable.
+    rows: `label_logprobs` of outputs.jsonl: for each row and prompt, the log-probability of each label in nats.
+    made_for: the made-for label of each row, evidence that is weighted by its reliability.
     """
     logprobs = [
         [[prompt[label] for label in labels] for prompt in prompts] for prompts in zip(*rows, strict=True)
@@ -71,14 +71,14 @@ def label_scores(
     scores = calibrated or raw
     agreed = sum(labels[row.index(max(row))] == label for row, label in zip(scores, made_for, strict=True))
     reliable = reliability(agreed, len(rows), len(labels)) if weighs_evidence else 1 / len(labels)
-    believed: Probabilities | None = None
+    posterior: Probabilities | None = None
     if reliable > 1 / len(labels):
         places: dict[str | None, int] = {label: place for place, label in enumerate(labels)}
-        believed = [
+        posterior = [
             with_evidence(row, places[label], reliable)
             for row, label in zip(tempered(scores, reliable), made_for, strict=True)
         ]
-    return LabelScores(raw, calibrated, believed, agreed, reliable)
+    return LabelScores(raw, calibrated, posterior, agreed, reliable)
 
 
 def _mean_of_prompts(prompts: Sequence[Probabilities]) -> Probabilities:
@@ -86,7 +86,7 @@ def _mean_of_prompts(prompts: Sequence[Probabilities]) -> Probabilities:
 
 
 def label_probabilities(logprobs: Sequence[float]) -> list[float]:
-    """Probabilities of the labels given that one of them is the answer; logprobs in nats, shape (n_labels,)."""
+    """Probabilities of the labels, if one of them is the answer; logprobs in nats, shape (n_labels,)."""
     highest = max(logprobs)
     weights = [math.exp(value - highest) for value in logprobs]
     total = sum(weights)
@@ -96,8 +96,8 @@ def label_probabilities(logprobs: Sequence[float]) -> list[float]:
 def calibrate(rows: Sequence[Sequence[float]]) -> Probabilities:
     """Label probabilities (n_rows, n_labels) without the bias that all rows share, from log-probabilities in nats.
 
-    Subtracts each label's mean log-probability over the batch. It assumes that the batch holds the labels in about
-    equal numbers, which label quotas give.
+    Subtracts each label's mean log-probability over the rows. This assumes that the labels are about equally frequent,
+    since inputs are made for each label in turn.
     """
     logs = [[math.log(max(p, _LEAST_PROBABILITY)) for p in label_probabilities(row)] for row in rows]
     means = [sum(column) / len(logs) for column in zip(*logs, strict=True)]
@@ -107,20 +107,20 @@ def calibrate(rows: Sequence[Sequence[float]]) -> Probabilities:
 
 
 def ensemble(parts: Sequence[Sequence[float]]) -> list[float]:
-    """Label probabilities of several prompts as one, by the mean of their logarithms; shape (n_prompts, n_labels)."""
+    """Combines the label probabilities (n_prompts, n_labels) of several prompts, by the mean of their logarithms."""
     logs = [[math.log(max(p, _LEAST_PROBABILITY)) for p in part] for part in parts]
     return label_probabilities([sum(column) / len(parts) for column in zip(*logs, strict=True)])
 
 
 def sharpened(probabilities: Sequence[float], temperature: float) -> list[float]:
-    """Probabilities with their logarithms divided by a temperature over 0: under 1 it takes doubt away."""
+    """Probabilities at a temperature over 0, which divides their logarithms; under 1 makes them more certain."""
     return label_probabilities([math.log(max(p, _LEAST_PROBABILITY)) / temperature for p in probabilities])
 
 
 def tempered(rows: Sequence[Sequence[float]], mean_confidence: float) -> Probabilities:
-    """Label probabilities at the one temperature at which the likeliest label has this probability on average.
+    """Label probabilities at the temperature at which the highest has this mean over the rows.
 
-    A small model's calibrated scores are flat, whatever it knows; this makes them as sure as it is right.
+    The calibrated scores of a small model are flat, whatever it knows. This makes them as certain as they are right.
     """
     low, high = -5.0, 5.0  # of the temperature's logarithm: 0.007 .. 148
 
@@ -137,24 +137,25 @@ def tempered(rows: Sequence[Sequence[float]], mean_confidence: float) -> Probabi
 
 
 def with_evidence(probabilities: Sequence[float], made_for: int, reliable: float) -> list[float]:
-    """Label probabilities once it is known which label the input was made for (Bayes), by a writer so reliable."""
+    """Label probabilities given the made-for label (Bayes), which is right with probability `reliable`."""
     others = (1 - reliable) / (len(probabilities) - 1)
     weighted = [p * (reliable if label == made_for else others) for label, p in enumerate(probabilities)]
     return [value / sum(weighted) for value in weighted]
 
 
 def margin(probabilities: Sequence[float]) -> float:
-    """How far the likeliest of at least two labels is ahead of the second, 0..1."""
+    """The distance between the two highest of at least two probabilities, 0..1."""
     first, second = sorted(probabilities, reverse=True)[:2]
     return first - second
 
 
 def reliability(agreed: int, n_rows: int, n_labels: int) -> float:
-    """How often a made input is of the label it was made for, 1 / n_labels .. MAX_RELIABILITY.
+    """How often a made input fits its made-for label, 1 / n_labels .. MAX_RELIABILITY.
 
-    agreed is how many of n_rows are annotated with that label. Writer and judge are the same model, so the estimate
-    takes them for equally reliable, and their errors for independent: agreement = r² + (1 - r)² / (n_labels - 1).
-    The root is steep at chance; the lower end of the agreement's 95 % Wilson interval keeps luck from counting.
+    agreed: how many of n_rows are annotated with that label. The same model writes and annotates, so the estimate
+    assumes that both are equally reliable and err independently: agreement = r² + (1 - r)² / (n_labels - 1). The
+    root is steep near chance, so the lower end of the agreement's 95 % Wilson interval is used: luck counts for
+    nothing.
     """
     from scipy.stats import binomtest
 
@@ -166,10 +167,10 @@ def reliability(agreed: int, n_rows: int, n_labels: int) -> float:
 
 
 def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
-    """Whether the base writes inputs for the label that it is asked for: agreement clearly over chance.
+    """Whether the base writes inputs that fit their made-for labels: the agreement is clearly above chance.
 
-    The lower end of the agreement's 95 % Wilson interval must reach half of the way from chance to 1: then a
-    disagreement speaks against the row more often than not.
+    The lower end of the agreement's 95 % Wilson interval must be at least half-way from chance to 1. Then most rows
+    that disagree are wrong.
     """
     from scipy.stats import binomtest
 
@@ -180,7 +181,7 @@ def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
 
 
 def agreement_by_chance(agreed: int, n_rows: int, n_labels: int) -> float:
-    """How probable it is that so many of at least one row, or more, agree by chance (exact binomial test), 0..1."""
+    """The probability that so many of at least one row, or more, agree by chance (exact binomial test), 0..1."""
     from scipy.stats import binomtest
 
     return float(binomtest(agreed, n_rows, 1 / n_labels, alternative="greater").pvalue)

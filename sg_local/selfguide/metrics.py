@@ -1,10 +1,10 @@
-"""How good is an answer: the metrics, and what the answers to a task with labels are like.
+"""Metrics: how good an answer is; and the distribution of answers in tasks with labels.
 
     exact_match("Support.", "support") -> 1.0
     rouge_l("how many chapters", "how many chapters are there") -> 0.75
     Metric.ROUGE_L.heading -> "ROUGE-L"
 
-A metric is one entry of `Metric`: evaluation.json and all tables have it then.
+A metric is one entry of `Metric`; evaluation.json and all tables follow it.
 
 Exact Match compares after lower-casing, removing punctuation and collapsing white space (SELF-GUIDE, section 4).
 ROUGE-L is the word-level F-measure of the `rouge-score` package; the paper's code computes it over characters, so
@@ -27,7 +27,7 @@ from sg_local.task import Task
 
 CLASSIFICATION, GENERATION = "classification", "generation"  # the kinds of tasks: with labels, and without
 
-# Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han: no spaces stand between words.
+# Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han: scripts without spaces between words.
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
@@ -35,7 +35,7 @@ _SPACELESS = re.compile(
 
 
 class LabelCounts(TypedDict):
-    """Of a label: the rows that have it, the answers that give it, and how many of these are right."""
+    """For a label: rows, answers (`given`), and correct answers."""
 
     rows: int
     given: int
@@ -43,7 +43,7 @@ class LabelCounts(TypedDict):
 
 
 def normalize(text: str) -> str:
-    """Text as Exact Match sees it; text that is punctuation alone, such as the label "+", keeps it."""
+    """Text as Exact Match compares it. Text of punctuation only, such as the label "+", keeps its punctuation."""
     lowered = unicodedata.normalize("NFC", text).lower()
     plain = "".join(character for character in lowered if not _is_punctuation(character))
     return " ".join(plain.split()) or " ".join(lowered.split())
@@ -54,19 +54,19 @@ def _is_punctuation(character: str) -> bool:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1.0 where the normalized texts are equal, else 0.0."""
+    """1.0 if the normalized texts are equal, else 0.0."""
     return float(normalize(prediction) == normalize(reference))
 
 
 def is_label(answer: str, labels: Sequence[str]) -> bool:
-    """Whether an answer is one of the labels, as Exact Match sees it."""
+    """Whether an answer is one of the labels, by Exact Match."""
     return normalize(answer) in {normalize(label) for label in labels}
 
 
 def label_distance(answers: Sequence[str], references: Sequence[str], labels: Sequence[str]) -> float:
     """How far the answers' label distribution is from the references': total variation distance, 0..1.
 
-    It is half the sum of the differences of the shares. What is no label is one class more.
+    It is half the sum of the absolute differences of the shares. All answers that are no label count as one label more.
     """
     places = {normalize(label): place for place, label in enumerate(labels)}
     counts = Counter(places.get(normalize(text), len(labels)) for text in answers)
@@ -85,7 +85,7 @@ def label_counts(
 ) -> dict[str, LabelCounts]:
     """For each label: {"refund": {"rows": 25, "given": 31, "right": 22}, ...}.
 
-    Precision is right / given, recall is right / rows. Labels that no row has and no answer gives are left out.
+    Precision is right / given, recall is right / rows. Labels without rows and answers are omitted.
     """
     given, true = Counter(map(normalize, answers)), Counter(map(normalize, references))
     right = Counter(
@@ -115,13 +115,13 @@ def check_labels(labels: Sequence[str]) -> None:
 def words(text: str) -> list[str]:
     """The units of ROUGE-L: lower-case words of letters and digits.
 
-    English text gives the tokens of rouge-score's own tokenizer, which drops all but a-z and 0-9. In scripts without
-    spaces each character is a word, as is usual for Chinese, and so is each emoji.
+    For English these are the tokens of the rouge-score package, which drops all but a-z and 0-9. In scripts without
+    spaces each character is a word, as is usual for Chinese; so is each emoji.
     """
     if text.isascii():
         return re.findall("[a-z0-9]+", text.lower())
     units: list[str] = []
-    before = ""  # what the character before was part of: a "word", a "unit" of its own, or neither
+    before = ""  # what the character before belongs to: a "word", a single-character "unit", or neither
     for character in unicodedata.normalize("NFC", text).lower():
         category = unicodedata.category(character)
         is_unit = category == "So" or _SPACELESS.match(character)
@@ -141,7 +141,7 @@ def words(text: str) -> list[str]:
 
 
 class _Tokenizer:
-    """What rouge-score asks for in place of its own."""
+    """The tokenizer that rouge-score gets instead of its default."""
 
     tokenize = staticmethod(words)
 
@@ -154,7 +154,7 @@ def _scorer() -> Any:
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """Word-level ROUGE-L F-measure, 0..1; Exact Match where neither text has a word."""
+    """Word-level ROUGE-L F-measure, 0..1; Exact Match if neither text has a word."""
     if not words(prediction) and not words(reference):
         return exact_match(prediction, reference)
     return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
@@ -166,8 +166,8 @@ class Metric(StrEnum):
     heading: str  # in tables
     score: Callable[[str, str], float]  # score(prediction, reference)
     test: str  # what paired_test does with its scores
-    judges: str  # the kind of task whose gains and verdict go by it; "" for one that stands beside
-    definition: str  # in evaluation.json; "" where the heading says it all
+    judges: str  # the kind of task whose gains and verdict use it; "" if it is only shown
+    definition: str  # in evaluation.json; "" if the heading says all
 
     def __new__(
         cls,

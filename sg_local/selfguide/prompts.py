@@ -1,17 +1,17 @@
-"""What is said to the model: the two prompts of SELF-GUIDE, as chat messages.
+"""The prompts of SELF-GUIDE as chat messages: one for answers, one for inputs.
 
 answering (annotate, train, evaluate, predict)   [{"role": "system", "content": "<instruction>"},
                                                   {"role": "user", "content": "<input>"}]
     with demonstrations                          user/assistant turns between them; a template without a system
                                                  turn gets the instruction in the first turn of the user
-inventing inputs (generate)   meta     the paper's: "as an InputGenerator", with inputs to equal and to surpass
-                              list     a list of examples, begun as the assistant's own words; for labels, the label
+making inputs (generate)      meta     the paper's: "as an InputGenerator", with inputs to equal and to surpass
+                              list     a list of examples, which the assistant has begun; with labels, the label
                                        first and then the input (Self-Instruct, arXiv 2212.10560, section 2.2,
                                        "output-first")
                               turns    user/assistant turns: "Write a new example of: <label>", "<input>"
 
-Which of the three a base follows is measured (trials.py). A small one copies its demonstrations when it is asked in the
-paper's words; it keeps to the label best in turns.
+trials.py measures which of the three a base follows. With the paper's request a small model copies its examples; with
+turns it keeps to the label best.
 """
 
 import random
@@ -23,22 +23,22 @@ from sg_local.task import Example, Task
 
 INPUT_PROMPTS = ("meta", "turns", "list")
 N_POOR_INPUTS = 10  # at most (SELF-GUIDE, section 3.1)
-# Where the instruction stands: as a system message, above the first input, or above every input.
+# The place of the instruction: as a system message, above the first input, or above every input.
 INSTRUCTION_PLACES = ("system", "first_turn", "every_turn")
 
 
 class PromptVariant(NamedTuple):
-    """One way to put the same question: where the instruction stands, and in which order the demonstrations come."""
+    """One way to ask for an answer: the place of the instruction, and the order of the demonstrations."""
 
     place: str  # one of INSTRUCTION_PLACES
     demonstrations: tuple[Example, ...]
 
 
 def prompt_variants(examples: Sequence[Example], n_variants: int) -> list[PromptVariant]:
-    """Different ways to put a question, n_variants of them, or as many as there are.
+    """n_variants ways to ask for an answer, or as many as there are.
 
-    The first is the prompt that answers are sampled and evaluated with. From one to the next the instruction changes
-    its place, and the demonstrations rotate: what comes last weighs most (arXiv 2104.08786).
+    The first is the prompt for sampled answers and for the evaluation. From one to the next, the place of the
+    instruction changes and the demonstrations rotate, since the last one weighs most (arXiv 2104.08786).
     """
     n_places = len(INSTRUCTION_PLACES)
     variants = []
@@ -72,8 +72,8 @@ def input_request(
 ) -> tuple[list[Message], str]:
     """Messages, and the beginning of the assistant's turn ("" for none), after which the model writes one input.
 
-    style is one of INPUT_PROMPTS. For classification `label` is what the input is made for. The demonstrations are
-    shuffled by `rng`; "meta" also draws from `earlier`, the inputs that were made so far.
+    style is one of INPUT_PROMPTS; `label` is the made-for label, or None. `rng` shuffles the demonstrations; "meta"
+    also draws from `earlier`, the inputs made so far.
     """
     if style == "turns":
         return turns_request(task, label, rng), ""
@@ -83,9 +83,9 @@ def input_request(
 
 
 def turns_request(task: Task, label: str | None, rng: random.Random) -> list[Message]:
-    """The demonstrations as earlier turns, in which the user asks for an example and the assistant writes its input.
+    """The demonstrations as turns: the user asks for an example, and the assistant writes its input.
 
-    Those of the label come last, where they weigh most.
+    Those with the wanted label come last, where they weigh most.
     """
     messages: list[Message] = [{"role": "system", "content": task.instruction}]
     shuffled = rng.sample(task.examples, len(task.examples))
@@ -101,7 +101,7 @@ def _one_more(label: str | None) -> str:
 
 
 def meta_request(task: Task, label: str | None, rng: random.Random, earlier: Sequence[str]) -> list[Message]:
-    """The paper's way: the demonstrations' inputs as good ones, up to ten earlier made inputs as poor ones."""
+    """The paper's request: the inputs of the demonstrations as good ones, up to ten made inputs as poor ones."""
     good = rng.sample(task.examples, len(task.examples))
     poor = rng.sample(earlier, min(len(earlier), rng.randint(1, N_POOR_INPUTS)))
     parts = [
@@ -119,7 +119,7 @@ def meta_request(task: Task, label: str | None, rng: random.Random, earlier: Seq
 
 
 def list_request(task: Task, label: str | None, rng: random.Random) -> tuple[list[Message], str]:
-    """A request for a list, and its beginning with the demonstrations, as the assistant's own words."""
+    """A request for a list, and the beginning of the assistant's list, with the demonstrations."""
     examples = []
     for number, example in enumerate(rng.sample(task.examples, len(task.examples)), 1):
         lines = [f"Input: {example.input}", f"Output: {example.output}"]
@@ -132,9 +132,9 @@ def list_request(task: Task, label: str | None, rng: random.Random) -> tuple[lis
 
 
 def input_stops(task: Task) -> tuple[str, ...]:
-    """Where a made input ends: at the end of its line, or, where inputs have several, at the list's next heading.
+    """Texts that end a made input: the end of the line or, if examples have several lines, a heading of the list.
 
-    A heading that stands in a demonstration's input is part of the task and does not end one.
+    A heading that occurs in the input of an example is part of the task and ends no input.
     """
     inputs = [example.input for example in task.examples]
     if not any("\n" in text for text in inputs):

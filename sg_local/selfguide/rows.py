@@ -1,21 +1,21 @@
 """The rows of a run's files, and every reason to leave one out of training.
 
-    .probe.jsonl   Trial       a way of asking for inputs, tried
+    .probe.jsonl   Trial       the trial of one way of asking for inputs
     inputs.jsonl   InputRow    an input that the model made
-    outputs.jsonl  OutputRow   what the model answered to it
-    train.jsonl    PairRow     both, chosen and weighed
+    outputs.jsonl  OutputRow   the answers of the model to it
+    train.jsonl    PairRow     an input with its answer, kept or dropped
 
-A dropped row stays in its file. Its `drop` says why: a DropReason, or any other word that a person wrote there.
+A dropped row stays in its file. Its `drop` says why: a DropReason, or any word that a person wrote there.
 """
 
 from enum import StrEnum
 from typing import NotRequired, Self, TypedDict, TypeGuard
 
-DEMONSTRATION = "demonstration-"  # before its number, the id of an example of the task among made rows
+DEMONSTRATION = "demonstration-"  # id of an example of the task among made rows, without its number
 
 
 class DropReason(StrEnum):
-    """Why a row is dropped: its word in the files, what that says about the row, the setting that decides it."""
+    """Why a row is dropped: the word in the files, what it says about the row, the setting that decides it."""
 
     meaning: str
     setting: str | None
@@ -33,7 +33,7 @@ class DropReason(StrEnum):
         "max_input_tokens",
     )
     EMPTY = "empty", "it has no letter and no digit"
-    NOISE = "noise", "it talks about the task, as assistants do, and is no example of it"
+    NOISE = "noise", "it talks about the task, or about being an assistant"
     LENGTH = "length", "it is far longer or shorter than the examples", "length_filter"
     MARKS = "marks", "it lacks marks that all examples have, or has too many", "form_filter"
     REPETITION = "repetition", "it repeats its words", "form_filter"
@@ -46,31 +46,31 @@ class DropReason(StrEnum):
     )
     OVER_CONTEXT = "over_context", "it does not fit the context with the examples", "n_ctx"
     UNFINISHED = "unfinished", "no sampled answer came to an end", "max_new_tokens"
-    NO_LABEL = "no_label", "the commonest sampled answer is no label"
-    LOW_SHARE = "low_share", "its samples agree too little", "min_share"
+    NO_LABEL = "no_label", "the most frequent sampled answer is no label"
+    LOW_SHARE = "low_share", "too few of its samples agree", "min_share"
     COPY = "copy", "the answer copies its input", "form_filter"
     UNRELATED = "unrelated", "the answer takes too few words from its input", "form_filter"
     DISAGREEMENT = "disagreement", "its answer is not the label that it was made for", "agreement"
     LOW_CONFIDENCE = (
         "low_confidence",
-        "it is below the confidence cut-off, of its label where there are labels",
+        "it is below the confidence cut-off",
         "keep_confident",
     )
     HELD_OUT = "held_out", "it is kept for scoring, as the task has no test file"
-    BALANCE = "balance", "its label has more rows than can be shown equally often", "max_copies"
+    BALANCE = "balance", "its label has more rows than the rarest label can balance", "max_copies"
 
 
 class Trial(TypedDict):
-    """A row of .probe.jsonl: what came of a few inputs that were asked for in one way.
+    """A row of .probe.jsonl: the result of a few trial inputs, asked for in one way.
 
     {"style": "turns", "made": 32, "good": 28, "agreement": 0.6429, "form_filter": true}
     """
 
     style: str  # one of INPUT_PROMPTS
     made: int
-    good: int  # passed the filters: of the examples' form and length, unlike them and each other
+    good: int  # trial inputs that passed the filters
     agreement: float | None  # share of the good ones annotated with their made-for label; None without labels
-    form_filter: bool  # whether good ones have the examples' form
+    form_filter: bool  # whether the form filter was used
 
 
 class InputRow(TypedDict):
@@ -83,13 +83,13 @@ class InputRow(TypedDict):
     id: int  # from 0, in the order of the file
     input: str
     label: str | None  # the made-for label; None where the task has no labels
-    prompt: str  # how it was asked for, one of INPUT_PROMPTS
+    prompt: str  # the way of asking, one of INPUT_PROMPTS
     drop: str | None
     seed: int
 
 
 class OutputRow(TypedDict):
-    """A row of outputs.jsonl, by `annotate`: what the model answered to an input that `generate` kept.
+    """A row of outputs.jsonl, by `annotate`: the model's answer to an input that `generate` kept.
 
     {"id": 3, "label_logprobs": [{"delivery": -6.52449, "refund": -3.19471, "login": -1.73958, "invoice": -1.51562},
      {"delivery": -5.07138, ...}, ...], "output": "invoice", "drop": null}
@@ -98,19 +98,19 @@ class OutputRow(TypedDict):
     """
 
     id: int  # of the input
-    output: str | None  # None where there is no answer
+    output: str | None  # None if there is no answer
     drop: str | None
-    label_logprobs: NotRequired[list[dict[str, float]]]  # by prompt, where label_answers is "scores"
-    samples: NotRequired[list[str]]  # else; "" for one that did not end
+    label_logprobs: NotRequired[list[dict[str, float]]]  # by prompt; if label_answers is "scores"
+    samples: NotRequired[list[str]]  # otherwise; "" for a sample that did not end
     share: NotRequired[float]  # 0..1, how far the samples agree with the output
-    information: NotRequired[float]  # nats a token, where choose_by is "information"
+    information: NotRequired[float]  # nats per token; if choose_by is "information"
 
 
 class _Pair(TypedDict):
     id: int | str  # of the input, or demonstration-1
     input: str
-    targets: dict[str, float] | None  # label -> probability, where label_targets is "soft"
-    copies: int  # how often it is shown in training
+    targets: dict[str, float] | None  # label -> probability; if label_targets is "soft"
+    copies: int  # how often it is in the training rows
     drop: str | None
 
 
@@ -122,7 +122,7 @@ class PairRow(_Pair):
     """
 
     output: str | None
-    # 0..1; of answers that were chosen by information, nats a token; None where nothing was scored
+    # 0..1; nats per token if answers were chosen by information; None if nothing was scored
     confidence: float | None
 
 

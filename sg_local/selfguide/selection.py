@@ -1,9 +1,9 @@
-"""Which answers to believe and how often to show them: votes, consensus, confidence, equal numbers for every label.
+"""Chooses answers and rows: votes, consensus, confidence, and copies that make all labels equally frequent.
 
     vote(["at noon", "at noon", "12"])       -> ("at noon", 0.67)
-    consensus(["a red car", "red car", "x"]) -> ("a red car", 0.4)               near answers agree in part
-    most_informed([-9.0, -2.0], [-30.0, -2.1], [7, 1]) -> (0, 3.0)               said by the input, not by habit
-    balancing_copies(["a", "a", "b"], 5)     -> [1, 1, 2]                        both labels are shown twice
+    consensus(["a red car", "red car", "x"]) -> ("a red car", 0.4)               similar answers agree in part
+    most_informed([-9.0, -2.0], [-30.0, -2.1], [7, 1]) -> (0, 3.0)               due to the input, not to habit
+    balancing_copies(["a", "a", "b"], 5)     -> [1, 1, 2]                        both labels have two rows
 
 Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equals); minimum Bayes risk decoding
 (Kumar and Byrne 2004; for language models arXiv 2310.01387); domain-conditional pointwise mutual information
@@ -17,9 +17,9 @@ from sg_local.selfguide.metrics import rouge_l
 
 
 def vote(samples: Sequence[str]) -> tuple[str, float]:
-    """The commonest answer and its share of all samples, of which there is at least one.
+    """The most frequent answer, and its share of at least one sample.
 
-    Among equals the shortest answer wins, then the first.
+    Of equally frequent answers the shortest wins, then the first.
     """
     counts = Counter(sample.strip() for sample in samples)
     best = min(counts, key=lambda answer: (-counts[answer], len(answer)))
@@ -27,7 +27,7 @@ def vote(samples: Sequence[str]) -> tuple[str, float]:
 
 
 def vote_margin(samples: Sequence[str]) -> float:
-    """How far the commonest answer's share of the samples is ahead of the next one's, 0..1."""
+    """The share of the most frequent answer minus that of the second, 0..1."""
     counts = [count for _, count in Counter(sample.strip() for sample in samples).most_common(2)]
     return (counts[0] - sum(counts[1:])) / len(samples)
 
@@ -35,7 +35,7 @@ def vote_margin(samples: Sequence[str]) -> float:
 def consensus(samples: Sequence[str]) -> tuple[str, float]:
     """The answer that is most like the other samples, and its mean ROUGE-L with them, 0..1.
 
-    Long answers are hardly ever equal, and a vote among ten different ones is chance. Among equals the commonest
+    Long answers are hardly ever equal, and a vote among ten different ones is chance. Of equals the most frequent
     answer wins, then the shortest, then the first. A single sample agrees with itself.
     """
     answers = [sample.strip() for sample in samples]
@@ -46,7 +46,7 @@ def consensus(samples: Sequence[str]) -> tuple[str, float]:
 
 
 def likeness(answer: str, samples: Sequence[str]) -> float:
-    """Mean ROUGE-L of an answer, which is one of the samples, with the others, 0..1; 1 for a single sample."""
+    """Mean ROUGE-L of one of the samples with the others, 0..1; 1 for a single sample."""
     others = Counter(sample.strip() for sample in samples)
     others[answer] -= 1
     n_others = others.total()
@@ -65,10 +65,10 @@ def likeness(answer: str, samples: Sequence[str]) -> float:
 def most_informed(
     logprobs: Sequence[float], logprobs_alone: Sequence[float], n_tokens: Sequence[int]
 ) -> tuple[int, float]:
-    """Which of at least one answer the input makes likelier most, and by how much: nats for each of its tokens.
+    """Which of at least one answer is the one whose probability the input raises most; and by how many nats per token.
 
-    logprobs: log p(answer | input), logprobs_alone: the same with nothing in the input's place. What a model says by
-    habit ("no.", its own name) is likely either way; this is for free text what calibration is for labels.
+    logprobs: log p(answer | input); logprobs_alone: the same with an empty input. What a model says by habit ("no.",
+    its name) is probable with both. For free text, this is what calibration is for labels.
     """
     gains = [
         (with_input - alone) / count
@@ -79,7 +79,7 @@ def most_informed(
 
 
 def most_confident(labels: Sequence[str], margins: Sequence[float], share: float) -> list[bool]:
-    """Whether each row is among the most confident share of its own label; at least one row of each stays."""
+    """Whether each row is among the most confident share of the rows with its label; each label keeps at least one."""
     keep = [False] * len(labels)
     for label in set(labels):
         places = [place for place, other in enumerate(labels) if other == label]
@@ -90,7 +90,7 @@ def most_confident(labels: Sequence[str], margins: Sequence[float], share: float
 
 
 def in_turns(labels: Sequence[str]) -> list[int]:
-    """The places of rows in another order: each label in turn, as long as it lasts; its rows keep their order."""
+    """The indices of rows, one row of each label in turn while there are any; rows of a label keep their order."""
     seen: Counter[str] = Counter()
     turns = []
     for label in labels:
@@ -100,10 +100,10 @@ def in_turns(labels: Sequence[str]) -> list[int]:
 
 
 def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:
-    """How often each row is shown so that all labels that occur are shown equally often; 0 drops a row.
+    """How often each row is repeated so that all labels are equally frequent; 0 drops a row.
 
-    Rows come most confident first. The commonest label sets the number, unless the rarest would be repeated more
-    than max_copies times: then the others give up their last rows.
+    The most confident rows come first. The most frequent label sets the number, unless a row of the rarest would need
+    more than max_copies copies: then the others lose their last rows.
     """
     if not labels:
         return []

@@ -1,4 +1,4 @@
-"""Are differences between answers more than chance: means with intervals, a paired test and its verdict.
+"""Whether differences between answers are more than chance: means with intervals, a paired test, its verdict.
 
 mean_of([1, 1, 0, 1]) -> {"mean": 0.75, "interval_95": [0.30064, 0.95441]}
 paired_test([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]) -> 0.0625
@@ -10,15 +10,15 @@ from enum import StrEnum
 from typing import TypedDict
 
 SIGNIFICANCE = 0.05
-# What paired_test does: the first with scores of 0 and 1, the second with any others.
+# The two tests of paired_test: the first for scores of 0 and 1, the second for all others.
 MCNEMAR, SIGN_CHANGES = "McNemar, exact", "sign changes of the differences"
 
 _N_RESAMPLES = 10_000
-_DECIMALS = 5  # of what is written to a file
+_DECIMALS = 5  # of numbers in files
 
 
 class Verdict(StrEnum):
-    """What a paired test says of the tuned model, beside another way to answer."""
+    """What the paired test says of the tuned model, compared with another contender."""
 
     BETTER = "better"
     NO_DIFFERENCE = "no difference shown"
@@ -33,14 +33,14 @@ class Mean(TypedDict):
 
 
 class MeanOverTasks(TypedDict):
-    """A mean over tasks, of which there may be one."""
+    """A mean over at least one task; one task has no interval."""
 
     mean: float
     interval_95: list[float] | None
 
 
 class Difference(TypedDict):
-    """What a paired comparison over the same rows says."""
+    """The result of a paired comparison on the same rows."""
 
     mean: float
     interval_95: list[float]
@@ -49,23 +49,23 @@ class Difference(TypedDict):
 
 
 def mean_of(scores: Sequence[float]) -> Mean:
-    """The mean of at least one score, as it is written."""
+    """The mean of at least one score, as written to files."""
     return {"mean": average(scores), "interval_95": [*map(_rounded, interval(scores))]}
 
 
 def mean_over_tasks(values: Sequence[float]) -> MeanOverTasks:
-    """The mean of one value for each task, as it is written."""
+    """The mean of one value per task, as written to files."""
     bounds = interval_over_tasks(values)
     return {"mean": average(values), "interval_95": [*map(_rounded, bounds)] if bounds else None}
 
 
 def average(values: Sequence[float]) -> float:
-    """The mean of at least one value, as it is written."""
+    """The mean of at least one value, rounded as in files."""
     return _rounded(sum(values) / len(values))
 
 
 def difference(after: Sequence[float], before: Sequence[float]) -> Difference:
-    """The paired difference after - before, as it is written."""
+    """The paired difference after - before, as written to files."""
     mean, low, high = paired_difference(after, before)
     p = paired_test(after, before)
     return {
@@ -79,8 +79,8 @@ def difference(after: Sequence[float], before: Sequence[float]) -> Difference:
 def interval(scores: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of at least one score.
 
-    Wilson's where all scores are 0 or 1, else a percentile bootstrap (10,000 resamples, fixed seed), which is too
-    narrow for fewer than about 20 scores.
+    Wilson's interval if all scores are 0 or 1; else a percentile bootstrap (10,000 resamples, fixed seed), which is
+    too narrow for fewer than about 20 scores.
     """
     from scipy.stats import binomtest
 
@@ -99,9 +99,9 @@ def paired_difference(after: Sequence[float], before: Sequence[float]) -> tuple[
 def paired_test(after: Sequence[float], before: Sequence[float]) -> float:
     """Two-sided p of "it makes no difference which of the two answered", over the same rows, at least one.
 
-    Where all scores are 0 or 1 it is McNemar's exact test: the binomial one of the rows where they differ. Else each
-    row's difference changes its sign at random (10,000 times, fixed seed), which is the same test by simulation.
-    It is about the mean, as the interval is; Wilcoxon's ranks can point to the other side.
+    If all scores are 0 or 1, this is McNemar's exact test: a binomial test on the rows that differ. Otherwise the
+    differences change their signs at random (10,000 times, fixed seed), which is the same test by simulation. It tests
+    the mean, as the interval does; Wilcoxon's ranks may point the other way.
     """
     differences = [a - b for a, b in zip(after, before, strict=True) if a != b]
     if not differences:
@@ -114,7 +114,7 @@ def paired_test(after: Sequence[float], before: Sequence[float]) -> float:
 
     rng = np.random.default_rng(0)
     array = np.asarray(differences)
-    least = abs(array.sum()) * (1 - 1e-9)  # sums of the same numbers in another order are as large
+    least = abs(array.sum()) * (1 - 1e-9)  # tolerance: the sum depends on the order of the numbers
     per_draw = max(1, 1_000_000 // len(array))
     as_large = 0
     for done in range(0, _N_RESAMPLES, per_draw):
@@ -124,10 +124,10 @@ def paired_test(after: Sequence[float], before: Sequence[float]) -> float:
 
 
 def verdict(p: float, mean_difference: float) -> Verdict:
-    """What a paired test says.
+    """What a paired test says at the 5 % level.
 
-    The test decides, not the bootstrap interval: with few rows that differ the interval is too narrow. Five
-    answers turned right of 300, and none wrong, have an interval above 0 and p = 0.06.
+    The test decides, not the bootstrap interval, which is too narrow if few rows differ. If 5 of 300 answers become
+    right and none becomes wrong, the interval is above 0, and p = 0.06.
     """
     if p >= SIGNIFICANCE:
         return Verdict.NO_DIFFERENCE
@@ -137,7 +137,7 @@ def verdict(p: float, mean_difference: float) -> Verdict:
 def interval_over_tasks(values: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the mean over tasks, by Student's t; None for fewer than two.
 
-    Tasks are few, and a bootstrap of few values is too narrow.
+    There are few tasks, and a bootstrap of few values is too narrow.
     """
     from statistics import mean, stdev
 
@@ -154,7 +154,7 @@ def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
 
     rng = np.random.default_rng(0)
     array = np.asarray(values)
-    per_draw = max(1, 1_000_000 // len(array))  # resamples at once: 8 MB of indices, however many values
+    per_draw = max(1, 1_000_000 // len(array))  # resamples at once: at most 8 MB of indices
     means = np.concatenate(
         [
             array[rng.integers(0, len(array), (min(per_draw, _N_RESAMPLES - done), len(array)))].mean(axis=1)

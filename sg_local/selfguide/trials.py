@@ -1,10 +1,10 @@
-"""Which way of asking for inputs the base follows: measured on a few trial inputs, not guessed from its name.
+"""Chooses the way of asking for inputs: each way is tried on a few inputs; the one with the most usable ones wins.
 
     {"style": "turns", "made": 32, "good": 27, "agreement": 0.7778, "form_filter": true}     a Trial
     best_style([...], n_labels=4) -> "turns"
 
-The question is open in SELF-GUIDE, whose model follows the paper's words; smaller ones copy or drift. Of ways that are
-about equally good the first of INPUT_PROMPTS is taken: the paper's, then the one that keeps to the label best.
+The model of SELF-GUIDE follows the paper's request; smaller models copy or drift, so the choice is measured. Of ways
+that are about equally good, the first in INPUT_PROMPTS wins: the paper's, then the one that keeps to the label best.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from sg_local.selfguide.labels import reliability
 from sg_local.selfguide.rows import Trial
 
-TOLERANCE = 0.1  # of a yield: about one standard error with 32 trial inputs
+TOLERANCE = 0.1  # of a yield; about one standard error with 32 trial inputs
 
 
 def yield_of_good(trial: Trial, n_labels: int) -> float:
-    """Share of made inputs that can be expected to be good, and of their made-for label; 0..1."""
+    """The expected share of made inputs that pass the filters and fit their made-for label, 0..1."""
     good, agreement = trial["good"], trial["agreement"]
     if agreement is None or not good:
         return good / trial["made"]
@@ -24,7 +24,7 @@ def yield_of_good(trial: Trial, n_labels: int) -> float:
 
 
 def best_style(trials: Sequence[Trial], n_labels: int) -> str:
-    """The first style whose yield is within TOLERANCE of the best one's, and over half of it.
+    """The first style whose yield is within TOLERANCE of the best, and at least half of it.
 
     n_labels is 0 for a task without labels.
     """

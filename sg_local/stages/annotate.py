@@ -25,9 +25,9 @@ from sg_local.llama.scoring import answer_logprobs
 from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress
 from sg_local.proof.working_copies import generating_model
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import guarded_call, whole_calls
-from sg_local.run.prompt import template_source
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import guarded_call, whole_calls
+from sg_local.runs.prompt import template_source
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.prompts import answer_messages, prompt_variants
 from sg_local.selfguide.rows import DropReason, InputRow, OutputRow

@@ -19,7 +19,7 @@ from sg_local.errors import SgLocalError
 from sg_local.files import read_rows, row_seed, write_rows
 from sg_local.progress import say
 from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.labels import (
     Agreement,

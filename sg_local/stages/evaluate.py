@@ -16,14 +16,13 @@ line. With --many-shot also base_many_shot: as many of the made pairs before the
 in-context learning on its own data).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError
-from sg_local.files import read_rows, sha256_file, write_rows, write_text
+from sg_local.files import read_rows, sha256_file, write_json, write_rows
 from sg_local.llama.asking import (
     INPUTS_PER_CALL,
     QUESTIONS_PER_CALL,
@@ -39,9 +38,9 @@ from sg_local.llama.engine import Engine
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.progress import progress
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import guarded_call
-from sg_local.run.prompt import demonstrations, template_source
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import guarded_call
+from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import (
     PredictionRow,
@@ -102,7 +101,7 @@ def run_evaluate(run: Run) -> None:
             for contender, way in ways.items()
         }
         evaluation = evaluation_of(run.task, answered, served, source)
-        write_text(run.file("evaluation.json"), json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+        write_json(run.file("evaluation.json"), evaluation)
         details["counts"] = {"rows": len(rows)}
 
 

@@ -15,10 +15,11 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sg_local.chat.modelfile import modelfile
 from sg_local.errors import InputError
-from sg_local.files import canonical_json, sha256_file, write_text
+from sg_local.files import canonical_json, sha256_file, write_json, write_text
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
@@ -28,10 +29,10 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.models import directory_name, resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import Parity, measure_on_texts, measure_run, require_parity
-from sg_local.run.begin import describe_base, read_model
-from sg_local.run.directory import BaseModel, Run
-from sg_local.run.prompt import demonstrations, template_source
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.begin import describe_base, read_model
+from sg_local.runs.directory import BaseModel, Run
+from sg_local.runs.prompt import demonstrations, template_source
+from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
 
@@ -86,7 +87,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         measured = partial(measure_on_texts, base, settings, adapter_dir)
         parity, _ = _write_ggufs(base, settings, adapter_dir, work, metadata, measured)
         _require_and_tell(parity, adapter_dir, base)
-        write_text(work / "parity.json", json.dumps(parity.as_dict(), indent=1) + "\n")
+        write_json(work / "parity.json", parity.as_dict())
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
     finally:
@@ -94,6 +95,13 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         if is_new and out_dir.is_dir() and not any(out_dir.iterdir()):
             out_dir.rmdir()
     return parity
+
+
+def export_adapter_in_child(
+    adapter_dir: str, model_source: str, out_dir: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """`export_adapter` in a process that was made for it; what it measured as JSON."""
+    return export_adapter(Path(adapter_dir), model_source, Path(out_dir), Settings(**settings)).as_dict()
 
 
 def _require_and_tell(parity: Parity, adapter_dir: Path, base: BaseModel) -> None:

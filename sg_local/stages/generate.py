@@ -25,9 +25,9 @@ from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import generating_model
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import guarded_call, whole_calls
-from sg_local.run.prompt import template_source
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import guarded_call, whole_calls
+from sg_local.runs.prompt import template_source
 from sg_local.selfguide.filters import Pool, Rules, input_fault, rules_of
 from sg_local.selfguide.labels import label_scores
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops

@@ -23,8 +23,8 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.plan.machine import card_in_use
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import training_weights
-from sg_local.run.directory import Run
-from sg_local.run.prompt import demonstrations, template_source
+from sg_local.runs.directory import Run
+from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import PairRow, is_kept
 

@@ -20,8 +20,8 @@ from sg_local.llama.asking import longest_answer
 from sg_local.llama.engine import open_engine
 from sg_local.llama.generation import Request, generate
 from sg_local.llama.scoring import label_logprobs
-from sg_local.run.directory import Run, open_run
-from sg_local.run.prompt import demonstrations, template_source
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
 
 N_CTX = 2048

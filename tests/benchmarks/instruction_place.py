@@ -21,8 +21,8 @@ from sg_local.files import read_rows
 from sg_local.llama.asking import open_with, score_labels
 from sg_local.llama.engine import Engine
 from sg_local.proof.working_copies import generating_model
-from sg_local.run.directory import Run, open_run
-from sg_local.run.prompt import template_source
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.prompt import template_source
 from sg_local.selfguide.labels import label_scores
 from sg_local.selfguide.prompts import INSTRUCTION_PLACES, PromptVariant
 

@@ -10,8 +10,8 @@ from finished_run import write_inputs
 from tiny_models import write_tiny_llama
 
 from sg_local.files import read_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run, open_run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run, open_run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 

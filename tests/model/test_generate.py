@@ -11,8 +11,8 @@ import sg_local.stages.generate as stage
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Completion, Request, generate
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
 from sg_local.selfguide.prompts import INPUT_PROMPTS
 from sg_local.settings import Settings
 from sg_local.stages.generate import run_generate

@@ -139,15 +139,15 @@ def test_memory_that_ran_out_is_told_with_what_makes_the_training_smaller() -> N
     go_offline()
     import torch
 
-    from sg_local.finetune.train import memory_told
+    from sg_local.finetune.train import memory_error_explained
 
     settings: Any = SimpleNamespace(load_in_4bit=False, batch_size=8, gradient_checkpointing="auto")
     with (
         pytest.raises(
             SgLocalError, match=r"--load-in-4bit or --batch-size 4 or --gradient-checkpointing always"
         ),
-        memory_told(settings),
+        memory_error_explained(settings),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    with pytest.raises(RuntimeError, match="size of tensor a"), memory_told(settings):
+    with pytest.raises(RuntimeError, match="size of tensor a"), memory_error_explained(settings):
         raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")

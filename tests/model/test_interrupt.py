@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sg_local.files import read_rows
-from sg_local.run.directory import open_run
+from sg_local.runs.directory import open_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--until=generate", "--n-inputs=8", "--max-input-tokens=32", "--n-parallel=16"]

@@ -152,7 +152,7 @@ def test_a_planted_wrong_adapter_fails_the_export(finished: Path, home: Path) ->
         "import sg_local.gguf_io.adapter as adapter\n"
         "true = adapter.float32_value\n"
         "adapter.float32_value = lambda number: true(2 * number)\n"
-        "from sg_local.run.directory import open_run\n"
+        "from sg_local.runs.directory import open_run\n"
         "run = open_run(Path(sys.argv[1]))\n"
         "export.run_export(run)\n"
     )

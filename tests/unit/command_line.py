@@ -12,7 +12,7 @@ from typing import Any
 
 from click.testing import Result
 
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,8 +3,9 @@
 finished_run/ task.toml test.jsonl settings.toml inputs.jsonl ... adapter.gguf model.gguf evaluation.json
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
 
 import sg_local.finetune.environment as environment
-import sg_local.run.directory as run_directory
+import sg_local.runs.directory as run_directory
+from sg_local import child_process
 from sg_local.cli import cli
 from sg_local.files import write_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -51,6 +53,24 @@ def own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("SG_LOCAL_HOME", str(place / "home"))
     (place / "work").mkdir()
     monkeypatch.chdir(place / "work")
+
+
+@pytest.fixture(autouse=True)
+def no_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command computes in a child process it computes in this one, where a test replaces what it likes."""
+    if "real_child" in request.fixturenames:
+        return
+
+    def call_here(_work: str, function: str, **arguments: Any) -> Iterator[Any]:
+        for value in child_process.call(function, json.loads(json.dumps(arguments))):
+            yield json.loads(json.dumps(value))
+
+    monkeypatch.setattr(child_process, "values_from_child", call_here)
+
+
+@pytest.fixture
+def real_child() -> None:
+    """The test is about the child process itself."""
 
 
 @pytest.fixture
@@ -124,7 +144,7 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def stages(monkeypatch: pytest.MonkeyPatch) -> ScriptedStages:
     """In place of the processes of the stages, of any run."""
     scripted = ScriptedStages()
-    monkeypatch.setattr("sg_local.run.process.in_child_process", scripted)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", scripted)
     return scripted
 
 

@@ -15,8 +15,8 @@ from gguf_bytes import TinyTensor, Value, tiny_gguf
 
 from sg_local.files import read_rows, write_rows
 from sg_local.gguf_io.fingerprint import fingerprint
-from sg_local.run.directory import Run
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.directory import Run
+from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import prediction_row, predictions_file
 from sg_local.selfguide.metrics import Metric, metric_of
@@ -87,13 +87,13 @@ def finish_run(run: Run) -> None:
 class ScriptedStages:
     """In place of a stage's process: it writes what the stage would, or ends with 1 where the run is to fail.
 
-    The tuned model has right 30 rows of 40, in a run of an ablation as many as `right_if_switched` says.
+    The tuned model has right 30 rows of 40, in a run of an ablation as many as `right_if_ablated` says.
     """
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, str]] = []  # (run, stage)
         self.failing: set[str] = set()  # runs
-        self.right_if_switched = 20
+        self.right_if_ablated = 20
         self.baselines_there: dict[str, str | None] = {}  # run -> whose few-shot answers evaluate came upon
 
     def __call__(self, run: Run, stage: str) -> int:
@@ -104,7 +104,7 @@ class ScriptedStages:
         if stage == "evaluate":
             answers = run.file(predictions_file(BASELINE))
             self.baselines_there[name] = read_rows(answers)[0]["input"] if answers.exists() else None
-        right = self.right_if_switched if "ablations" in name else 30
+        right = self.right_if_ablated if "ablations" in name else 30
         write_stage(run, stage, name, {TUNED: right, Contender.MANY_SHOT: 10}, n_rows=40)
         return 0
 

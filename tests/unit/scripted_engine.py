@@ -19,7 +19,7 @@ import sg_local.llama.asking as asking
 from sg_local.llama.engine import Counters
 from sg_local.llama.generation import Completion
 
-ROOM_TOKENS = 200  # for a prompt and its answer
+ROOM_TOKENS = 200  # for a prompt and its answer, unless a test says otherwise
 
 
 class ScriptedTokenizer:
@@ -54,7 +54,9 @@ class ScriptedEngine:
         self,
         answer: Callable[[str, str], str | Completion] = last_word,
         label_logprobs: Callable[[str, list[str]], list[float]] | None = None,
+        room_tokens: int = ROOM_TOKENS,
     ) -> None:
+        self.room_tokens = room_tokens
         self.answer = answer
         self.label_logprobs = label_logprobs
         self.tokenizer = ScriptedTokenizer()
@@ -70,7 +72,7 @@ class ScriptedEngine:
         monkeypatch.setattr(asking, "label_logprobs", ScriptedEngine._label_logprobs)
 
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
-        return n_prompt_tokens + max_new_tokens <= ROOM_TOKENS
+        return n_prompt_tokens + max_new_tokens <= self.room_tokens
 
     @contextmanager
     def _open(

@@ -14,11 +14,11 @@ from command_line import Call
 from finished_run import ScriptedStages, write_train_rows
 from messages import assert_says
 
-from sg_local.bench.ablation import Switch, parse_switches
+from sg_local.bench.ablation import Ablation, parse_ablations
 from sg_local.errors import InputError
 from sg_local.files import read_rows
 from sg_local.report.ablation import BASELINES, markdown, summary
-from sg_local.run.directory import Run, open_run
+from sg_local.runs.directory import Run, open_run
 from sg_local.settings import STAGES, Settings
 
 
@@ -36,7 +36,7 @@ def bench(sg: Call, task: Path, model: Path, stages: ScriptedStages) -> Call:
 
 
 @pytest.mark.parametrize(
-    ("switch", "again"),
+    ("ablation", "again"),
     [
         ("input_temperature=0.7", STAGES),
         ("n_layouts=1", STAGES[1:]),
@@ -46,31 +46,31 @@ def bench(sg: Call, task: Path, model: Path, stages: ScriptedStages) -> Call:
     ],
 )
 def test_only_stages_that_the_setting_reaches_run_again(
-    bench: Call, stages: ScriptedStages, switch: str, again: tuple[str, ...]
+    bench: Call, stages: ScriptedStages, ablation: str, again: tuple[str, ...]
 ) -> None:
     assert bench().exit_code == 0
     stages.ran.clear()
-    result = bench("--ablate", switch)
+    result = bench("--ablate", ablation)
     assert result.exit_code == 0, result.stderr
-    name = f"ablations/{switch}/inbox"
+    name = f"ablations/{ablation}/inbox"
     assert stages.ran == [(name, stage) for stage in again]
     for stage in STAGES[: STAGES.index(again[0])]:
         for path in open_run(Path("out/inbox")).manifest()["stages"][stage]["writes"]:
             assert (Path("out") / name / path).read_bytes() == Path("out/inbox", path).read_bytes()
     assert stages.baselines_there[name] == "inbox 0"  # they do not depend on the setting
     stages.ran.clear()
-    result = bench("--ablate", switch)
+    result = bench("--ablate", ablation)
     assert result.exit_code == 0
     assert "out is finished" in result.stderr
     assert stages.ran == []
 
 
-@pytest.mark.parametrize("switch", ["n_ctx=512", "max_new_tokens=9", "prompt_format=vicuna"])
+@pytest.mark.parametrize("ablation", ["n_ctx=512", "max_new_tokens=9", "prompt_format=vicuna"])
 def test_the_untuned_model_answers_again_where_the_setting_reaches_it(
-    bench: Call, stages: ScriptedStages, switch: str
+    bench: Call, stages: ScriptedStages, ablation: str
 ) -> None:
-    assert bench("--ablate", switch).exit_code == 0
-    assert stages.baselines_there[f"ablations/{switch}/inbox"] is None
+    assert bench("--ablate", ablation).exit_code == 0
+    assert stages.baselines_there[f"ablations/{ablation}/inbox"] is None
 
 
 def test_what_was_taken_from_a_run_is_taken_again_where_the_run_was_redone(
@@ -103,7 +103,7 @@ def test_an_interrupted_switch_goes_on_where_it_stopped(
         return stages(run, stage)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sg_local.run.process.in_child_process", interrupted)
+        patch.setattr("sg_local.runs.process.in_child_process", interrupted)
         assert bench("--ablate", "n_layouts=1").exit_code == 1
     stages.ran.clear()
     assert bench("--ablate", "n_layouts=1").exit_code == 0
@@ -158,7 +158,9 @@ def test_the_difference_is_told_over_the_same_rows_with_a_paired_test(
     assert second["switch"] == "calibrate=false"
     table = Path("out/results.md").read_text()
     assert "| n_layouts=1 | inbox | 0.750 | 0.500 | +0.250 [" in table
-    assert [row["task"] for row in found["tasks"]] == ["inbox"]  # a run with a switch is no task of its own
+    assert [row["task"] for row in found["tasks"]] == [
+        "inbox"
+    ]  # a run with an ablation is no task of its own
 
 
 def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(
@@ -182,12 +184,12 @@ def test_baselines_are_the_demonstrations_alone_and_many_made_pairs(
 
 
 def test_every_task_runs_with_more_seeds_and_their_mean_is_told(bench: Call, stages: ScriptedStages) -> None:
-    stages.right_if_switched = 24
+    stages.right_if_ablated = 24
     result = bench("--seed", "7", "--seeds", "3", "--ablate", "rank=8")
     assert result.exit_code == 0, result.stderr
     assert [run for run, stage in stages.ran if stage == "evaluate"] == [
         "inbox",
-        *(f"ablations/{switch}/inbox" for switch in ("seed=8", "seed=9", "rank=8")),
+        *(f"ablations/{ablation}/inbox" for ablation in ("seed=8", "seed=9", "rank=8")),
     ]
     table = Path("out/results.md").read_text()
     assert "| task | few-shot | seed 7 | seed 8 | seed 9 | mean | gain over few-shot [95 %] |" in table
@@ -256,7 +258,7 @@ def test_all_wrong_switches_are_told_at_once(bench: Call, stages: ScriptedStages
     )
     assert result.exit_code == 2
     lines = result.stderr.removeprefix("Error: ").splitlines()
-    for switch, *told in (
+    for ablation, *told in (
         ("n_layout=1", "no setting n_layout", "did you mean n_layouts?"),
         ("rank=many", "rank = 'many'", "whole number"),
         ("rank=16", "rank has this value"),
@@ -265,18 +267,18 @@ def test_all_wrong_switches_are_told_at_once(bench: Call, stages: ScriptedStages
         ("rank", "rank=VALUE"),
         ("max_test_rows=1", "max_test_rows"),
     ):
-        [line] = [line for line in lines if line.startswith(f"--ablate {switch}: ")]
+        [line] = [line for line in lines if line.startswith(f"--ablate {ablation}: ")]
         assert_says(line, *told)
     assert stages.ran == []
 
 
 def test_switches_are_written_as_they_are_read() -> None:
     texts = ["calibrate=false", "calibrate", "learning_rate=1e-3", "n-layouts=1", "n_layouts=1"]
-    found = parse_switches(texts, Settings())
-    assert found == [Switch("calibrate", False), Switch("learning_rate", 0.001), Switch("n_layouts", 1)]
-    assert [switch.text for switch in found] == ["calibrate=false", "learning_rate=0.001", "n_layouts=1"]
+    found = parse_ablations(texts, Settings())
+    assert found == [Ablation("calibrate", False), Ablation("learning_rate", 0.001), Ablation("n_layouts", 1)]
+    assert [ablation.text for ablation in found] == ["calibrate=false", "learning_rate=0.001", "n_layouts=1"]
     with pytest.raises(InputError, match="there is no setting"):
-        parse_switches(["colour=red"], Settings())
+        parse_ablations(["colour=red"], Settings())
 
 
 def test_a_summary_has_an_interval_over_tasks() -> None:

@@ -16,9 +16,8 @@ from sg_local.bench.bench import load_tasks
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import write_rows
 from sg_local.report.bench import markdown, row_of, summary
-from sg_local.run.directory import Run, open_run
-from sg_local.run.lock import lock_run
-from sg_local.run.process import stage_exit_code
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.lock import lock_run
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.metrics import metric_of
 from sg_local.settings import STAGES
@@ -226,16 +225,13 @@ def test_why_a_stage_failed_is_recorded_in_its_own_words(
         raise SgLocalError("no made pair passed\nthe filters")
 
     monkeypatch.setattr("sg_local.stages.generate.run_generate", broken)
-    monkeypatch.setattr(
-        "sg_local.run.process.in_child_process", lambda run, stage: stage_exit_code(run.path, stage)
-    )
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"] == {"boxes": "no made pair passed\nthe filters"}
     assert "- boxes is not finished: no made pair passed; the filters\n" in Path(
         "benches/everyday/results.md"
     ).read_text("utf-8")
     # Another reason is not taken for the same one.
-    monkeypatch.setattr("sg_local.run.process.in_child_process", lambda _run, _stage: -9)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", lambda _run, _stage: -9)
     result = sg("bench", tasks, "--model", model, "--tasks=boxes", "--json")
     assert json.loads(result.stdout)["failed"]["boxes"].startswith("generate was ended by SIGKILL")
 
@@ -248,7 +244,7 @@ def test_an_interruption_keeps_what_is_finished(
             raise KeyboardInterrupt
         return stages(run, stage)
 
-    monkeypatch.setattr("sg_local.run.process.in_child_process", interrupted)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", interrupted)
     result = sg("bench", tasks, "--model", model)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].endswith("the same command goes on from there")
@@ -338,7 +334,7 @@ def test_a_bench_with_settings_that_are_gone(
 def test_one_writer(
     sg: Call, stages: ScriptedStages, tasks: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sg_local.run.lock.LOCK_SECONDS", 0)
+    monkeypatch.setattr("sg_local.runs.lock.LOCK_SECONDS", 0)
     Path("here").mkdir()
     with lock_run(Path("here")):
         result = sg("bench", tasks, "--model", model, "--out", "here")
@@ -414,7 +410,7 @@ def test_the_markdown_is_a_table() -> None:
         "zero-shot": "0.100",
         "few-shot": "0.200",
         "label scoring": "0.250",
-        "tuned hot": "0.600",
+        "tuned adapter": "0.600",
         "tuned merged": "0.600",
         "gain over few-shot [95 %]": "+0.400 [-0.100, +0.900]",
         "gain over the base's best [95 %]": "+0.350 [-0.100, +0.900]",

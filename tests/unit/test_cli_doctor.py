@@ -15,7 +15,7 @@ from command_line import ROOT, Call
 from messages import assert_says
 
 import sg_local.finetune.environment as environment
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 def findings(sg: Call, *missing: str) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from command_line import Call, given, in_a_process, one_line
 from messages import assert_says
 
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 def test_an_interruption_is_one_line(
@@ -17,7 +17,7 @@ def test_an_interruption_is_one_line(
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sg_local.run.process.in_child_process", interrupt)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", interrupt)
     result = sg(*given(new_run, task), "--until=generate")
     assert (result.exit_code, result.stdout) == (1, "")
     last = result.stderr.splitlines()[-1]

@@ -67,8 +67,9 @@ def test_help_shows_the_everyday_options_and_help_all_every_one(sg: Call, name: 
     assert {"help", "help-all"} <= options_in(everyday)
 
 
-def test_the_help_of_run_can_be_read_at_once() -> None:
-    lines = in_a_process("run", "--help", env={"COLUMNS": "100"}).stdout.splitlines()
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_the_help_of_run_can_be_read_at_once(columns: str) -> None:
+    lines = in_a_process("run", "--help", env={"COLUMNS": columns}).stdout.splitlines()
     assert len(lines) <= 60
     headings = [line.removesuffix(":") for line in lines if re.fullmatch(r"[A-Z].*:", line)]
     numbers = dict(zip(STAGES, range(1, 7), strict=True))

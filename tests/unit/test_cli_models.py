@@ -8,7 +8,7 @@ from command_line import Call
 from finished_run import HEADER, TENSORS
 from gguf_bytes import tiny_gguf
 
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 def test_models_are_listed_for_people_and_programs(sg: Call) -> None:

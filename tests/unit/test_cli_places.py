@@ -17,7 +17,7 @@ import sg_local.finetune.environment as environment
 from sg_local.errors import InputError
 from sg_local.llama.library import load_model
 from sg_local.models import expand_user
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 LONG = "a" * 5000
 
@@ -55,7 +55,7 @@ def test_without_a_home_one_line_says_what_to_set(
     full = write_model(tmp_path / "full.gguf")
     places = {"TASK": str(task), "MODEL": str(model), "FULL": str(full), "DIR": str(tmp_path)}
     arguments = [places.get(word, word) for word in call]
-    assert_says(one_line(sg(*arguments), 2), "home", "SG_LOCAL_HOME")
+    assert_says(one_line(sg(*arguments, input="one\n"), 2), "home", "SG_LOCAL_HOME")
     if call[:2] == ["models", "list"]:
         monkeypatch.setenv("SG_LOCAL_HOME", str(tmp_path / "store"))
         assert sg(*arguments).exit_code == 0

@@ -12,9 +12,9 @@ from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
 from scripted_engine import ScriptedEngine
 
-import sg_local.predict as predict_module
+import sg_local.answers as predict_module
 from sg_local.files import write_rows
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gguf_bytes import tiny_gguf
 from messages import assert_says
 
 from sg_local.files import write_rows
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 def test_a_finished_run_says_so_and_shows_its_result(
@@ -129,7 +129,7 @@ def test_a_full_disk_is_told_and_the_second_call_goes_on(
         line = one_line(sg(*arguments), 1)
     assert_says(line, "No space left on device", "free some space")
     assert not (tmp_path / "run/settings.toml").exists()
-    monkeypatch.setattr("sg_local.run.process.in_child_process", lambda _run, _stage: 0)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", lambda _run, _stage: 0)
     result = sg(*arguments)
     assert result.exit_code == 0
     assert "new run" in result.stderr
@@ -232,7 +232,7 @@ def test_a_stage_that_dies_is_told(
     sg: Call, finished_run: Run, task: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: list[str]
 ) -> None:
     finished_run.file("outputs.jsonl").unlink()
-    monkeypatch.setattr("sg_local.run.process.in_child_process", lambda _run, _stage: code)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", lambda _run, _stage: code)
     result = sg(*given(finished_run, task))
     assert (result.exit_code, result.stdout) == (1, "")
     error = result.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ from command_line import Call, Contents, one_line
 from messages import assert_says
 
 from sg_local.files import write_rows
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 @pytest.mark.usefixtures("without_torch")

@@ -6,7 +6,7 @@ from finished_run import HEADER, TENSORS
 from gguf_bytes import tiny_gguf
 from messages import assert_says
 
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 @pytest.mark.usefixtures("without_torch")

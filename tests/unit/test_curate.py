@@ -10,8 +10,8 @@ from messages import assert_says
 
 from sg_local.errors import SgLocalError
 from sg_local.files import read_rows
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
 from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
 from sg_local.task import load_task

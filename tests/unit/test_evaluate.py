@@ -17,8 +17,8 @@ import sg_local.stages.evaluate as evaluate
 from sg_local.files import read_rows, write_rows
 from sg_local.llama.generation import Completion
 from sg_local.report.scores import score_table
-from sg_local.run.directory import Run
-from sg_local.run.stage import run_stage
+from sg_local.runs.directory import Run
+from sg_local.runs.stage import run_stage
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import gain_over_best
 from sg_local.task import Example

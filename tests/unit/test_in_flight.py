@@ -3,8 +3,8 @@
 import pytest
 
 from sg_local.errors import InputError
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import forget, guarded_call, note_crash
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import forget, guarded_call, note_crash
 
 
 def call(run: Run, part: str = "annotate", crash_on: int | None = None) -> list[str]:

@@ -11,9 +11,9 @@ from messages import assert_says
 
 from sg_local.files import read_rows, write_rows
 from sg_local.report.made_data import data_report, report_lines, warnings
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
-from sg_local.run.lock import lock_run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
+from sg_local.runs.lock import lock_run
 from sg_local.selfguide.rows import DropReason
 from sg_local.settings import Settings, as_flag
 from sg_local.stages.curate import run_curate

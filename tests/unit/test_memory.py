@@ -36,7 +36,7 @@ from sg_local.plan.memory import (
 from sg_local.plan.plan import USABLE_SHARE_OF_GPU, compare
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.proof import parity
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.settings import PRESETS, Settings
 from sg_local.task import load_task
 

@@ -11,7 +11,7 @@ from scripted_engine import ScriptedEngine
 import sg_local.finetune.reference as reference
 import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 
 def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_served(

@@ -3,19 +3,17 @@
 import errno
 import json
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from finished_run import ScriptedStages
 
-import sg_local.run.process as process
+import sg_local.runs.process as process
 from sg_local.errors import InputError, SgLocalError
-from sg_local.run.directory import Run
-from sg_local.run.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
-from sg_local.run.process import REASON_FILE, in_child_process, reason_of_failure, stage_exit_code
+from sg_local.runs.directory import Run
+from sg_local.runs.pipeline import MAX_CRASHES_OF_A_STAGE, run_pipeline
+from sg_local.runs.process import REASON_FILE, in_child_process, reason_of_failure
 from sg_local.settings import STAGES
 
 
@@ -40,7 +38,7 @@ def test_an_error_is_said_and_kept_with_its_exit_code(
 ) -> None:
     fail_with(error, monkeypatch)
     assert reason_of_failure(new_run) is None
-    assert stage_exit_code(new_run.path, "generate") == code
+    assert in_child_process(new_run, "generate") == code
     assert capsys.readouterr().err == f"Error: {error}\n"
     assert reason_of_failure(new_run) == str(error)
 
@@ -63,25 +61,16 @@ def test_what_the_machine_refuses_is_one_line_and_the_run_is_kept(
     told: str,
 ) -> None:
     fail_with(error, monkeypatch)
-    assert stage_exit_code(new_run.path, "generate") == 1
+    assert in_child_process(new_run, "generate") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"Error: {told}")
     assert line.endswith("the same command goes on from there")
 
 
-def test_a_reader_that_left_ends_the_stage_in_silence(
-    new_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`sg-local run ... 2>&1 | head -3`: the next stage must not begin."""
-    fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe"), monkeypatch)
-    assert stage_exit_code(new_run.path, "generate") == 1
-    assert capsys.readouterr().err == ""
-
-
 def test_a_bug_keeps_its_traceback(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(FileNotFoundError(errno.ENOENT, "No such file or directory", "ours"), monkeypatch)
     with pytest.raises(FileNotFoundError):
-        stage_exit_code(new_run.path, "generate")
+        in_child_process(new_run, "generate")
 
 
 def test_a_full_disk_hides_no_reason(
@@ -92,10 +81,11 @@ def test_a_full_disk_hides_no_reason(
 
     fail_with(InputError("it is wrong"), monkeypatch)
     monkeypatch.setattr(process, "write_text", full)
-    assert stage_exit_code(new_run.path, "generate") == 2
+    assert in_child_process(new_run, "generate") == 2
     assert capsys.readouterr().err == "Error: it is wrong\n"
 
 
+@pytest.mark.usefixtures("real_child")
 def test_the_child_says_why_it_failed(new_run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     """llama.cpp refuses a model whose header alone is right; the child runs the stage and nothing else."""
     assert in_child_process(new_run, "generate") == 2
@@ -108,6 +98,7 @@ def test_the_child_says_why_it_failed(new_run: Run, capfd: pytest.CaptureFixture
     assert "is gone: put it back" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("real_child")
 def test_the_child_is_of_the_same_package_as_its_parent(
     new_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +109,7 @@ def test_the_child_is_of_the_same_package_as_its_parent(
     assert in_child_process(new_run, "annotate") == 2  # generate is not finished
 
 
+@pytest.mark.usefixtures("real_child")
 def test_a_thread_may_start_a_stage(new_run: Run) -> None:
     """Signals belong to the main thread; whoever calls from Python may be in another."""
     codes: list[int] = []
@@ -125,19 +117,6 @@ def test_a_thread_may_start_a_stage(new_run: Run) -> None:
     thread.start()
     thread.join()
     assert codes == [2]  # generate is not finished
-
-
-def test_the_program_of_the_child_ends_with_its_parent(new_run: Run) -> None:
-    child = Path(process.__file__).with_name("child.py")
-    program = (
-        "import subprocess, sys, time\n"
-        f"command = [sys.executable, '-P', {str(child)!r}, {str(new_run.path)!r}, 'generate']\n"
-        "child = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
-        "child.stdin.close()\n"  # as the end of a parent does
-        "print(child.wait(timeout=50))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout in ("1\n", "2\n")  # 2 where it had failed before it saw the end
 
 
 def test_the_pipeline_starts_what_is_not_finished_as_it_is_told(new_run: Run) -> None:
@@ -163,6 +142,18 @@ def test_a_stage_that_crashes_on_a_row_is_started_again_some_times(
         run_pipeline(new_run, "generate", start_stage=crash)
     assert started == ["generate"] * MAX_CRASHES_OF_A_STAGE
     assert "generate was ended by SIGSEGV on row 3: going on" in capsys.readouterr().err
+
+
+def test_a_mark_of_a_process_that_is_gone_counts_against_no_row(new_run: Run) -> None:
+    """It was killed with rows in flight; later the model itself crashes llama.cpp, before any row."""
+    new_run.file(".in_flight.json").write_text('{"part": "generate", "rows": [3], "crashes": {}}')
+    with pytest.raises(SgLocalError, match="generate was ended by SIGSEGV"):
+        run_pipeline(new_run, "generate", start_stage=lambda _run, _stage: -signal.SIGSEGV)
+    assert json.loads(new_run.file(".in_flight.json").read_text()) == {
+        "part": "generate",
+        "rows": [],
+        "crashes": {},
+    }
 
 
 def test_a_reason_of_an_earlier_call_is_forgotten(new_run: Run) -> None:

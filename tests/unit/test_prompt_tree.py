@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sg_local.llama.tree import Node, plant, release, shared_lengths, want
+from sg_local.llama.tree import Node, build_tree, mark_wanted, release, shared_lengths
 
 PROMPTS = st.sets(
     st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=12
@@ -25,7 +25,7 @@ def all_nodes(ends: list[Node]) -> set[Node]:
 
 @given(PROMPTS)
 def test_there_is_a_node_for_every_distinct_prefix(prompts: list[tuple[int, ...]]) -> None:
-    ends = plant(prompts)
+    ends = build_tree(prompts)
     prefixes = {prompt[:length] for prompt in prompts for length in range(1, len(prompt) + 1)}
     assert sum(node.stop - node.start for node in all_nodes(ends)) == len(prefixes)
     of_node: dict[Node, tuple[int, ...]] = {}
@@ -39,7 +39,7 @@ def test_there_is_a_node_for_every_distinct_prefix(prompts: list[tuple[int, ...]
 
 @given(PROMPTS, st.randoms(use_true_random=False))
 def test_a_node_is_needed_until_its_last_prompt_is_released(prompts: list[tuple[int, ...]], rng) -> None:  # type: ignore[no-untyped-def]
-    ends = plant(prompts)
+    ends = build_tree(prompts)
     left = list(range(len(prompts)))
     rng.shuffle(left)
     while left:
@@ -50,12 +50,12 @@ def test_a_node_is_needed_until_its_last_prompt_is_released(prompts: list[tuple[
 
 
 def test_wanted_positions_are_marked_where_they_lie() -> None:
-    first, second = plant([(1, 2, 3, 4), (1, 2, 5)])
-    want(first, 1)
-    want(second, 2)
+    first, second = build_tree([(1, 2, 3, 4), (1, 2, 5)])
+    mark_wanted(first, 1)
+    mark_wanted(second, 2)
     parent = first.parent
     assert parent is second.parent is not None
-    assert (parent.wanted, first.wanted, second.wanted) == ({1}, {2, 3}, {2})
+    assert (parent.wanted_positions, first.wanted_positions, second.wanted_positions) == ({1}, {2, 3}, {2})
 
 
 def test_how_much_is_shared_with_the_prompt_before() -> None:

@@ -12,12 +12,13 @@ from finished_run import ScriptedStages
 from scripted_engine import ScriptedEngine
 
 import sg_local.gguf_header as gguf_header
-from sg_local.bench.ablation import parse_switches
+from sg_local.bench.ablation import parse_ablations
 from sg_local.bench.bench import run_bench
 from sg_local.files import write_rows
-from sg_local.run.directory import Run
-from sg_local.run.stage import run_stage
-from sg_local.settings import Settings
+from sg_local.report.bench import Results
+from sg_local.runs.directory import Run, Unfinished
+from sg_local.runs.stage import run_stage
+from sg_local.settings import STAGES, Settings
 
 Call = Callable[..., Result]
 
@@ -60,7 +61,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, readings: Readings) -> None:
         finally:
             readings.counts = True
 
-    monkeypatch.setattr("sg_local.run.process.in_child_process", stage)
+    monkeypatch.setattr("sg_local.runs.process.in_child_process", stage)
 
 
 def test_one_run_reads_its_base_once(sg: Call, task: Path, model: Path, readings: Readings) -> None:
@@ -70,19 +71,52 @@ def test_one_run_reads_its_base_once(sg: Call, task: Path, model: Path, readings
         assert (readings.hashed["tiny.gguf"], readings.headers["tiny.gguf"]) == (calls, calls)
 
 
-def test_a_bench_reads_its_base_once_for_all_tasks_and_switches(
-    task: Path, model: Path, readings: Readings
-) -> None:
+@pytest.fixture
+def bench(task: Path, model: Path) -> Callable[[], Results]:
+    """bench(): a bench of three tasks, each with three ablations."""
     (task.parent / "tasks").mkdir()
     for name in ("boxes", "crates", "bags"):
         (task.parent / f"tasks/{name}.toml").write_text(task.read_text().replace('"inbox"', f'"{name}"'))
     write_rows(task.parent / "tasks/inbox.test.jsonl", [{"input": "Pay me.", "output": "refund"}])
-    switches = parse_switches(["rank=8", "n_ctx=2048", "prompt_format=vicuna"], Settings())
-    results, failed = run_bench(task.parent / "tasks", str(model), Path("bench"), Settings(), (), switches)
-    assert failed == []
-    assert len(results["tasks"]) == 3
-    assert len(results["ablations"]) == 9
+    ablations = parse_ablations(["rank=8", "n_ctx=2048", "prompt_format=vicuna"], Settings())
+
+    def call() -> Results:
+        results, failed = run_bench(
+            task.parent / "tasks", str(model), Path("bench"), Settings(), (), ablations
+        )
+        assert failed == []
+        assert (len(results["tasks"]), len(results["ablations"])) == (3, 9)
+        return results
+
+    return call
+
+
+def test_a_bench_reads_its_base_once_for_all_tasks_and_switches(
+    bench: Callable[[], Results], readings: Readings
+) -> None:
+    bench()
     assert (readings.hashed["tiny.gguf"], readings.headers["tiny.gguf"]) == (1, 1)
+
+
+def test_a_bench_checks_each_of_its_runs_a_few_times(
+    bench: Callable[[], Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each time that another one is finished."""
+    checked: Counter[str] = Counter()
+    first_unfinished = Run.first_unfinished
+
+    def counted(run: Run, until: str = STAGES[-1]) -> Unfinished | None:
+        checked[str(run.path)] += 1
+        return first_unfinished(run, until)
+
+    monkeypatch.setattr(Run, "first_unfinished", counted)
+    results = bench()
+    assert len(checked) == 12
+    # Is it there, is what it shares there, what is left of it in two halves, and for the table, twice.
+    assert max(checked.values()) <= 6
+    checked.clear()
+    assert bench() == results
+    assert max(checked.values()) <= 3
 
 
 def test_an_evaluation_hashes_each_served_file_once(

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from sg_local.report.scores import score_table
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

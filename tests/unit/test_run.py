@@ -14,17 +14,17 @@ from filelock import FileLock
 from finished_run import finish_run
 from messages import assert_says
 
-import sg_local.run.begin as begin
-import sg_local.run.lock as lock_module
+import sg_local.runs.begin as begin
+import sg_local.runs.lock as lock_module
 import sg_local.stages.export as export
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows, write_rows
 from sg_local.models import directory_name, list_models
 from sg_local.proof.verify import verify_run
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run, open_run
-from sg_local.run.lock import lock_run
-from sg_local.run.stage import run_stage
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.lock import lock_run
+from sg_local.runs.stage import run_stage
 from sg_local.settings import REMOVED, STAGES, Settings
 from sg_local.task import load_task
 
@@ -448,6 +448,6 @@ def test_a_run_keeps_the_licence_and_its_notice(
 ) -> None:
     vicuna = next(listed for listed in list_models() if listed.name == "vicuna-7b-v1.5")
     listed = replace(vicuna, prompt_format="gguf")
-    monkeypatch.setattr("sg_local.run.begin.find_by_path", lambda _path: listed)
+    monkeypatch.setattr("sg_local.runs.begin.find_by_path", lambda _path: listed)
     run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings())
     assert run.model.licence.startswith("Llama 2 Community License. Llama 2 is licensed under")

@@ -15,10 +15,10 @@ from scripted_engine import ScriptedEngine
 
 from sg_local.files import write_rows
 from sg_local.proof.verify import verify_run
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run, Unfinished, open_run
-from sg_local.run.pipeline import run_pipeline
-from sg_local.run.stage_files import STAGE_FILES
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run, Unfinished, open_run
+from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.settings import STAGES
 from sg_local.stages.curate import run_curate
 from sg_local.stages.evaluate import run_evaluate

@@ -17,23 +17,25 @@ PACKAGE = ROOT / "sg_local"
 # A module may import from lower layers, and within its own folder; so the folders of one layer never meet. A few
 # modules stand at another height than their folder: a run's directory is known to the stages, the pipeline calls them.
 LAYERS = [
-    {"__main__"},
+    {"__init__", "__main__"},
     {"cli"},
     {"bench", "plan"},
-    {"run"},
-    {"predict", "stages"},
+    {"runs"},
+    {"answers", "stages"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
-    {"run.begin", "run.in_flight", "run.prompt"},
+    {"runs.begin", "runs.in_flight", "runs.prompt"},
     {"chat.modelfile"},
     {"selfguide"},
     {"chat"},
-    {"run.directory", "run.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
+    {"runs.directory", "runs.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
     {"plan.sizes"},
     {"models", "task", "settings", "dimensions"},
+    {"child"},
+    {"child_process"},
     {"download", "files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"download_child", "errors", "run.stage_files"},
+    {"download_child", "errors", "runs.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -60,14 +62,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part(name: str) -> str:
-    """Which part of the house a module ("run.directory") belongs to: its folder, unless it stands by itself."""
+    """Which part of the house a module ("runs.directory") belongs to: its folder, unless it stands by itself."""
     return next(
         (own for own in (".".join(name.split(".")[:2]), name.split(".")[0]) if own in HEIGHT), "nowhere"
     )
 
 
 def dotted(path: Path) -> str:
-    """sg_local/run/directory.py -> run.directory"""
+    """sg_local/runs/directory.py -> runs.directory"""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
@@ -160,7 +162,7 @@ def test_the_command_line_is_light() -> None:
     )
     assert not HEAVY & loaded
     assert (
-        not {"sg_local.run.directory", "sg_local.models", "sg_local.task", "sg_local.run.pipeline"} & loaded
+        not {"sg_local.runs.directory", "sg_local.models", "sg_local.task", "sg_local.runs.pipeline"} & loaded
     )
 
 
@@ -182,7 +184,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 def test_the_vocabulary_is_light() -> None:
     vocabulary = [
         name
-        for names in LAYERS[LAYERS.index({"run.directory", "run.lock", "plan.memory", "plan.machine"}) :]
+        for names in LAYERS[LAYERS.index({"runs.directory", "runs.lock", "plan.memory", "plan.machine"}) :]
         for name in sorted(names)
     ]
     assert not HEAVY & modules_after("\n".join(f"import sg_local.{name}" for name in vocabulary))

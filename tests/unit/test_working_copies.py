@@ -18,8 +18,8 @@ import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
 from sg_local.files import atomic_path, find_leftovers, partial_directory
-from sg_local.run.begin import create_or_open_run
-from sg_local.run.directory import Run
+from sg_local.runs.begin import create_or_open_run
+from sg_local.runs.directory import Run
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -194,9 +194,9 @@ def test_all_that_is_written_beside_the_copies_is_written_by_the_locks_holder(
 ) -> None:
     clock(3.0, 2.0)
     written = []
-    write_text = weights.write_text
+    write_json = weights.write_json
 
-    def checked(path: Path, text: str) -> None:
+    def checked(path: Path, value: object) -> None:
         def take() -> None:
             with pytest.raises(Timeout), weights.lock_copies(path.parent, timeout_seconds=0):
                 pass
@@ -205,8 +205,8 @@ def test_all_that_is_written_beside_the_copies_is_written_by_the_locks_holder(
         other = threading.Thread(target=take)
         other.start()
         other.join(30)
-        write_text(path, text)
+        write_json(path, value)
 
-    monkeypatch.setattr(weights, "write_text", checked)
+    monkeypatch.setattr(weights, "write_json", checked)
     weights.generating_model(run)
     assert written == ["base.json", "speed.json"]

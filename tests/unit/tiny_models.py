@@ -60,8 +60,13 @@ VOCABULARY: dict[str, Value] = {
 }
 
 
-def write_tiny_llama(path: Path, seed: int = 0, scale: float = 0.3) -> Path:
-    """A random llama, whose greedy answers are varied: its output is not tied to its embedding."""
+def write_tiny_llama(
+    path: Path, seed: int = 0, scale: float = 0.3, vocabulary: Mapping[str, Value] | None = None
+) -> Path:
+    """A random llama, whose greedy answers are varied: its output is not tied to its embedding.
+
+    vocabulary: keys to replace.
+    """
     random = np.random.default_rng(seed)
     metadata: dict[str, Value] = {
         "general.architecture": "llama",
@@ -76,6 +81,7 @@ def write_tiny_llama(path: Path, seed: int = 0, scale: float = 0.3) -> Path:
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.dimension_count": HEAD_DIM,
         **VOCABULARY,
+        **(vocabulary or {}),
     }
     kv_rows = KV_HEADS * HEAD_DIM
     shapes = {

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sg_local.errors import InputError
 from sg_local.files import read_json, write_text
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 
 MAX_CRASHES = 2  # of one row, before it is dropped
 _MAX_BYTES = 16 << 20
@@ -64,6 +64,13 @@ def note_crash(run: Run) -> list[int]:
         counted = crashes | {row_id: crashes.get(row_id, 0) + 1 for row_id in rows}
         _write(run, part, [], all_crashes | {part: counted})
     return rows
+
+
+def put_down(run: Run) -> None:
+    """No row is in flight any more: what worked on some has ended, and not by them."""
+    part, rows, all_crashes = _read(run)
+    if rows:
+        _write(run, part, [], all_crashes)
 
 
 def forget(run: Run) -> None:

@@ -9,12 +9,12 @@ crashed, the stage is started again without the row that did it (in_flight.py).
 import signal
 import time
 
-from sg_local.errors import InputError, SgLocalError, signal_name
+from sg_local.errors import InputError, SgLocalError, signal_in_words
 from sg_local.progress import say
-from sg_local.run import process
-from sg_local.run.directory import Run
-from sg_local.run.in_flight import forget, note_crash
-from sg_local.run.process import StartStage
+from sg_local.runs import process
+from sg_local.runs.directory import Run
+from sg_local.runs.in_flight import forget, note_crash, put_down
+from sg_local.runs.process import StartStage
 from sg_local.settings import STAGES
 
 # How native code ends a process: failed assertions and bad pointers. SIGKILL is the user's, or memory that ran out.
@@ -52,14 +52,42 @@ def run_pipeline(
         code = _exit_code_after_crashes(run, stage, start_stage or process.in_child_process)
         if code != 0:
             again = f"the run is kept; `sg-local {command}` with the same arguments goes on with {stage}"
-            if -code in _CRASHES:
-                again += "; `sg-local doctor` tries whether llama.cpp works here at all"
             if code < 0:
-                raise SgLocalError(f"{stage} was ended by {_signal(-code)}: {again}")
-            error = InputError if code == 2 else SgLocalError
-            raise error(f"{stage} did not finish (see above): {again}")
+                raise _death(run, stage, code, again)
+            kind = InputError if code == 2 else SgLocalError
+            error = kind(f"{stage} did not finish (see above): {again}")
+            if reason := process.reason_of_failure(run):
+                error.add_note(reason)  # for who calls from Python, and does not look at stderr
+            raise error
         say(f"{place} done in {time.monotonic() - started:.0f} s")
     return True
+
+
+def run_one_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
+    """Runs one stage as the pipeline does, its process and what its crashes cost; False where it was finished.
+
+    Raises the stage's own error.
+    """
+    if not run.is_due(stage) and not redo:
+        return False
+    run.file(process.REASON_FILE).unlink(missing_ok=True)
+    redoes = iter([redo])  # after a crash it goes on
+
+    def start_stage(run: Run, stage: str) -> int:
+        return process.stage_in_child(run, stage, redo=next(redoes, False))
+
+    code = _exit_code_after_crashes(run, stage, start_stage)
+    if code != 0:
+        raise _death(run, stage, code, "the run is kept; the same command goes on")
+    return True
+
+
+def _death(run: Run, stage: str, code: int, again: str) -> SgLocalError:
+    """The error of a stage that a signal ended."""
+    reason = process.reason_of_failure(run) or f"{stage} was ended by {signal_in_words(-code)}"
+    if -code in _CRASHES:
+        again += "; `sg-local doctor` tries whether llama.cpp works here at all"
+    return SgLocalError(f"{reason}: {again}")
 
 
 def _require_training(run: Run) -> None:
@@ -76,23 +104,20 @@ def _require_training(run: Run) -> None:
 def _exit_code_after_crashes(run: Run, stage: str, start_stage: StartStage) -> int:
     """The stage's exit code; after a crash of native code it is started again, see in_flight.py."""
     for _ in range(MAX_CRASHES_OF_A_STAGE):
+        put_down(run)  # a process that was killed, or whose card ran out of memory, counts against no row
         code = start_stage(run, stage)
         if -code not in _CRASHES or not (rows := note_crash(run)):
             break
         if len(rows) == 1:
             say(
-                f"{stage} was ended by {_signal(-code)} on row {rows[0]}: going on, without it if it does so again"
+                f"{stage} was ended by {signal_in_words(-code)} on row {rows[0]}: "
+                "going on, without it if it does so again"
             )
         else:
             say(
-                f"{stage} was ended by {_signal(-code)} with the rows {rows[0]}..{rows[-1]} in flight: "
+                f"{stage} was ended by {signal_in_words(-code)} with the rows {rows[0]}..{rows[-1]} in flight: "
                 "going on with one at a time"
             )
     if code == 0:
         forget(run)
     return code
-
-
-def _signal(number: int) -> str:
-    name = signal_name(number)
-    return f"{name} (as the system does when memory runs out)" if name == "SIGKILL" else name

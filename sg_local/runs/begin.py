@@ -11,8 +11,8 @@ from sg_local.errors import InputError
 from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
 from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
-from sg_local.run.directory import BaseModel, Run, open_run
-from sg_local.run.lock import lock_run, make_directory
+from sg_local.runs.directory import BaseModel, Run, open_run
+from sg_local.runs.lock import lock_run, make_directory
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, as_flag
 from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
@@ -30,7 +30,7 @@ class ModelFile:
     sha256: str
 
 
-def check_task(task_source: str) -> tuple[Task, list[Example]]:
+def check_task(task_source: str | Path | Task) -> tuple[Task, list[Example]]:
     """A task and its test rows, [] where it has none. Raises InputError with what is wrong with them."""
     task = load_task(task_source)
     check_labels(task.labels)
@@ -38,7 +38,7 @@ def check_task(task_source: str) -> tuple[Task, list[Example]]:
 
 
 def begin_run(
-    task_source: str, model_source: str, run_dir: Path | None, settings: Settings
+    task_source: str | Path | Task, model_source: str | Path, run_dir: str | Path | None, settings: Settings
 ) -> tuple[Run, bool]:
     """The run of this task, model and settings, made if there is none; True when it is new.
 
@@ -46,9 +46,9 @@ def begin_run(
     """
     task, test_rows = check_task(task_source)
     return create_or_open_run(
-        run_dir or Path("runs") / task.name,
+        Path(run_dir) if run_dir else Path("runs") / task.name,
         task,
-        read_model(resolve_model(model_source)),
+        read_model(resolve_model(str(model_source))),
         with_full_paths(settings),
         test_rows,
     )

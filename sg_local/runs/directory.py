@@ -10,7 +10,6 @@ A stage is finished when its manifest entry is written, and that is the last thi
 writes is declared in stage_files.py.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sg_local.errors import InputError
-from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_text
+from sg_local.files import copy_file, read_json, read_toml, sha256_file, write_json
 from sg_local.gguf_header import GgufHeader, read_model_header
-from sg_local.run.stage_files import STAGE_FILES, StageFiles
+from sg_local.runs.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task, load_test_rows
 
@@ -235,7 +234,7 @@ class Run:
         return names
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_text(self.file("manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.file("manifest.json"), manifest)
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ template_source(run)    "{% for message in messages %}<|im_start|>..."    the GG
 """
 
 from sg_local.chat.template import VICUNA_TEMPLATE
-from sg_local.run.directory import Run
+from sg_local.runs.directory import Run
 from sg_local.task import Example
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 
-from sg_local.run.directory import Run
-from sg_local.run.lock import lock_run
+from sg_local.runs.directory import Run
+from sg_local.runs.lock import lock_run
 
 
 def run_stage(run: Run, stage: str, *, redo: bool = False) -> bool:
