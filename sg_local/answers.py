@@ -10,17 +10,18 @@ task's demonstrations.
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sg_local import child_process
-from sg_local.chat.template import VICUNA_TEMPLATE
+from sg_local.chat.template import VICUNA_TEMPLATE, without_template
 from sg_local.errors import InputError
+from sg_local.escape import json_text, one_line
 from sg_local.files import Faults, read_text
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.models import find_by_path, resolve_model
@@ -29,9 +30,6 @@ from sg_local.settings import Settings
 from sg_local.task import Example, Task, load_task
 
 MAX_INPUT_BYTES = 256 << 20
-
-# JSON may hold these as they are, but terminals obey the first, and readers of lines break at the others.
-_UNSAFE_IN_A_LINE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,21 @@ def answers_of_engine(
     shows_progress: bool,
 ) -> Iterator[str | None]:
     """What llama.cpp answers, in the process that was made for it."""
-    from sg_local.llama.asking import INPUTS_PER_CALL, answer_inputs, longest_answer, open_with, speed
+    from sg_local.llama.asking import (
+        INPUTS_PER_CALL,
+        answer_inputs,
+        has_room,
+        longest_answer,
+        open_with,
+        speed,
+    )
 
     with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
         template = engine.tokenizer.chat_template(template_source)
+        shown = [Example(**example) for example in examples]
+        if not has_room(engine, template, instruction, shown):
+            yield from [None] * len(texts)  # and no tokens are made of any of them
+            return
         limit = longest_answer(engine, labels, max_new_tokens)
         bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
         with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
@@ -143,20 +152,30 @@ def answers_of_engine(
                     template,
                     instruction,
                     texts[start : start + INPUTS_PER_CALL],
-                    demonstrations=[Example(**example) for example in examples],
+                    demonstrations=shown,
                     max_new_tokens=limit,
                     on_finished=advance,
                 )
                 yield from (completion.text.strip() if completion else None for completion in completions)
 
 
-def answer_line(text: str, answer: str | None) -> str:
-    """A line of JSON for an input and its answer."""
+@cache
+def why_no_answer(model: str, settings: Settings) -> str:
+    """Why an input got no answer, and what helps: more context only where the model has it."""
+    header = read_model_header(resolve_model(model))
+    ends_at = header.metadata.get(f"{header.architecture}.context_length")
+    advice = "raise --n-ctx, or shorten the input"
+    if isinstance(ends_at, int) and ends_at <= settings.n_ctx:
+        advice = f"--n-ctx does not help, the model itself ends at {ends_at} tokens; shorten the input"
+    return f"input and answer do not fit the context: {advice}"
+
+
+def answer_line(text: str, answer: str | None, error: str | None = None) -> str:
+    """A line of JSON for an input and its answer, or why there is none."""
     row = {"input": text, "output": answer}
-    if answer is None:
-        row["error"] = "input and answer do not fit the context: raise --n-ctx"
-    line = json.dumps(row, ensure_ascii=False)
-    return _UNSAFE_IN_A_LINE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
+    if error is not None:
+        row["error"] = error
+    return json_text(row)
 
 
 def _checked(inputs: Iterable[str]) -> list[str]:
@@ -193,7 +212,7 @@ def _served(carrier: GgufHeader, task_source: str | Path | Task | None, settings
             task.name, task.instruction, task.labels, task.examples, settings.max_new_tokens, "auto"
         )
     if task.name != tuned.name:
-        say(f"predict: {carrier.path} was tuned for {tuned.name}, and is asked for {task.name}")
+        say(f"predict: {carrier.path} was tuned for {one_line(tuned.name)}, and is asked for {task.name}")
     return replace(
         tuned,
         instruction=task.instruction,
@@ -234,13 +253,17 @@ def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
 
     header = read_header(path)
     if header.kind != "adapter":
-        raise InputError(f"{path} is a {header.kind}, not a LoRA adapter: give it with --model")
+        if header.kind == "model":
+            raise InputError(f"{path} is a model, not a LoRA adapter: give it with --model")
+        raise InputError(
+            f"{path} is a {header.kind!r:.40}, not a LoRA adapter: give a file that `sg-local export` wrote"
+        )
     expected = header.metadata.get("sg_local.base_fingerprint")
     if expected is not None and expected != fingerprint(model_path):
         base = header.metadata.get("sg_local.base_sha256")
         raise InputError(
             f"{path} was made for another base than {model_path}: give the one it was tuned on"
-            + (f", whose sha256 begins with {base[:16]}" if isinstance(base, str) else "")
+            + (f", whose sha256 begins with {one_line(base[:16])}" if isinstance(base, str) else "")
         )
     return header
 
@@ -251,9 +274,7 @@ def _template_source(prompt_format: str, header: GgufHeader) -> str:
         prompt_format = listed.prompt_format if listed else "gguf"
     source = VICUNA_TEMPLATE if prompt_format == "vicuna" else header.chat_template
     if not source:
-        raise InputError(
-            f"{header.path} carries no chat template: say --prompt-format vicuna if it is a Vicuna v1.1 model"
-        )
+        raise InputError(f"{header.path} carries no chat template: {without_template(header)}")
     return source
 
 

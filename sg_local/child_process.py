@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sg_local.errors import InputError, SgLocalError, WorseThanBase, outside_cause, signal_in_words
-from sg_local.progress import printable, restore_terminal, say
+from sg_local.escape import printable
+from sg_local.progress import restore_terminal, say
 
 _PROGRAM = Path(__file__).with_name("child.py")
 _MAX_NATIVE_ERRORS = 4
@@ -44,7 +45,8 @@ _MAX_WORDS = 200  # characters
 _TELLING = re.compile(r"GGML_ASSERT\(|what\(\):|error", re.IGNORECASE)
 _BEFORE_THE_WORDS = re.compile(r"^.*?(?=GGML_ASSERT\()|^.*what\(\):\s*")
 _CARD_MEMORY = re.compile(
-    r"\b(CUDA|ROCm|HIP|MUSA|SYCL|Vulkan|Metal|vk)\b.*out of memory|OutOfDeviceMemory|CUBLAS_STATUS_ALLOC_FAILED",
+    r"\b(CUDA|cudaMalloc|ROCm|HIP|MUSA|SYCL|Vulkan|Metal|vk)\b.*out of memory|OutOfDeviceMemory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|(unable|failed) to allocate (CUDA|ROCm|MUSA|SYCL|Vulkan|Metal)\d* buffer",
     re.IGNORECASE,
 )
 SECONDS_TO_END = 2.0  # for a child to remove its temporaries, before it is ended wherever it is
@@ -132,18 +134,25 @@ def _native_output() -> Iterator[IO[bytes]]:
 
 
 def _start(function: str, native_output: IO[bytes]) -> "subprocess.Popen[bytes]":
-    descriptor = (
-        native_output.fileno() if os.name == "posix" else -1
-    )  # Windows hands over standard streams alone
+    descriptor = -1  # Windows hands over standard streams alone
+    if os.name == "posix":
+        import fcntl
+
+        # Not one of the standard three, where the caller closed those.
+        descriptor = fcntl.fcntl(native_output.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
     # -P: nothing is imported from the directory that the user works in, which may hold a `datasets.py` of their own.
     command = [sys.executable, "-P", str(_PROGRAM), function, str(descriptor)]
-    with _interrupt_ignored():  # the child inherits that, so that it holds from its first moment
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[descriptor] if descriptor >= 0 else [],
-        )
+    try:
+        with _interrupt_ignored():  # the child inherits that, so that it holds from its first moment
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[descriptor] if descriptor >= 0 else [],
+            )
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -168,15 +177,25 @@ def _raise_fault(work: str, code: int, messages: _Messages, native_output: IO[by
     lines = [*messages.native_errors, *_tail(native_output)]
     if code < 0:
         restore_terminal()
-        if code == -signal.SIGABRT and (memory := [line for line in lines if _CARD_MEMORY.search(line)]):
-            raise SgLocalError(
-                f"the card's memory ran out ({memory[-1].strip()[:_MAX_WORDS]}): "
-                "lower --n-ctx or --n-parallel, or close other programs"
-            )
+        if code == -signal.SIGABRT and (memory := [*filter(no_card_memory, lines)]):
+            raise card_is_full(memory[-1])
         raise ChildDied(work, -code, messages.files, _last_words(lines))
     for line in lines:  # beside the traceback that the child has shown
         say(line)
     raise SgLocalError(f"{work} ended with an error of its own (see above): please report it")
+
+
+def no_card_memory(message: str) -> bool:
+    """Whether llama.cpp says with this that a card's memory did not suffice."""
+    return _CARD_MEMORY.search(message) is not None
+
+
+def card_is_full(message: str) -> SgLocalError:
+    """The error for that."""
+    return SgLocalError(
+        f"the card's memory ran out ({message.strip()[:_MAX_WORDS]}): "
+        "lower --n-ctx or --n-parallel, or close other programs"
+    )
 
 
 def _tail(native_output: IO[bytes]) -> list[str]:
@@ -207,6 +226,8 @@ def serve(function: str, native_output: int) -> int:
     request = sys.stdin.buffer.readline()
     if not request.endswith(b"\n"):  # the parent is gone already
         return 1
+    if sys.stderr is None:  # the caller closed it
+        os.open(os.devnull, os.O_WRONLY)  # takes the lowest number that is free: 2
     _parent = os.dup(1)
     _keep_streams_apart(native_output)
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # ggml starts a debugger at an abort
@@ -274,13 +295,12 @@ def _line(value: dict[str, Any]) -> bytes:
 
 def _keep_streams_apart(native_output: int) -> None:
     """Python's stderr stays the user's, and what is printed goes there; native code's stderr is kept for the parent."""
-    if sys.stderr is None:
-        return
     user = os.dup(2)
     os.dup2(user, 1)
     if native_output < 0:
         return
-    stream = os.fdopen(user, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    stream = os.fdopen(user, "w", buffering=1, encoding=encoding, errors="backslashreplace")
     sys.stderr = sys.__stderr__ = stream  # type: ignore[misc]  # Final, for those who replace no descriptors
     os.dup2(native_output, 2)
     os.close(native_output)

@@ -12,6 +12,8 @@ from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader
 from sg_local.gguf_values import MetadataValue
 
+_OTHER_MODEL = "give another model"  # where the model is so, and no conversion would change it
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -78,12 +80,12 @@ def read_dimensions(header: GgufHeader) -> Dimensions:
     faults.raise_any()
     if value_dim != head_dim:
         reason = "its attention keys and values differ in length, which transformers cannot express"
-        faults.add(_fault(header, reason))
+        faults.add(_fault(header, reason, _OTHER_MODEL))
     if n_heads % dimensions.n_kv_heads:
         reason = f"{n_heads} attention heads are not a multiple of {dimensions.n_kv_heads} KV heads"
         faults.add(_fault(header, reason))
     if head_dim % 2:
-        faults.add(_fault(header, f"its attention heads have the odd size {head_dim}"))
+        faults.add(_fault(header, f"its attention heads have the odd size {head_dim}", _OTHER_MODEL))
     # Each layer has tensors; this bounds the loops over layers.
     if dimensions.n_layers > len(header.tensors):
         reason = f"it has {len(header.tensors)} tensors for {dimensions.n_layers} layers"
@@ -100,7 +102,8 @@ def read_size(header: GgufHeader, key: str, faults: Faults, default: int | None 
     if isinstance(value, list) and value and all(element == value[0] for element in value):
         value = value[0]
     if isinstance(value, list):
-        faults.add(_fault(header, f"{name} differs between layers, which transformers cannot express"))
+        reason = f"{name} differs between layers, which transformers cannot express"
+        faults.add(_fault(header, reason, _OTHER_MODEL))
     elif value is None:
         faults.add(_fault(header, f"{name} is missing"))
     elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -110,5 +113,5 @@ def read_size(header: GgufHeader, key: str, faults: Faults, default: int | None 
     return 1
 
 
-def _fault(header: GgufHeader, reason: str) -> str:
-    return f"{header.path}: {reason}; give another conversion of the model"
+def _fault(header: GgufHeader, reason: str, advice: str = "give another conversion of the model") -> str:
+    return f"{header.path}: {reason}; {advice}"

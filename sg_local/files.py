@@ -41,6 +41,7 @@ from typing import (
 )
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.escape import json_text
 
 MAX_LINE_BYTES = 1 << 20
 MAX_FILE_BYTES = 2 << 30
@@ -199,7 +200,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a whole file of one JSON value. Raises as `write_bytes`, and ValueError for NaN."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

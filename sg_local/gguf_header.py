@@ -169,7 +169,7 @@ def read_model_header(path: Path) -> GgufHeader:
     if header.kind == "adapter":
         raise InputError(
             f"{path} is a LoRA adapter, not a model; "
-            "give the base model with --model and this file with --adapter"
+            "give the base model with --model; `sg-local predict` takes this file with --adapter"
         )
     if header.kind != "model":
         raise InputError(
@@ -192,22 +192,6 @@ def require_supported(header: GgufHeader) -> None:
         raise InputError(
             f"{header.path} has the architecture {_shown(header.architecture)}, which is not supported; "
             f"give a model of one of: {', '.join(ARCHITECTURES)}"
-        )
-
-
-def require_context(header: GgufHeader, n_ctx: int) -> None:
-    """Check that llama.cpp in a context of n_ctx tokens computes what is trained.
-
-    Raises:
-        InputError: the model has rotation factors for long contexts (Phi 3 128k) and n_ctx is over its original
-            context; then llama.cpp takes them for every prompt, torch for long ones only.
-    """
-    original = header.metadata.get(f"{header.architecture}.rope.scaling.original_context_length")
-    has_factors = header.tensor("rope_factors_long.weight") is not None
-    if has_factors and isinstance(original, int) and n_ctx > original:
-        raise InputError(
-            f"{header.path} has other rotation factors above {original} tokens, with which it could not be trained as "
-            f"it is served; n_ctx is {n_ctx}: take --n-ctx {original}"
         )
 
 

@@ -3,7 +3,7 @@
     annotate: 96/240 inputs, 12.4 inputs/s, 12 s left (310 prompt tok/s, 95 generated tok/s, 16 in flight)
 
 All of it goes to stderr; stdout carries answers and data. Names of files and texts out of them are shown through
-`printable`, so that none of them can steer the terminal.
+`escape.printable`, so that none of them can steer the terminal.
 """
 
 import os
@@ -12,19 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sg_local.escape import printable
+
 SECONDS_BETWEEN_LINES = 10.0
-
-
-def printable(text: str) -> str:
-    """The text with everything as an escape that is not plain to see (`\\x1b`, `\\u202e`), but for line ends."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
-        for character in text
-    )
 
 
 def say(text: str) -> None:
     """One line for the person who waits."""
+    if sys.stderr is None:  # the caller closed it; print would take stdout
+        return
     print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -67,7 +63,7 @@ def progress(
 
 
 def _draws_bars() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

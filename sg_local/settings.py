@@ -285,7 +285,7 @@ class ExportSettings(TrainSettings):
 
     quant: str = _setting(
         "auto",
-        "Type of model.gguf. base: each tensor keeps its type; auto: base, or Q8_0 if that is too coarse.",
+        "Type of model.gguf. base: each tensor keeps its type; auto: base, or Q8_0 if that cannot hold the adapter.",
         choices=("auto", "base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
         everyday=True,
     )

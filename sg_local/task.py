@@ -39,6 +39,8 @@ MAX_SHOWN_PATH = 500  # characters; a file can hold a path of a megabyte
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")  # C0 without tab and newline
+# What a label may not hold either: line ends, C1, and what turns the direction of a line or hides in it.
+_NOT_IN_A_LABEL = re.compile(r"[\n\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -203,6 +205,10 @@ def _parse_labels(value: object, texts: "_Texts") -> tuple[str, ...]:
     labels: dict[str, str] = {}  # as scoring compares them -> as they are written
     for i, item in enumerate(value):
         label = texts.check(item, f"labels[{i}]")
+        if hidden := _NOT_IN_A_LABEL.search(label):
+            texts.add(
+                f"labels[{i}] holds the character U+{ord(hidden[0]):04X}, which is not plain to see: remove it"
+            )
         if _normal(label) in labels:
             texts.add(
                 f"label {_show(label)} is a duplicate: scoring ignores case and surrounding white space"

@@ -29,9 +29,11 @@ from sg_local.runs.begin import (
     ModelFile,
     check_task,
     create_or_open_run,
-    describe_chat_base,
+    describe_base,
     differences,
     read_model,
+    require_chat_base,
+    say_about_export,
     with_full_paths,
 )
 from sg_local.runs.directory import BaseModel, Run, versions
@@ -102,11 +104,14 @@ def run_bench(
     model = read_model(resolve_model(model_source))
     settings = with_full_paths(settings)
     path = bench_dir or Path("benches") / directory.resolve().name
-    base = describe_chat_base(model, settings)
+    for changed in (settings, *(ablation.applied(settings) for ablation in ablations)):
+        require_chat_base(model, changed, [task for task, _ in tasks])
+    base = describe_base(model, settings)
     _make_directory(path)
     with lock_run(path):
         failed = _begin(path, base, settings)
         runs = _begin_runs(path, tasks, model, settings)
+        say_about_export(model, settings)
         results = BenchResults(path)
         unfinished = [run for run in runs if not results.is_finished(run.task.name)]
         for run in runs:

@@ -2,7 +2,7 @@
 
 reads  standard input    {"source": "{% for message in messages %}…", "bos_token": "<s>", "eos_token": "</s>",
                           "messages": [{"role": "user", "content": "…"}], "add_generation_prompt": true,
-                          "sys_path": ["…"]}
+                          "max_characters": 69632, "sys_path": ["…"]}
 writes standard output   {"text": "USER: … ASSISTANT:"}   or   {"error": "UndefinedError: 'tool' is undefined"}
 
 template.py starts this file as a script. Jinja's sandbox keeps a template away from Python's internals. If the system
@@ -18,7 +18,6 @@ import json
 import sys
 from typing import Any
 
-MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_CPU_SECONDS = 2
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 # The default date of Llama 3's template.
@@ -44,6 +43,7 @@ def _render(
     eos_token: str,
     messages: list[dict[str, str]],
     add_generation_prompt: bool,
+    max_characters: int,
 ) -> str:
     import jinja2
     import jinja2.debug  # Jinja would import it at the first error, when no file can be opened
@@ -84,8 +84,8 @@ def _render(
     ):
         parts.append(part)
         length += len(part)
-        if length > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f"it wrote over {MAX_PROMPT_CHARACTERS} characters")
+        if length > max_characters:
+            raise ValueError(f"it wrote over {max_characters} characters around {len(messages)} messages")
     text = "".join(parts)
     text.encode()  # fails for half of a surrogate pair
     return text

@@ -22,8 +22,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from sg_local.errors import InputError, SgLocalError
+from sg_local.gguf_header import GgufHeader
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
+# What it may write itself. Tools and dates are not asked for; the longest in use write some 2,000 characters.
+MAX_OWN_CHARACTERS = 64 * 1024
+MAX_OWN_CHARACTERS_PER_MESSAGE = 4 * 1024
+# Of text, far more than any vocabulary packs into a token on average: what is longer is surely over the context.
+MAX_CHARACTERS_PER_TOKEN = 16
 # Of wall clock, for systems without a limit on CPU time; many, since a busy machine starts processes slowly.
 MAX_SECONDS = 20
 
@@ -36,6 +42,9 @@ VICUNA_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+
+# Any other model was not trained on that format.
+_VICUNA_ALONE = "; a Vicuna v1.1 model, and no other, takes --prompt-format vicuna"
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -83,7 +92,7 @@ class ChatTemplate:
         ):
             raise InputError(
                 f"the chat template does not show each of {len(messages)} messages once, whole and in order: "
-                "use --prompt-format vicuna, or a GGUF with another template"
+                f"use a GGUF with another template{_VICUNA_ALONE}"
             )
         pieces = [Piece(texts[0], is_data=False)]
         for message, text in zip(messages, texts[1:], strict=True):
@@ -101,10 +110,53 @@ class ChatTemplate:
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise InputError(
                 f"the chat template has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}: "
-                "use --prompt-format vicuna, or a GGUF with a smaller template"
+                f"use a GGUF with a smaller template{_VICUNA_ALONE}"
             )
         parts = _PLACEHOLDER.split(_run(self, roles, add_generation_prompt))
         return parts[::2], parts[1::2]
+
+
+def require_template(source: str, n_ctx: int) -> None:
+    """Checks before any work that a template renders one message, and leaves room for it in n_ctx tokens.
+
+    Raises InputError as `ChatTemplate.render`, and where its own text is surely over the context.
+    """
+    pieces = ChatTemplate(source, "", "").render(
+        [{"role": "user", "content": "x"}], add_generation_prompt=True
+    )
+    n_characters = sum(len(piece.text) for piece in pieces)
+    if n_characters > n_ctx * MAX_CHARACTERS_PER_TOKEN:
+        raise InputError(
+            f"the chat template alone writes {n_characters} characters, which do not fit a context of {n_ctx} tokens: "
+            "use --prompt-format vicuna, or a GGUF with a shorter template"
+        )
+
+
+@lru_cache(maxsize=64)
+def template_text(template: ChatTemplate) -> str:
+    """What a template writes around a conversation with every role, its parts apart; "" where it refuses that."""
+    roles = ("system", "user", "assistant", "user")
+    messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
+    try:
+        pieces = template.render(messages, add_generation_prompt=True)
+    except InputError:
+        return ""
+    return "\0".join(piece.text for piece in pieces if not piece.is_data)
+
+
+def without_template(header: GgufHeader) -> str:
+    """What helps where a model carries no chat template: the format of Vicuna only where it may be a Vicuna."""
+    names = [header.metadata.get(key) for key in ("general.name", "general.basename", "general.finetune")]
+    stated = " ".join(name for name in names if isinstance(name, str)).lower()
+    if header.architecture == "llama":
+        if "vicuna" in stated or "vicuna" in header.path.name.lower():
+            return "say `--prompt-format vicuna` if it is a Vicuna v1.1 model"
+        if not stated or "llama" in stated:  # what conversions of Vicuna call it
+            return (
+                "say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
+                "else use a GGUF of it with tokenizer.chat_template"
+            )
+    return "use a GGUF of it that has tokenizer.chat_template: newer conversions do, of models that are made to chat"
 
 
 @lru_cache(maxsize=64)
@@ -131,6 +183,7 @@ def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: 
         "eos_token": template.eos_token,
         "messages": [{"role": role, "content": f"\ue0f0{number}\ue0f1"} for number, role in enumerate(roles)],
         "add_generation_prompt": add_generation_prompt,
+        "max_characters": MAX_OWN_CHARACTERS + len(roles) * MAX_OWN_CHARACTERS_PER_MESSAGE,
         "sys_path": sys.path,
     }
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox.py"))]
@@ -156,4 +209,6 @@ def _run(template: ChatTemplate, roles: tuple[str, ...], add_generation_prompt: 
 
 
 def _failure(reason: str) -> InputError:
-    return InputError(f"the GGUF's chat template failed ({reason}): try --prompt-format vicuna")
+    return InputError(
+        f"the GGUF's chat template failed ({reason}): use a GGUF with another template{_VICUNA_ALONE}"
+    )

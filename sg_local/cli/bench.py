@@ -71,12 +71,10 @@ def bench(
     --seeds, --baselines and --ablate compare with the plain runs, which come first. Stages that do not depend on the
     changed setting are not run again.
     """  # fmt: skip
-    import json
-
     from sg_local.bench.ablation import parse_ablations
     from sg_local.bench.bench import run_bench
     from sg_local.errors import SgLocalError
-    from sg_local.progress import printable
+    from sg_local.escape import json_text, printable
     from sg_local.report.ablation import BASELINES, SEED
     from sg_local.report.bench import results_markdown
     from sg_local.settings import resolve_settings
@@ -87,7 +85,7 @@ def bench(
     ablations = parse_ablations([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
     results, failed = run_bench(directory, model, bench_dir, resolved, patterns, ablations)
     if as_json:
-        echo_json(json.dumps(results, indent=1, ensure_ascii=False))
+        echo_json(json_text(results, indent=1))
     else:
         click.echo(printable(results_markdown(results)), nl=False)
     if failed:

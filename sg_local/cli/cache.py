@@ -3,6 +3,7 @@
 import click
 
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 
 @click.command()
@@ -20,13 +21,13 @@ def cache(unused: bool, everything: bool, yes: bool, as_json: bool) -> None:
 
     Working copies are made again when they are needed, models have to be pulled again. What is not ours stays.
     """
-    import json
     from pathlib import Path
 
     from sg_local.errors import InputError, SgLocalError
+    from sg_local.escape import json_text, one_line
     from sg_local.models import store_root
     from sg_local.plan.store import NOT_OURS, free, list_store
-    from sg_local.progress import printable, say
+    from sg_local.progress import say
     from sg_local.report import tables
     from sg_local.report.store import store_lines
 
@@ -45,9 +46,9 @@ def cache(unused: bool, everything: bool, yes: bool, as_json: bool) -> None:
     if not as_json:
         listed = chosen if frees else items
         size = tables.size(sum(item["size_bytes"] for item in listed)) if listed else "nothing"
-        click.echo(printable(f"{store_root()}: {size}{' to free' if frees else ''}"))
+        click.echo(one_line(f"{store_root()}: {size}{' to free' if frees else ''}"))
         for line in store_lines(listed) if listed else ():
-            click.echo(printable(line))
+            click.echo(one_line(line))
     if frees and chosen and not yes and not _is_agreed():
         raise SgLocalError("nothing was freed: answer y, or say --yes")
     kept: dict[str, str] = {}
@@ -60,7 +61,7 @@ def cache(unused: bool, everything: bool, yes: bool, as_json: bool) -> None:
         say(f"freed {tables.size(sum(item['size_bytes'] for item in freed))}")
     if as_json:
         rows = [{**item, "is_freed": item in freed} if frees else item for item in items]
-        click.echo(json.dumps(rows, indent=1))
+        echo_json(json_text(rows, indent=1))
 
 
 def _is_agreed() -> bool:

@@ -3,6 +3,7 @@
 import click
 
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 
 @click.command()
@@ -15,16 +16,14 @@ def doctor(as_json: bool) -> None:
 
     Exit code 0: nothing that is needed is missing; 1: something is missing.
     """
-    import json
-
     from sg_local.errors import SgLocalError
+    from sg_local.escape import json_text, printable
     from sg_local.plan.doctor import examine, missing
-    from sg_local.progress import printable
     from sg_local.report.checks import finding_lines
 
     findings = examine()
     if as_json:
-        click.echo(json.dumps(findings, indent=1))
+        echo_json(json_text(findings, indent=1))
     else:
         for finding in findings:
             click.echo(printable("\n".join(finding_lines(finding))))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from sg_local.cli.options import JSON_OPTION, RUN_ARGUMENT
+from sg_local.cli.output import echo_json
 
 
 @click.command()
@@ -18,14 +19,13 @@ def explain(run_dir: Path, row_id: str, as_json: bool) -> None:
 
     Shows what each stage did with one row and, if it was dropped, why. Changes nothing.
     """
-    import json
-
-    from sg_local.progress import printable
+    from sg_local.escape import json_text, printable
     from sg_local.report.explain import explain as explain_row
     from sg_local.report.explain import explained
     from sg_local.runs.directory import open_run
 
     explanation = explain_row(open_run(run_dir), row_id)
-    click.echo(
-        json.dumps(explanation, indent=1, ensure_ascii=True) if as_json else printable(explained(explanation))
-    )
+    if as_json:
+        echo_json(json_text(explanation, indent=1))
+    else:
+        click.echo(printable(explained(explanation)))

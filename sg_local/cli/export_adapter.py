@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand, settings=("quant", "n_ctx", "n_threads", "n_gpu_layers"))
@@ -35,9 +36,8 @@ def export_adapter(
     Turns a plain LoRA adapter, saved by PEFT or Unsloth, into adapter.gguf and model.gguf, and proves that both are
     the trained model, as `sg-local export` does for a run.
     """
-    import json
-
     from sg_local import child_process
+    from sg_local.escape import json_text, printable
     from sg_local.models import directory_name
     from sg_local.settings import resolve_settings
 
@@ -51,7 +51,7 @@ def export_adapter(
         settings=resolve_settings("default", given(settings)).as_dict(),
     )
     if as_json:
-        click.echo(json.dumps(parity))
+        echo_json(json_text(parity))
     else:
-        click.echo(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)")
-        click.echo(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)")
+        click.echo(printable(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)"))
+        click.echo(printable(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)"))

@@ -6,6 +6,7 @@ import click
 
 from sg_local.cli.group import Group
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 
 @click.group(cls=Group)
@@ -25,19 +26,19 @@ def list_command(as_json: bool) -> None:
 
     Lists the models that have a name.
     """
-    import json
     from dataclasses import asdict
 
+    from sg_local.escape import json_text, printable
     from sg_local.models import find_present, list_models
     from sg_local.report.models import model_line
 
     presence = [(model, find_present(model) is not None) for model in list_models()]
     if as_json:
         rows = [{**asdict(model), "is_present": is_present} for model, is_present in presence]
-        click.echo(json.dumps(rows, indent=1))
+        echo_json(json_text(rows, indent=1))
         return
     for model, is_present in presence:
-        click.echo(model_line(model, is_present=is_present))
+        click.echo(printable(model_line(model, is_present=is_present)))
 
 
 @models.command("pull", short_help="Fetch a model: the only command that uses the network.")
@@ -48,8 +49,9 @@ def pull_command(name: str) -> None:
 
     Fetches a model into the store. This is the only command that uses the network.
     """
+    from sg_local.escape import printable
     from sg_local.models import pull_model
-    from sg_local.progress import printable, say
+    from sg_local.progress import say
 
     click.echo(printable(str(pull_model(name, say))))
 
@@ -63,13 +65,12 @@ def show_command(model: str, as_json: bool) -> None:
 
     Shows what a GGUF file says about itself. MODEL is a path, or a name of `sg-local models list`.
     """
-    import json
     import math
     from collections import Counter
 
+    from sg_local.escape import json_text, printable
     from sg_local.gguf_header import read_header
     from sg_local.models import find_by_path, resolve_model
-    from sg_local.progress import printable
     from sg_local.report.models import fact_lines
 
     path = resolve_model(model)
@@ -90,7 +91,7 @@ def show_command(model: str, as_json: bool) -> None:
         "tuned_for": _task_name(header.metadata.get("sg_local.task")),
     }
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
+        echo_json(json_text(facts, indent=1))
         return
     for line in fact_lines(facts):
         click.echo(printable(line))

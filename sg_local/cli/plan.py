@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand)
@@ -39,19 +40,17 @@ def plan(
 
     The plan uses the GPU that nvidia-smi finds. `sg-local doctor` says whether llama.cpp and torch can use it.
     """  # fmt: skip
-    import json
-
     from sg_local.errors import SgLocalError
+    from sg_local.escape import json_text, printable
     from sg_local.plan.memory import GIB
     from sg_local.plan.plan import plan_run
-    from sg_local.progress import printable
     from sg_local.report.plan import plan_table
     from sg_local.settings import resolve_settings
 
     gpu_bytes = None if gpu_memory is None else int(gpu_memory * GIB)
     planned = plan_run(task_source, model, run_dir, resolve_settings(preset, given(settings)), gpu_bytes)
     if as_json:
-        click.echo(json.dumps(planned.as_dict(), indent=1))
+        echo_json(json_text(planned.as_dict(), indent=1))
     else:
         table = plan_table(
             planned.title,
@@ -59,6 +58,7 @@ def plan(
             planned.machine,
             batch_size=planned.settings.batch_size,
             batch_tokens=planned.batch_tokens,
+            notes=planned.notes,
         )
         click.echo(printable(table))
     if planned.faults:

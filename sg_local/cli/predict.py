@@ -29,21 +29,23 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
     """
     import sys
 
-    from sg_local.answers import answer_line, answers, read_inputs
+    from sg_local.answers import answer_line, answers, read_inputs, why_no_answer
     from sg_local.settings import resolve_settings
 
     chosen = given(settings)
+    resolved = resolve_settings("default", chosen)
     inputs = read_inputs(file)
     outputs = answers(
         inputs,
         model=model,
         adapter=adapter,
         task=task_source,
-        settings=resolve_settings("default", chosen),
+        settings=resolved,
         prompt_format=chosen.get("prompt_format"),
         max_new_tokens=chosen.get("max_new_tokens"),
         # On a terminal the answers themselves show how far the work is, and a bar would run into them.
-        shows_progress=not sys.stdout.isatty(),
+        shows_progress=not (sys.stdout and sys.stdout.isatty()),
     )
     for text, output in zip(inputs, outputs, strict=True):
-        echo_json(answer_line(text, output))
+        error = why_no_answer(model, resolved) if output is None else None
+        echo_json(answer_line(text, output, error))

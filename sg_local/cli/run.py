@@ -48,7 +48,7 @@ def run(
     TASK is a file or a shipped task. The same call again continues the run.
     """  # fmt: skip
     from sg_local.errors import InputError
-    from sg_local.progress import printable
+    from sg_local.escape import json_text, printable
     from sg_local.runs import loop
     from sg_local.settings import resolve_settings
 
@@ -58,10 +58,10 @@ def run(
     result = loop.run(task_source, model=model, settings=resolved, run_dir=run_dir, until=until)
     if until != STAGES[-1]:
         return
-    from sg_local.report.scores import score_table
+    from sg_local.report.scores import read_evaluation, score_table
 
     if as_json:
-        echo_json(result.run.file("evaluation.json").read_text("utf-8").rstrip("\n"))
+        echo_json(json_text(read_evaluation(result.run.file("evaluation.json")), indent=1))
     else:
         create = shlex.join(["ollama", "create", result.run.task.name, "-f", str(result.modelfile)])
         files = [

@@ -6,6 +6,7 @@ import click
 
 from sg_local.cli.group import Group
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 
 @click.group(cls=Group)
@@ -26,9 +27,7 @@ def check_command(task_source: str, as_json: bool) -> None:
 
     Checks a task file and its test file, and shows what they hold.
     """
-    import json
-
-    from sg_local.progress import printable
+    from sg_local.escape import json_text, one_line, printable
     from sg_local.runs.begin import check_task
     from sg_local.selfguide.metrics import metric_of
 
@@ -41,9 +40,13 @@ def check_command(task_source: str, as_json: bool) -> None:
             "n_examples": len(checked_task.examples),
             "n_test_rows": len(test_rows),
         }
-        click.echo(json.dumps(facts, indent=1))
+        echo_json(json_text(facts, indent=1))
         return
-    kind = f"classification, labels {', '.join(checked_task.labels)}" if checked_task.labels else "generation"
+    kind = (
+        f"classification, labels {', '.join(map(one_line, checked_task.labels))}"
+        if checked_task.labels
+        else "generation"
+    )
     lines = [
         f"{checked_task.name}: {kind}; {len(checked_task.examples)} examples; scored by {metric_of(checked_task)}"
     ]
@@ -76,8 +79,8 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from dataclasses import replace
 
     from sg_local.errors import InputError, SgLocalError
+    from sg_local.escape import printable
     from sg_local.files import write_rows, write_text
-    from sg_local.progress import printable
     from sg_local.task import import_task, task_to_toml
 
     imported, rows = import_task(file, n_test_rows, seed)

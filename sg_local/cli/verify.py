@@ -21,7 +21,7 @@ def verify(run_dir: Path, parity: bool) -> None:
 
     Checks every file of a run against the manifest, then the base, the adapter's fingerprint and the export.
     """
-    from sg_local.progress import printable
+    from sg_local.escape import printable
     from sg_local.proof.verify import verify_run
     from sg_local.report.checks import passed_line
     from sg_local.runs.directory import open_run

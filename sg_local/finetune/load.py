@@ -117,8 +117,8 @@ def require_same_positions(model: Any, weights_dir: Path) -> None:
     if changed:
         changes = ", ".join(f"{key} is {now!r} and not {before!r}" for key, (before, now) in changed.items())
         raise SgLocalError(
-            f"the trainer changed the model's rotary positions ({changes}): nothing was trained; take --trainer peft, "
-            "and please report it"
+            f"the trainer changed the model's rotary positions ({changes}): nothing was trained; take --trainer peft "
+            "in a new run, and please report it"
         )
 
 

@@ -81,7 +81,8 @@ def train_adapter(
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
     if any(loss != loss for loss in losses):
         raise InputError(
-            f"the training diverged (loss is no number): lower --learning-rate {settings.learning_rate}"
+            f"the training diverged (loss is no number): lower --learning-rate "
+            f"{settings.learning_rate} in a new run"
         )
     model.save_pretrained(str(adapter_dir))
     _clean_config(adapter_dir / "adapter_config.json")
@@ -238,6 +239,12 @@ def _clean_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def _torch_has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 @contextmanager
 def memory_error_explained(settings: TrainSettings) -> Iterator[None]:
     """Turns torch's out-of-memory error into an SgLocalError that says which options need less memory."""
@@ -249,7 +256,8 @@ def memory_error_explained(settings: TrainSettings) -> Iterator[None]:
             raise
         smaller = [] if settings.load_in_4bit else ["--load-in-4bit"]
         smaller += [f"--batch-size {max(1, settings.batch_size // 2)}"] if settings.batch_size > 1 else []
-        smaller += [] if settings.gradient_checkpointing == "always" else ["--gradient-checkpointing always"]
+        is_on = settings.uses_checkpointing(has_gpu=_torch_has_gpu())
+        smaller += [] if is_on else ["--gradient-checkpointing always"]
         raise SgLocalError(
             f"memory ran out in training ({text.splitlines()[0]:.200}): start a run with {' or '.join(smaller)}; "
             "`sg-local plan` tells beforehand what it needs"

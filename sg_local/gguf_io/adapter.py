@@ -44,6 +44,7 @@ _MUST_BE_EMPTY = (
     "alora_invocation_tokens",
     "alpha_pattern",
     "arrow_config",
+    "auto_map",
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
@@ -53,6 +54,7 @@ _MUST_BE_EMPTY = (
     "rank_pattern",
     "target_parameters",
     "trainable_token_indices",
+    "trust_remote_code",
     "use_bdlora",
     "use_dora",
     "use_qalora",
@@ -232,6 +234,24 @@ def _read_safetensors(path: Path) -> dict[str, Floats]:
     return arrays
 
 
+def _why_no_place(name: str, base: GgufHeader) -> str:
+    """Why a tensor of an adapter is none for the base, by its name, and what helps."""
+    if _VOCABULARY.search(name):
+        return "changes the vocabulary's weights; take embed_tokens and lm_head out of target_modules"
+    reason = f"has no place in {base.path.name}; "
+    if re.search(r"\.lora_[AB]\.[^.]+\.weight$", name) or not name.startswith("base_model.model."):
+        return reason + "it is not named as PEFT saves adapters: save it with model.save_pretrained"
+    if re.search("language_model|vision|visual|multi_modal|audio", name):
+        return reason + (
+            "the adapter is of a model for images or sound, of which the GGUF has the text part: train that part "
+            "alone, loaded with its class for causal language models"
+        )
+    return reason + (
+        "the adapter is of a model with other layers or modules: give that model's GGUF with --model, or train on this "
+        "base, on its layers' matrices"
+    )
+
+
 def _pairs(
     path: Path, base: GgufHeader, rank: int, arrays: dict[str, Floats], faults: Faults
 ) -> dict[str, dict[str, Floats]]:
@@ -243,13 +263,7 @@ def _pairs(
         match = _PEFT_NAME.fullmatch(name)
         gguf_name = gguf_names.get(match["module"]) if match else None
         if not match or not gguf_name:
-            if _VOCABULARY.search(name):
-                reason = (
-                    "changes the vocabulary's weights; take embed_tokens and lm_head out of target_modules"
-                )
-            else:
-                reason = f"has no place in {base.path.name}; train on this base, on its layers' matrices"
-            faults.add(f"{path}: tensor {name!r:.120} {reason}")
+            faults.add(f"{path}: tensor {name!r:.120} {_why_no_place(name, base)}")
             continue
         rows, columns = matrices[gguf_name].shape
         wanted = (rank, columns) if match["part"] == "A" else (rows, rank)

@@ -53,16 +53,8 @@ def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
         raise InputError(f"{out_dir} exists already: remove it, or give another directory")
     header = read_model_header(gguf_path)
     require_supported(header)
-    dimensions = read_dimensions(header)
-    expected = model_tensors(header, dimensions)
-    faults = Faults()
-
-    def fault(reason: str) -> None:
-        faults.add(f"{gguf_path}: {reason}")
-
-    _check_tensors(header, expected, fault)
-    config = hf_config(header, dimensions, fault)
-    faults.raise_any()
+    config = checkpoint_config(header)
+    expected = model_tensors(header, read_dimensions(header))
 
     partial = partial_directory(out_dir)
     try:
@@ -79,6 +71,23 @@ def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def checkpoint_config(header: GgufHeader) -> dict[str, object]:
+    """config.json of the checkpoint; of the weights only the factors of the rotation are read.
+
+    Raises InputError with all reasons why the model cannot be a checkpoint, a line each.
+    """
+    dimensions = read_dimensions(header)
+    faults = Faults()
+
+    def fault(reason: str) -> None:
+        faults.add(f"{header.path}: {reason}")
+
+    _check_tensors(header, model_tensors(header, dimensions), fault)
+    config = hf_config(header, dimensions, fault)
+    faults.raise_any()
+    return config
 
 
 def link_base_weights(gguf_path: Path, weights_dir: Path, out_dir: Path) -> None:

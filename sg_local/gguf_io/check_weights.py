@@ -74,6 +74,14 @@ _SAME_KEYS = (
     "rms_norm_eps",
 )
 
+# What transformers would import, or fetch, in older versions also without asking (CVE-2026-4372).
+_NAMES_CODE = (
+    "auto_map",
+    "trust_remote_code",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+)
+
 
 def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     """Checks that a directory of safetensors holds the weights that the GGUF was made from.
@@ -128,9 +136,9 @@ def _read_config(weights_dir: Path) -> dict[str, object]:
     config = read_json(path, MAX_JSON_BYTES)
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object: give a directory as Hugging Face has them")
-    if "auto_map" in config:
+    if named := [key for key in _NAMES_CODE if config.get(key)]:
         raise InputError(
-            f"{path} has auto_map: the model brings code of its own, which is never run here; "
+            f"{path} has {named[0]}: the model brings code of its own, which is never run here; "
             "give a copy in the format of transformers' own class"
         )
     if config.get("quantization_config"):

@@ -38,6 +38,8 @@ class RopeParameters(TypedDict):
     attention_factor: NotRequired[float]
 
 
+_DAMAGED = "; give another conversion of the model"  # a value that no model has
+
 # llama.cpp scales attention differently in a model with this number of layers: Gemma 3 27B.
 _GEMMA3_27B_LAYERS = 62
 
@@ -58,10 +60,12 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
         )
     context_length = metadata.get(f"{prefix}.context_length")
     if not isinstance(context_length, int) or context_length <= 0:
-        fault(f"{prefix}.context_length is {context_length!r:.40}, not a positive integer")
+        fault(f"{prefix}.context_length is {context_length!r:.40}, not a positive integer{_DAMAGED}")
     rms_norm_eps = metadata.get(f"{prefix}.attention.layer_norm_rms_epsilon")
     if not isinstance(rms_norm_eps, float) or not 0 < rms_norm_eps < 1:
-        fault(f"{prefix}.attention.layer_norm_rms_epsilon is {rms_norm_eps!r:.40}, not a small number")
+        fault(
+            f"{prefix}.attention.layer_norm_rms_epsilon is {rms_norm_eps!r:.40}, not a small number{_DAMAGED}"
+        )
         rms_norm_eps = 1e-5
     computed = _COMPUTED_KEYS.get(header.architecture, _rotation_alone)(header, dimensions, fault)
 
@@ -112,7 +116,7 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
         )
     window = metadata.get("gemma3.attention.sliding_window", 0)
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        fault(f"gemma3.attention.sliding_window is {window!r:.40}, not a number of tokens")
+        fault(f"gemma3.attention.sliding_window is {window!r:.40}, not a number of tokens{_DAMAGED}")
         window = 0
     is_local = _local_layers(header, dimensions, fault) if window else [False] * dimensions.n_layers
     local_theta = _theta(header, "gemma3.rope.freq_base_swa", fault)
@@ -137,7 +141,9 @@ def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> l
     if isinstance(pattern, list) and len(pattern) == dimensions.n_layers:
         return [bool(local) for local in pattern]
     if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
-        fault(f"{key} is {pattern!r:.40}, neither a number nor a list of {dimensions.n_layers} layers")
+        fault(
+            f"{key} is {pattern!r:.40}, neither a number nor a list of {dimensions.n_layers} layers{_DAMAGED}"
+        )
         pattern = 0
     return [not pattern or layer % pattern < pattern - 1 for layer in range(dimensions.n_layers)]
 
@@ -147,7 +153,9 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
     context_length = metadata.get("phi3.context_length")
     original = metadata.get("phi3.rope.scaling.original_context_length", context_length)
     if isinstance(original, bool) or not isinstance(original, int) or original <= 0:
-        fault(f"phi3.rope.scaling.original_context_length is {original!r:.40}, not a positive integer")
+        fault(
+            f"phi3.rope.scaling.original_context_length is {original!r:.40}, not a positive integer{_DAMAGED}"
+        )
         original = 1
     share = dimensions.n_rotated / dimensions.head_dim
     if share > 1 or dimensions.n_rotated % 2 or int(dimensions.head_dim * share) != dimensions.n_rotated:
@@ -155,7 +163,9 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
             f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which transformers "
             "cannot express; give another model"
         )
-    long, short = (_divisors(header, f"rope_factors_{name}.weight", fault) for name in ("long", "short"))
+    long, short = (
+        _divisors(header, dimensions, f"rope_factors_{name}.weight", fault) for name in ("long", "short")
+    )
     has_factors = long is not None and short is not None
     rope = _rope(header, dimensions, fault, partial=True, attn_factor=has_factors)
     if rope["rope_type"] != "default":
@@ -210,13 +220,13 @@ def _rope(
     if kind not in ("none", "linear"):
         fault(f"{prefix}.scaling.type is {kind!r:.40}, which cannot be converted; give a model without it")
     elif not isinstance(factor, float) or not 0 <= factor < 1e6:
-        fault(f"{prefix}.scaling.factor is {factor!r:.40}, not a number that scales")
+        fault(f"{prefix}.scaling.factor is {factor!r:.40}, not a number that scales{_DAMAGED}")
     elif kind == "linear" and factor not in (0.0, 1.0):
         parameters["rope_type"], parameters["factor"] = "linear", _shortest(factor)
 
     attention_factor = metadata.get(f"{prefix}.scaling.attn_factor", 1.0)
     if not isinstance(attention_factor, float) or not 0 < attention_factor < 1e6:
-        fault(f"{prefix}.scaling.attn_factor is {attention_factor!r:.40}, not a number over 0")
+        fault(f"{prefix}.scaling.attn_factor is {attention_factor!r:.40}, not a number over 0{_DAMAGED}")
     elif attention_factor != 1.0 and not attn_factor:
         fault(
             f"{prefix}.scaling.attn_factor is {attention_factor}, which transformers cannot express without "
@@ -228,16 +238,18 @@ def _rope(
 def _theta(header: GgufHeader, key: str, fault: Fault) -> float:
     theta = header.metadata.get(key, 10000.0)
     if not isinstance(theta, float) or not 1 < theta < 1e12:
-        fault(f"{key} is {theta!r:.40}, not a number over 1")
+        fault(f"{key} is {theta!r:.40}, not a number over 1{_DAMAGED}")
         return 10000.0
     return _shortest(theta)
 
 
-def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.float32] | None:
-    """The tensor whose numbers divide the rotation's frequencies; None if there is no such tensor."""
+def _divisors(
+    header: GgufHeader, dimensions: Dimensions, name: str, fault: Fault
+) -> npt.NDArray[np.float32] | None:
+    """The tensor whose numbers divide the rotation's frequencies; None if there is none of that size."""
     tensor = header.tensor(name)
-    if tensor is None:
-        return None
+    if tensor is None or math.prod(tensor.shape) != dimensions.rope_pairs:
+        return None  # a wrong shape is a fault of its own
     if tensor.type_name != "F32":
         fault(f"tensor {name} is of type {tensor.type_name}, which llama.cpp cannot use; get another copy")
         return None
@@ -247,7 +259,7 @@ def _divisors(header: GgufHeader, name: str, fault: Fault) -> npt.NDArray[np.flo
 def _llama3_rope(
     header: GgufHeader, dimensions: Dimensions, parameters: RopeParameters, fault: Fault
 ) -> RopeParameters:
-    divisors = _divisors(header, "rope_freqs.weight", fault)
+    divisors = _divisors(header, dimensions, "rope_freqs.weight", fault)
     if divisors is None or len(divisors) != dimensions.head_dim // 2 or np.all(divisors == 1):
         return parameters
     # The file holds the results of Llama 3.1's rule, not the rule. All released models with such a tensor have these

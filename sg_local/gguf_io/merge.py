@@ -7,7 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The metadata 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,13 @@ def merge_gguf(
             pad(file, alignment_bytes)
 
 
+def unmergeable_types(header: GgufHeader, names: Iterable[str]) -> list[str]:
+    """The types of these tensors of a base that nothing can be added to: their grids are not even."""
+    wanted = set(names)
+    types = {tensor.type_name for tensor in header.tensors if tensor.name in wanted}
+    return sorted(types - {*GRIDS, *_FILE_TYPES})
+
+
 def _check_fit(
     base: GgufHeader, adapter_path: Path, adapter: Adapter, matrix_type: str | None, force: bool
 ) -> None:
@@ -98,12 +105,11 @@ def _check_fit(
                 f"{base.path} ({base_fingerprint[:12]}…): give that base, or force the merge"
             )
     matrices = base_matrices(base)
-    types = {tensor.name: tensor.type_name for tensor in base.tensors}
-    gridless = {types[name] for name in adapter.tensors if name in matrices} - {*GRIDS, *_FILE_TYPES}
-    if gridless and matrix_type is None:
+    types = unmergeable_types(base, adapter.tensors)
+    if types and matrix_type is None:
         faults.add(
-            f"{base.path} has matrices of the type {', '.join(sorted(gridless))}, in which nothing can be merged: "
-            "write another type with --quant Q4_K_M"
+            f"{base.path} has matrices of the type {', '.join(types)}, in which nothing can be merged: "
+            "take --quant Q8_0"
         )
     for name, (a, b) in adapter.tensors.items():
         if name not in matrices:

@@ -138,6 +138,16 @@ def quantization(type_name: str) -> Any:
         ) from error
 
 
+def not_dequantizable(header: GgufHeader, tensor: TensorInfo) -> InputError | None:
+    """The error of a tensor whose type cannot be read here, to be raised; None where it can. Nothing is read."""
+    try:
+        _, block_bytes = gguf.GGML_QUANT_SIZES[quantization(tensor.type_name)]
+        _dequantize(header, tensor, np.zeros((1, int(block_bytes)), np.uint8))
+    except InputError as error:
+        return error
+    return None
+
+
 def _dequantize(header: GgufHeader, tensor: TensorInfo, data: npt.NDArray[np.uint8]) -> Floats:
     if tensor.type_name == "F32":
         return data.view(np.float32)

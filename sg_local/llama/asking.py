@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from sg_local.chat.template import ChatTemplate
+from sg_local.chat.template import ChatTemplate, Message
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.scoring import label_logprobs
+from sg_local.llama.tree import TokenIds
 from sg_local.selfguide.prompts import PromptVariant, answer_messages, prompt_variants
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
 INPUTS_PER_CALL = 128
 QUESTIONS_PER_CALL = 64
+MIN_ROOM_TOKENS = 2  # for an input and its answer: less is no room for any
 LABEL_SLACK_TOKENS = 8  # more than the longest label has: an answer that goes on is no label
 
 
@@ -74,6 +76,27 @@ def longest_answer(engine: Engine, labels: Sequence[str], max_new_tokens: int) -
     return min(max_new_tokens, longest + LABEL_SLACK_TOKENS)
 
 
+def has_room(
+    engine: Engine, template: ChatTemplate, instruction: str, demonstrations: Sequence[Example]
+) -> bool:
+    """Whether template, instruction and examples leave room for any input and its answer."""
+    messages = answer_messages(instruction, "", demonstrations)
+    return prompts_of(engine, template, [messages], MIN_ROOM_TOKENS) != [None]
+
+
+def prompts_of(
+    engine: Engine, template: ChatTemplate, conversations: Sequence[list[Message]], room: int
+) -> list[TokenIds | None]:
+    """The prompts of conversations; None for one that does not fit the context with `room` tokens after it."""
+    prompts: list[TokenIds | None] = []
+    for messages in conversations:
+        prompt = None
+        if not engine.is_over_context("".join(message["content"].strip() for message in messages)):
+            prompt = tuple(engine.tokenizer.encode_prompt(template, messages))
+        prompts.append(prompt if prompt is not None and engine.fits(len(prompt), room) else None)
+    return prompts
+
+
 def answer_inputs(
     engine: Engine,
     template: ChatTemplate,
@@ -88,15 +111,14 @@ def answer_inputs(
 
     on_finished gets the number of inputs finished since its last call.
     """
-    prompts = [
-        tuple(engine.tokenizer.encode_prompt(template, answer_messages(instruction, text, demonstrations)))
-        for text in inputs
-    ]
-    fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), max_new_tokens)]
-    requests = [Request(prompts[index], max_new_tokens) for index in fitting]
-    completions = generate(engine, requests, lambda _request: on_finished(1))
-    on_finished(len(inputs) - len(fitting))
-    by_index = dict(zip(fitting, completions, strict=True))
+    conversations = [answer_messages(instruction, text, demonstrations) for text in inputs]
+    prompts = prompts_of(engine, template, conversations, max_new_tokens)
+    requests = {
+        index: Request(prompt, max_new_tokens) for index, prompt in enumerate(prompts) if prompt is not None
+    }
+    completions = generate(engine, [*requests.values()], lambda _request: on_finished(1))
+    on_finished(len(inputs) - len(requests))
+    by_index = dict(zip(requests, completions, strict=True))
     return [by_index.get(index) for index in range(len(inputs))]
 
 
@@ -114,13 +136,11 @@ def score_labels(
     """
     place, demonstrations = variant or prompt_variants(task.examples, 1)[0]
     messages = [answer_messages(task.instruction, text, demonstrations, place) for text in inputs]
-    prompts = [tuple(engine.tokenizer.encode_prompt(template, item)) for item in messages]
     answers = [tuple(engine.tokenizer.encode_answer(template, messages[0], label)) for label in task.labels]
     room = max(map(len, answers))
-    fitting = [index for index, prompt in enumerate(prompts) if engine.fits(len(prompt), room)]
-    logprobs = label_logprobs(
-        engine, [prompts[index] for index in fitting], answers, lambda _prompt: on_finished(1)
-    )
+    prompts = prompts_of(engine, template, messages, room)
+    fitting = {index: prompt for index, prompt in enumerate(prompts) if prompt is not None}
+    logprobs = label_logprobs(engine, [*fitting.values()], answers, lambda _prompt: on_finished(1))
     on_finished(len(inputs) - len(fitting))
     scores = {
         index: dict(zip(task.labels, (round(value, 5) for value in row), strict=True))

@@ -29,6 +29,7 @@ from sg_local.llama.library import (
     interrupt_later,
     last_messages,
     load_model,
+    require_card_memory,
     tell_device,
     usable_cores,
 )
@@ -96,6 +97,18 @@ class Counters:
             self._seconds, self._since = self.seconds, None
 
 
+def room_advice(needed: int, n_ctx: int, n_ctx_train: int) -> str:
+    """What makes room for a prompt and its answer of so many tokens: more context only where the model has it."""
+    if n_ctx < needed <= n_ctx_train:
+        return (
+            f"raise --n-ctx to {needed} or more (a run keeps its own: begin another one), or shorten the task"
+        )
+    return (
+        f"--n-ctx does not help, the model itself ends at {n_ctx_train} tokens: shorten the instruction, the examples, "
+        "the inputs or the answers, or take a model with a longer context"
+    )
+
+
 class Engine:
     """One context on one loaded model. Use `open_engine`, which closes what it opened."""
 
@@ -121,8 +134,10 @@ class Engine:
         with interrupt_later():
             self.context = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.context:
+            require_card_memory()
             raise SgLocalError(
-                f"llama.cpp could not make a context of {n_ctx} tokens ({last_messages()}): lower --n-ctx"
+                f"llama.cpp could not make a context of {n_ctx} tokens ({last_messages()}): lower --n-ctx or "
+                "--n-parallel, or take a smaller model"
             )
         self.memory = llama_cpp.llama_get_memory(self.context)
         self._prefix: TokenIds = ()  # what sequence 0 holds between calls
@@ -155,9 +170,17 @@ class Engine:
         """Tokens that a prompt and its answer may have together."""
         return min(self.n_ctx, self.model.n_ctx_train)
 
+    def room_advice(self, needed: int) -> str:
+        """What makes room for a prompt and its answer of so many tokens, which do not fit."""
+        return room_advice(needed, self.n_ctx, self.model.n_ctx_train)
+
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether a request of this size fits this context at all."""
         return n_prompt_tokens + max_new_tokens <= self.longest_sequence
+
+    def is_over_context(self, text: str) -> bool:
+        """Whether a text is surely too long, whatever its tokens are; told without making them."""
+        return len(text.encode()) > self.longest_sequence * self.tokenizer.longest_token_bytes
 
     def clear(self) -> None:
         """Empties the memory."""
@@ -208,9 +231,15 @@ class Engine:
         self.counters.decode_seconds += time.perf_counter() - started
         self.counters.evaluated_tokens += count
         if result != 0:
+            # llama.h: 1 is that no place was found in the key-value memory; anything else is no matter of its size
+            advice = (
+                "raise --n-ctx or lower --n-parallel"
+                if result == 1
+                else "`sg-local doctor` tries whether llama.cpp works here; if memory is short, take a smaller model"
+            )
             raise SgLocalError(
                 f"llama_decode failed with code {result} on {count} tokens in a context of {self.n_ctx} "
-                f"({last_messages()}): raise --n-ctx or lower --n-parallel"
+                f"({last_messages()}): {advice}"
             )
 
     def logits_at(self, index: int) -> Logits:

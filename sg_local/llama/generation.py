@@ -63,7 +63,7 @@ def generate(
         if not engine.fits(len(prompt), request.max_new_tokens):
             raise SgLocalError(
                 f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones do not fit "
-                f"{engine.longest_sequence} tokens: raise --n-ctx or shorten the task"
+                f"{engine.longest_sequence} tokens: {engine.room_advice(len(prompt) + request.max_new_tokens)}"
             )
     if not requests:
         return []

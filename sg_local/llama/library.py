@@ -24,8 +24,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import llama_cpp
 
-from sg_local.child_process import native_code_uses, tell_native_error
+from sg_local.child_process import card_is_full, native_code_uses, no_card_memory, tell_native_error
 from sg_local.errors import InputError
+from sg_local.escape import one_line
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.plan.machine import card_in_use
 from sg_local.progress import say
@@ -39,7 +40,7 @@ _DEVICE = re.compile(
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_message(level: int, text: bytes, _user_data: Any) -> None:
-    message = text.decode("utf-8", "replace").strip()
+    message = one_line(text.decode("utf-8", "replace").strip())
     if match := _DEVICE.search(message):
         _devices.append(match[1])
     if level >= 3:  # GGML_LOG_LEVEL_WARN
@@ -78,6 +79,13 @@ def usable_cores() -> int:
 def last_messages() -> str:
     """The latest warnings and errors of llama.cpp in one line, for an error message."""
     return "; ".join(m for m in _last_messages if m) or "llama.cpp gave no reason"
+
+
+def require_card_memory() -> None:
+    """Raises SgLocalError where llama.cpp said that it could not allocate on a card."""
+    for message in _last_messages:
+        if no_card_memory(message):
+            raise card_is_full(message)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
         with interrupt_later():
             pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
+            require_card_memory()
             raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")
         vocab = llama_cpp.llama_model_get_vocab(pointer)
         try:

@@ -62,7 +62,7 @@ def _scores(
     if not engine.fits(*longest):
         raise SgLocalError(
             f"a prompt of {longest[0]} tokens and a label of {longest[1]} do not fit {engine.longest_sequence} "
-            "tokens: raise --n-ctx or shorten the task"
+            f"tokens: {engine.room_advice(sum(longest))}"
         )
     pairs = [(prompt or engine.tokenizer.beginning, answer) for prompt, answer in pairs]
     # Counted as if each answer were scored alone, with its whole prompt.

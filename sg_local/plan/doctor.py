@@ -16,6 +16,8 @@ import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sg_local import child_process
+from sg_local.child_process import ChildDied
 from sg_local.errors import InputError, signal_name
 from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
@@ -108,22 +110,27 @@ def _llama(has_gpu: bool, *, has_store: bool) -> Finding:
     if found is None:
         return _finding("llama.cpp", "llama-cpp-python is not installed", f"pip install {LLAMA_REQUIREMENT}")
     try:
-        from sg_local.llama.library import supports_gpu
-
-        built_for_gpu = supports_gpu()
-    except (ImportError, OSError, RuntimeError) as error:  # a library that it was linked with is gone
-        reason = " ".join(str(error).split())[:200]
-        return _finding(
-            "llama.cpp",
-            f"{found} cannot be loaded: {reason}",
-            REINSTALL,
-        )
+        built_for_gpu, fault = child_process.result_from_child("llama.cpp", f"{__name__}.load_llama_cpp")
+    except ChildDied as death:  # it was built for a processor with other instructions
+        return _finding("llama.cpp", f"{found} cannot be loaded: {death.what}", BUILD_PORTABLE)
+    if fault:
+        return _finding("llama.cpp", f"{found} cannot be loaded: {fault}", REINSTALL)
     if has_store and (fault := _fault_at_work()):
         fix = BUILD_PORTABLE_WITH_CUDA if built_for_gpu else BUILD_PORTABLE
         return _finding("llama.cpp", f"{found}, but {fault}", fix)
     if built_for_gpu:
         return _finding("llama.cpp", f"{found}, built for a GPU")
     return _finding("llama.cpp", f"{found}, built for the CPU", BUILD_WITH_CUDA if has_gpu else None)
+
+
+def load_llama_cpp() -> tuple[bool, str]:
+    """Whether it was built for a GPU, and why it cannot be loaded: in a process that this may end."""
+    try:
+        from sg_local.llama.library import supports_gpu
+
+        return supports_gpu(), ""
+    except (ImportError, OSError, RuntimeError) as error:  # a library that it was linked with is gone
+        return False, " ".join(str(error).split())[:200]
 
 
 def _fault_at_work() -> str | None:

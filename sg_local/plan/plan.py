@@ -8,16 +8,16 @@ The numbers are those of memory.py: estimated.
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sg_local.gguf_header import read_model_header, require_supported
+from sg_local.gguf_io.check_base import about_merging, type_to_merge_in
 from sg_local.models import model_store, resolve_model
 from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.report import tables
-from sg_local.runs.begin import check_task
+from sg_local.runs.begin import check_task, read_model, require_chat_base
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.
@@ -27,13 +27,14 @@ USABLE_SHARE_OF_HOST = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """The needs of all steps, what this machine has, and what is too little, a line each."""
+    """The needs of all steps, what this machine has, what is worth knowing, and what is too little, a line each."""
 
     title: str
     settings: Settings
     batch_tokens: int
     needs: list[Need]
     machine: Machine
+    notes: list[str]
     faults: list[str]
 
     def as_dict(self) -> dict[str, object]:
@@ -42,6 +43,7 @@ class Plan:
             "estimated": True,
             "fits": not self.faults,
             "faults": self.faults,
+            "notes": self.notes,
             "machine": vars(self.machine),
             "batch_tokens": self.batch_tokens,
             "steps": [
@@ -70,16 +72,17 @@ def plan_run(
     is wrong.
     """
     task, test_rows = check_task(task_source)
-    path = resolve_model(model_source)
-    header = read_model_header(path)
-    require_supported(header)
-    model = model_sizes(header)
+    file = read_model(resolve_model(model_source))
+    require_chat_base(file, settings, [task])
+    notes = [note for note in [about_merging(file.header, settings)] if note]
+    settings = replace(settings, quant=type_to_merge_in(file.header, settings))
+    model = model_sizes(file.header)
     tokens = task_tokens(task, settings, len(test_rows))
     machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
     needs, faults = compare(model, settings, tokens, machine)
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"
-    title = f"{task.name} with {path.name} {place}: estimated, not measured"
-    return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, faults)
+    title = f"{task.name} with {file.path.name} {place}: estimated, not measured"
+    return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, notes, faults)
 
 
 def look_at_machine(run_dir: Path, gpu_bytes: int | None) -> Machine:

@@ -9,8 +9,7 @@ is served; its quantization is part of the difference, so its bounds depend on i
 """
 
 import math
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -23,7 +22,7 @@ from sg_local.llama.engine import Logits
 from sg_local.llama.library import load_model
 from sg_local.llama.scoring import log_softmax, sequence_logits
 from sg_local.llama.tokens import Tokenizer
-from sg_local.proof.working_copies import f16_gguf, torch_weights
+from sg_local.proof.working_copies import f16_gguf, place_of, torch_weights
 from sg_local.runs.directory import BaseModel, Run
 from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.selfguide.prompts import answer_messages
@@ -31,6 +30,7 @@ from sg_local.selfguide.rows import PairRow, is_kept
 from sg_local.settings import Settings
 
 N_PROMPTS = 16
+ExportAs: TypeAlias = Callable[[str], str]  # "Q8_0" -> "sg-local export runs/inbox --quant Q8_0"
 TokensFrom: TypeAlias = tuple[tuple[int, ...], int]  # token ids, and the first position that is compared
 # One of a text's first tokens takes the attention that goes nowhere else; its activations are hundreds of times as
 # large, and float16 rounds them coarsely: SmolLM2 without any adapter differs by 0.27 logits there, by 0.05 elsewhere.
@@ -51,7 +51,11 @@ MAX_LOGIT_DIFFERENCE = 0.1  # hot adapter on the 16-bit base
 # from torch even without an adapter (llama.cpp also quantizes activations); a wrong merge lies far above these.
 MAX_MEAN_KL_NATS = {"F32": 0.005, "F16": 0.005, "BF16": 0.01, "Q8_0": 0.05, "Q6_K": 0.05, "Q5_K": 0.1}
 MAX_MEAN_KL_NATS_COARSER = 0.25
-FINE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # what rounds so little that it is no reason for a difference
+FINE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # which `auto` does not leave by itself for a finer one
+FINER_QUANTS = (
+    "Q8_0",
+    "F16",
+)  # that are tried, in this order, where a file's type cannot hold what was trained
 NEAR_NATS = 0.05  # nearer than this to the trained model is near, also where the adapter itself does little
 
 
@@ -67,6 +71,7 @@ class Parity:
     merged_type: str
     n_prompts: int
     n_positions: int
+    base_logit_difference: float | None = None  # without the adapter; measured where with it too much differs
 
     def faults(self) -> list[str]:
         """What is out of bounds, in words with both numbers."""
@@ -90,16 +95,47 @@ class Parity:
         if not self.mean_kl_nats <= max(NEAR_NATS, self.base_mean_kl_nats / 2):
             found.append(
                 f"model.gguf ({self.merged_type}) is {self.mean_kl_nats:.3f} nats from the trained model, hardly "
-                f"nearer than the untuned base ({self.base_mean_kl_nats:.3f}): serve base and adapter.gguf, or "
-                "export with --quant Q8_0"
+                f"nearer than the untuned base ({self.base_mean_kl_nats:.3f})"
             )
         return found
 
     @property
+    def adapter_differs(self) -> bool:
+        """Whether adapter.gguf is not the trained adapter, however much that does."""
+        return bool(replace(self, adapter_effect=math.inf, mean_kl_nats=0.0).faults())
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether adapter.gguf is the trained adapter, and that does too little to be compared."""
+        return not self.adapter_differs and bool(replace(self, mean_kl_nats=0.0).faults())
+
+    @property
+    def is_another_model(self) -> bool:
+        """Whether llama.cpp and torch differ about as much without the adapter as with it."""
+        difference = self.base_logit_difference
+        return difference is not None and not 2 * difference < self.max_logit_difference
+
+    @property
+    def only_merge_differs(self) -> bool:
+        """Whether the one fault is that the merged file is too far from the trained model."""
+        is_number = math.isfinite(self.mean_kl_nats)
+        return is_number and bool(self.faults()) and not replace(self, mean_kl_nats=0.0).faults()
+
+    @property
     def is_too_coarse(self) -> bool:
-        """Whether the one fault is that the merged file's type cannot hold what was trained."""
-        is_rounding = math.isfinite(self.mean_kl_nats) and self.merged_type not in FINE_TYPES
-        return is_rounding and bool(self.faults()) and not replace(self, mean_kl_nats=0.0).faults()
+        """Whether the one fault is that, and the merged file's type is one that rounds much."""
+        return self.only_merge_differs and self.merged_type not in FINE_TYPES
+
+    @property
+    def finer_quants(self) -> tuple[str, ...]:
+        """What may hold what the merged file's type cannot."""
+        match self.merged_type:
+            case "F32" | "F16":
+                return ()
+            case "BF16" | "Q8_0":
+                return ("F16",)
+            case _:
+                return FINER_QUANTS
 
     def in_words(self) -> str:
         """The numbers on one line."""
@@ -110,20 +146,21 @@ class Parity:
             f"{self.n_positions} positions"
         )
 
-    @property
-    def advice(self) -> str | None:
+    def advice(self, export_as: ExportAs) -> str | None:
         """What to do where model.gguf is within its bounds, but lost something of what was trained."""
         if self.mean_kl_nats <= NEAR_NATS:
             return None
         return (
             f"model.gguf is {self.mean_kl_nats:.3f} nats from the trained model, since {self.merged_type} is coarse "
-            "for a small change; base + adapter.gguf is nearer, and so is --quant Q8_0 in a new run"
+            f"for a small change; base + adapter.gguf is nearer, and so is what `{export_as('Q8_0')}` makes"
         )
 
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {
-            key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(self).items()
+            key: round(value, 5) if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+            if value is not None
         }
 
 
@@ -153,9 +190,9 @@ def measure(
     trained = reference_logits(torch_weights(base), adapter_dir, sequences)
 
     equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
-    return Parity(
-        max_logit_difference=max(float(np.abs(a - b).max()) for a, b in zip(hot, trained, strict=True)),
-        adapter_effect=max(float(np.abs(a - b).max()) for a, b in zip(hot, untuned, strict=True)),
+    parity = Parity(
+        max_logit_difference=_max_difference(hot, trained),
+        adapter_effect=_max_difference(hot, untuned),
         mean_kl_nats=_mean_kl_nats(trained, merged),
         base_mean_kl_nats=_mean_kl_nats(trained, untuned),
         argmax_equal_share=float(np.concatenate(equal).mean()),
@@ -163,6 +200,16 @@ def measure(
         n_prompts=len(sequences),
         n_positions=sum(map(len, trained)),
     )
+    if parity.adapter_differs:
+        in_torch = reference_logits(torch_weights(base), None, sequences)
+        parity = replace(parity, base_logit_difference=_max_difference(untuned, in_torch))
+    return parity
+
+
+def _max_difference(logits: list[Logits], others: list[Logits]) -> float:
+    import numpy as np
+
+    return max(float(np.abs(a - b).max()) for a, b in zip(logits, others, strict=True))
 
 
 def _mean_kl_nats(reference: list[Logits], served: list[Logits]) -> float:
@@ -176,23 +223,42 @@ def _mean_kl_nats(reference: list[Logits], served: list[Logits]) -> float:
     return float(np.concatenate(found).mean())
 
 
-def require_parity(parity: Parity, adapter: Path, base: Path) -> None:
-    """Raises SgLocalError with the numbers where the exported files are not the trained model, and what to do."""
-    if not (faults := parity.faults()):
-        return
-    if not parity.is_too_coarse:
-        reason = (
-            "this is a defect of sg-local or of the llama.cpp in use, please report it with these numbers"
+def require_parity(parity: Parity, base: BaseModel, export_as: ExportAs, finer: Mapping[str, Parity]) -> None:
+    """Raises SgLocalError with the numbers where the exported files are not the trained model, why, and what to do.
+
+    finer: what other types gave that were tried, where the merged file alone was at fault. export_as: the command that
+    exports the adapter in a type.
+    """
+    if faults := parity.faults():
+        reason = diagnosis(parity, base, export_as, finer)
+        raise SgLocalError("; ".join(faults) + f". Nothing was exported; {reason}")
+
+
+def diagnosis(parity: Parity, base: BaseModel, export_as: ExportAs, finer: Mapping[str, Parity]) -> str:
+    """Why a proof failed, and what to do: the adapter, the type of the merged file, the base, or a defect here."""
+    if parity.does_nothing:
+        state = "does nothing" if parity.adapter_effect == 0 else "does next to nothing"
+        return (
+            f"the adapter {state}: it was hardly trained, or its matrices B are still zero. Train it with more rows, "
+            "more epochs or a higher learning rate, and give what was saved after the training"
         )
-    else:
-        command = shlex.join(
-            ["sg-local", "export-adapter", "--adapter", str(adapter), "--model", str(base), "--quant", "Q8_0"]
+    if parity.is_another_model:
+        return (
+            f"without the adapter llama.cpp and torch differ by {parity.base_logit_difference:.3f} logits already: "
+            f"they do not compute the same model. Delete {place_of(base)}, the working copies of {base.path.name}, and "
+            "call again; if the difference stays, this llama.cpp or this transformers computes the model otherwise: "
+            "please report it with these numbers"
         )
-        reason = (
-            f"the adapter is as it was trained, {parity.merged_type} is too coarse to hold it. `{command}` "
-            "makes adapter.gguf and a finer model.gguf of it, with the same proof; a new run takes --quant Q8_0 too"
-        )
-    raise SgLocalError("; ".join(faults) + f". Nothing was exported; {reason}")
+    for quant, other in finer.items():
+        if parity.only_merge_differs and not other.faults():
+            return (
+                f"the adapter is as it was trained, {parity.merged_type} is too coarse to hold it. {quant} passes "
+                f"({other.mean_kl_nats:.4f} nats): `{export_as(quant)}`"
+            )
+    tried = "".join(f"; {quant}: {other.mean_kl_nats:.3f} nats" for quant, other in finer.items())
+    return (
+        "this is a defect of sg-local or of the llama.cpp in use, please report it with these numbers" + tried
+    )
 
 
 def measure_run(run: Run, adapter_gguf: Path, model_gguf: Path) -> Parity:

@@ -97,7 +97,7 @@ def _exported(run: Run, faults: list[str]) -> Iterator[Passed]:
         carried = read_header(run.file(name)).metadata.get("sg_local.base_fingerprint")
         if carried != expected:
             faults.append(
-                f"{run.file(name)} was made for another base (fingerprint {carried}, expected {expected}): "
+                f"{run.file(name)} was made for another base (fingerprint {carried!r}, expected {expected}): "
                 f"`sg-local export {run.path} --redo`"
             )
         else:
@@ -110,6 +110,10 @@ def _parity(run: Run, faults: list[str]) -> Iterator[Passed]:
     parity = measure_run(run, run.file("adapter.gguf"), run.file("model.gguf"))
     if parity.faults():
         faults += parity.faults()
+        faults.append(
+            "these files passed when they were exported, perhaps with other versions of llama.cpp or torch: "
+            f"`sg-local export {run.path} --redo` makes and proves them anew"
+        )
         return
     yield Passed(
         "parity",

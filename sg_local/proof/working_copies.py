@@ -31,6 +31,11 @@ LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 TORCH_COPY, F16_COPY, SPEEDS, BASE = "hf", "f16.gguf", "speed.json", "base.json"
 
 
+def place_of(base: BaseModel) -> Path:
+    """The directory of a base's working copies."""
+    return copies_root() / base.sha256[:16]
+
+
 def torch_weights(base: BaseModel) -> Path:
     """The directory of the base's dequantized weights, made if need be."""
     from sg_local.gguf_io.base_weights import write_base_weights
@@ -153,7 +158,7 @@ def lock_copies(place: Path, timeout_seconds: float = -1) -> Iterator[None]:
 
 def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> Path:
     """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
-    place = copies_root() / base.sha256[:16]
+    place = place_of(base)
     make_store_directory(place)
     path = place / name
     with lock_copies(place):

@@ -126,7 +126,7 @@ def markdown(rows: Sequence[AblationRow]) -> str:
             lines += [tables.markdown_row([switch, *_cells(row)]) for row in rows if row["switch"] == switch]
             mean = _mean_of(summaries[switch]["n_tasks"])
             lines.append(
-                tables.markdown_row([f"**{switch}**", mean, "", "", _mean_gain(summaries[switch]), ""])
+                tables.markdown_row([switch, mean, "", "", _mean_gain(summaries[switch]), ""], is_total=True)
             )
         lines.append("")
     if BASELINES in summaries:
@@ -164,8 +164,9 @@ def _seed_lines(by_seed: Seeds) -> list[str]:
                 lines.append(
                     tables.markdown_row([row["task"], few_shot, *scores, mean, tables.gain(row["gain"])])
                 )
-        name = f"**{_mean_of(total['n_tasks'])}, {METRICS[metric].heading}**"
-        lines.append(tables.markdown_row([name, "", *([""] * len(columns)), "", _mean_gain(total)]))
+        name = f"{_mean_of(total['n_tasks'])}, {METRICS[metric].heading}"
+        cells = [name, "", *([""] * len(columns)), "", _mean_gain(total)]
+        lines.append(tables.markdown_row(cells, is_total=True))
     return [*lines, ""]
 
 
@@ -178,8 +179,9 @@ def _baseline_lines(rows: Sequence[AblationRow], total: SwitchSummary) -> list[s
         lines.append(
             tables.markdown_row([*_cells(row), *many_shot, *_gain_and_p(row["gain_over_many_shot"])])
         )
-    cells = [f"**{_mean_of(total['n_tasks'])}**", "", "", _mean_gain(total), "", "", ""]
-    return [*lines, tables.markdown_row([*cells, _mean_gain(total["gain_over_many_shot"]), ""]), ""]
+    cells = [_mean_of(total["n_tasks"]), "", "", _mean_gain(total), "", "", ""]
+    cells += [_mean_gain(total["gain_over_many_shot"]), ""]
+    return [*lines, tables.markdown_row(cells, is_total=True), ""]
 
 
 def _cells(row: AblationRow) -> list[str]:

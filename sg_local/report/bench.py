@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
 from sg_local.errors import SgLocalError
+from sg_local.escape import markdown as text
 from sg_local.report import ablation, tables
 from sg_local.report.ablation import AblationRow, Seeds, SwitchSummary
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
@@ -79,7 +80,9 @@ def row_of(evaluation: Evaluation, manifest: Mapping[str, Any]) -> BenchRow:
     is_classification = metric.judges == CLASSIFICATION
     for contender in Contender:
         if contender.is_expected(with_labels=is_classification) and contender not in contenders:
-            raise SgLocalError(f"evaluation.json has no {contender}: run `sg-local evaluate --redo` on it")
+            raise SgLocalError(
+                f"evaluation.json has no {contender}: run `sg-local evaluate RUN --redo` on it"
+            )
     row: dict[str, object] = {
         "task": evaluation["task"],
         "kind": metric.judges,
@@ -121,7 +124,7 @@ def markdown(rows: Sequence[BenchRow], failed: Mapping[str, str]) -> str:
         lines += ["", _in_words(totals), ""]
     lines += _type_lines(rows)
     for task, reason in sorted(failed.items()):
-        lines.append(f"- {task} is not finished: {'; '.join(reason.splitlines())}")
+        lines.append(f"- {text(task)} is not finished: {text('; '.join(reason.splitlines()))}")
     return "\n".join(lines).strip() + "\n" if lines else "no task is finished\n"
 
 
@@ -168,8 +171,8 @@ def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:
 def _type_lines(rows: Sequence[BenchRow]) -> list[str]:
     """Which merged files have another type than the base."""
     return [
-        f"- {row['task']}: model.gguf is {row['merged_type']}, as {row['too_coarse']} was too coarse for what was "
-        "trained"
+        f"- {text(row['task'])}: model.gguf is {text(row['merged_type'])}, as {text(row['too_coarse'])} was too coarse "
+        "for what was trained"
         for row in rows
         if "too_coarse" in row
     ]
@@ -189,10 +192,11 @@ def _table(rows: Sequence[BenchRow], totals: KindSummary) -> list[str]:
         if has_labels:
             cells += [*_before_and_after(row), _agreement(row["agreement"])]
         lines.append(tables.markdown_row([*cells, f"{row['minutes']:.0f}"]))
-    cells = ["**mean**", *(tables.score(totals["means"][contender]) for contender in columns)]
+    cells = ["mean", *(tables.score(totals["means"][contender]) for contender in columns)]
     cells += [_gain(totals["gain"]), _gain(totals.get("gain_over_better_base", totals["gain"])), "", ""]
     cells += [*_before_and_after(totals), ""] if has_labels else []
-    return [*lines, tables.markdown_row([*cells, f"{totals['minutes'] / totals['n_tasks']:.0f}"])]
+    minutes = f"{totals['minutes'] / totals['n_tasks']:.0f}"
+    return [*lines, tables.markdown_row([*cells, minutes], is_total=True)]
 
 
 def _before_and_after(row: BenchRow | KindSummary) -> list[str]:

@@ -12,13 +12,13 @@ Reads inputs.jsonl, outputs.jsonl and train.jsonl, as far as they are there, als
 Changes nothing, and takes no lock.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TypedDict
 
 from sg_local.errors import InputError
+from sg_local.escape import json_text, one_line
 from sg_local.files import Row, read_rows
 from sg_local.runs.directory import Run
 from sg_local.selfguide.labels import label_scores
@@ -144,7 +144,7 @@ def _reason(run: Run, drop: str) -> str:
     try:
         reason = DropReason(drop)
     except ValueError:  # a person's own word, or one of another version
-        return drop
+        return one_line(drop)
     setting = reason.setting
     flag = f" ({as_flag(setting, getattr(run.settings, setting))})" if setting else ""
     return f"{reason}: {reason.meaning}{flag}"
@@ -222,7 +222,7 @@ def _sample_lines(samples: Sequence[str]) -> list[str]:
 
 
 def _shortened(value: object, indent: int) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json_text(value)
     if len(text) > MAX_SHOWN_CHARACTERS:
         text = f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
     return text.replace("\n", "\n" + " " * indent)

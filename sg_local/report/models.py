@@ -3,9 +3,9 @@
 smollm2-135m         0.10 GB  here        apache-2.0
 """
 
-import json
 from collections.abc import Iterator, Mapping
 
+from sg_local.escape import json_text, one_line
 from sg_local.models import Model
 
 MAX_FACT_CHARACTERS = 400
@@ -20,5 +20,5 @@ def model_line(model: Model, *, is_present: bool) -> str:
 def fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
     """The facts of a file, one a line; long ones are cut."""
     for name, fact in facts.items():
-        text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
-        yield f"{name:18} {text[:MAX_FACT_CHARACTERS]}"
+        text = fact if isinstance(fact, str) else json_text(fact)
+        yield f"{name:18} {one_line(text[:MAX_FACT_CHARACTERS])}"

@@ -21,9 +21,15 @@ _PARTS: tuple[tuple[str, Callable[[Need], dict[str, int]]], ...] = (
 
 
 def plan_table(
-    title: str, needs: Sequence[Need], machine: Machine, *, batch_size: int, batch_tokens: int
+    title: str,
+    needs: Sequence[Need],
+    machine: Machine,
+    *,
+    batch_size: int,
+    batch_tokens: int,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The table, the parts, and what this machine has. batch_tokens: of a training batch of batch_size rows."""
+    """The table, the parts, what this machine has, and the notes. batch_tokens: of a batch of batch_size rows."""
     lines = [title, "", tables.aligned(["", "GPU memory", "host memory", "disk", "tokens"], _WIDTHS)]
     for need in needs:
         sizes = map(tables.size, (need.gpu_bytes, need.host_bytes, need.disk_bytes))
@@ -37,7 +43,7 @@ def plan_table(
         for steps, parts in groups:
             sizes_of_parts = ", ".join(f"{name} {tables.size(n_bytes)}" for name, n_bytes in parts.items())
             lines.append(f"  {steps}: {sizes_of_parts}")
-    lines += ["", f"a training batch of {batch_size} rows: about {batch_tokens} tokens"]
+    lines += ["", f"a training batch of {batch_size} rows: about {batch_tokens} tokens", *notes]
     return "\n".join(lines)
 
 

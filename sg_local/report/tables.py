@@ -9,6 +9,7 @@ markdown_row(["sst2", "0.340"])          -> "| sst2 | 0.340 |"
 import math
 from collections.abc import Iterable, Sequence
 
+from sg_local.escape import markdown
 from sg_local.plan.memory import GIB
 
 MAX_LABELS_IN_TABLE = 30
@@ -64,6 +65,7 @@ def markdown_heads(heads: Sequence[str], n_texts: int = 1) -> list[str]:
     return [markdown_row(heads), markdown_row(rules)]
 
 
-def markdown_row(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def markdown_row(cells: Sequence[str], *, is_total: bool = False) -> str:
+    """A line of a Markdown table; the name of a total is bold."""
+    name, *numbers = map(markdown, cells)
+    return "| " + " | ".join([f"**{name}**" if is_total else name, *numbers]) + " |"

@@ -3,14 +3,19 @@
 runs/support-inbox/task.toml test.jsonl settings.toml      settings.toml is the last: with it, it is a run
 """
 
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sg_local.chat.template import require_template, without_template
 from sg_local.errors import InputError
-from sg_local.files import read_rows, sha256_file, toml_text, write_rows, write_text
-from sg_local.gguf_header import GgufHeader, read_model_header, require_context, require_supported
+from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
+from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
+from sg_local.progress import say
 from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.lock import lock_run, make_directory
 from sg_local.selfguide.metrics import check_labels
@@ -23,11 +28,22 @@ _FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A GGUF that can be finetuned here, as one call read it: minutes of hashing for a large one, once."""
+    """A GGUF of a supported architecture, as one call read it."""
 
     path: Path
     header: GgufHeader
-    sha256: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Minutes of hashing for a large file, once."""
+        return sha256_file(self.path)
+
+    def prompt_format(self, settings: Settings) -> str:
+        """ "gguf" or "vicuna", also where the settings leave it to the list of models."""
+        if settings.prompt_format != "auto":
+            return settings.prompt_format
+        listed = find_by_path(self.path)
+        return listed.prompt_format if listed else "gguf"
 
 
 def check_task(task_source: str | Path | Task) -> tuple[Task, list[Example]]:
@@ -45,13 +61,16 @@ def begin_run(
     Raises InputError where one of them is wrong, or is not what the run was begun with.
     """
     task, test_rows = check_task(task_source)
-    return create_or_open_run(
+    base = read_model(resolve_model(str(model_source)))
+    run, is_new = create_or_open_run(
         Path(run_dir) if run_dir else Path("runs") / task.name,
         task,
-        read_model(resolve_model(str(model_source))),
+        base,
         with_full_paths(settings),
         test_rows,
     )
+    say_about_export(base, settings)
+    return run, is_new
 
 
 def with_full_paths(settings: Settings) -> Settings:
@@ -67,7 +86,69 @@ def read_model(path: Path) -> ModelFile:
     store_root()  # sooner or later its working copies go there
     header = read_model_header(path)
     require_supported(header)
-    return ModelFile(path, header, sha256_file(path))
+    return ModelFile(path, header)
+
+
+def require_base(model: ModelFile, settings: Settings) -> None:
+    """Raises InputError with all that the header says against a whole run with these settings, before it begins."""
+    from sg_local.gguf_io import check_base
+
+    check_base.require_base(model.header, settings)
+
+
+def require_chat_base(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> None:
+    """The same, for runs of these tasks: the model answers in a chat format, and has room to do so."""
+    faults = Faults()
+    try:
+        require_base(model, settings)
+    except InputError as error:
+        for line in str(error).splitlines():
+            faults.add(line)
+    if model.prompt_format(settings) == "gguf":
+        for fault in _template_faults(model, settings):
+            faults.add(fault)
+    room_faults = [fault for task in tasks for fault in _room_faults(model.header, settings, task)]
+    for fault in dict.fromkeys(room_faults):
+        faults.add(f"{model.path} {fault}")
+    faults.raise_any()
+
+
+def say_about_export(model: ModelFile, settings: Settings) -> None:
+    """Says beforehand what a user may not expect of the exported file."""
+    from sg_local.gguf_io.check_base import about_merging
+
+    if note := about_merging(model.header, settings):
+        say(note)
+
+
+def _template_faults(model: ModelFile, settings: Settings) -> Iterator[str]:
+    """What is wrong with the model's own chat template: there is none, it fails, or it fills the context."""
+    template = model.header.chat_template
+    if not template:
+        yield f"{model.path} carries no chat template: {without_template(model.header)}"
+        return
+    trained_for = model.header.metadata.get(f"{model.header.architecture}.context_length")
+    n_ctx = min(settings.n_ctx, trained_for) if isinstance(trained_for, int) else settings.n_ctx
+    try:
+        require_template(template, max(1, n_ctx))
+    except InputError as error:
+        yield f"{model.path}: {error}"
+
+
+def _room_faults(header: GgufHeader, settings: Settings, task: Task) -> Iterator[str]:
+    """Which texts the model's own context leaves no room for, even after a prompt of one token."""
+    context_length = header.metadata.get(f"{header.architecture}.context_length")
+    if not isinstance(context_length, int):
+        return  # a fault that is told already
+    longest = {"max_input_tokens": settings.max_input_tokens}  # 0: as the examples need it
+    if not task.labels:
+        longest["max_new_tokens"] = settings.max_new_tokens
+    for name, n_tokens in longest.items():
+        if n_tokens >= context_length > 1:
+            yield (
+                f"has a context of {context_length} tokens, which leaves {n_tokens} new ones no room for a prompt: "
+                f"take a {as_flag(name, context_length // 2)} or less, or another model"
+            )
 
 
 def require_utf8(path: Path) -> None:
@@ -79,30 +160,14 @@ def require_utf8(path: Path) -> None:
 
 
 def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
-    """The facts of a model file, with or without a chat template.
-
-    Raises InputError where what is trained in the context of these settings would not be what is served.
-    """
-    require_context(model.header, settings.n_ctx)
+    """The facts of a model file that was found fit; the file is hashed."""
     listed: Model | None = find_by_path(model.path)
-    prompt_format = settings.prompt_format
-    if prompt_format == "auto":
-        prompt_format = listed.prompt_format if listed else "gguf"
     licence = str(model.header.metadata.get("general.license", "unknown"))
     if listed:  # with the notice that some licences want to be passed on
         licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
-    return BaseModel(full_path(model.path), model.sha256, model.header.size_bytes, licence, prompt_format)
-
-
-def describe_chat_base(model: ModelFile, settings: Settings) -> BaseModel:
-    """The same, of a model that answers in a chat format: the base of a run. Raises InputError where it has none."""
-    base = describe_base(model, settings)
-    if base.prompt_format == "gguf" and not model.header.chat_template:
-        raise InputError(
-            f"{model.path} carries no chat template: say `--prompt-format vicuna` if it is a Vicuna v1.1 model, "
-            "or use a GGUF with tokenizer.chat_template"
-        )
-    return base
+    return BaseModel(
+        full_path(model.path), model.sha256, model.header.size_bytes, licence, model.prompt_format(settings)
+    )
 
 
 def create_or_open_run(
@@ -117,7 +182,10 @@ def create_or_open_run(
     model: as it was read for the runs of this call, or its path. Raises InputError that names what changed when the
     directory belongs to another task, model or settings, and SgLocalError where it cannot be made.
     """
-    base = describe_chat_base(read_model(model) if isinstance(model, Path) else model, settings)
+    if isinstance(model, Path):
+        model = read_model(model)
+    require_chat_base(model, settings, [task])
+    base = describe_base(model, settings)
     if test_rows is None:
         test_rows = load_test_rows(task) if task.test else []
     require_utf8(path.absolute())
@@ -167,9 +235,12 @@ def _open_same_run(
         before.append(f"test rows of {task.name}")
         now.append("other test rows")
     if before:
+        advice = "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
+        if now == [as_flag("quant", settings.quant)]:  # the one setting that a finished training may change
+            command = shlex.join(["sg-local", "export", str(path), "--quant", settings.quant])
+            advice = f"`{command}` exports its training so, else {advice}"
         raise InputError(
-            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: "
-            "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
+            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: {advice}"
         )
     return old
 

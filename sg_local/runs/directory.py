@@ -12,9 +12,9 @@ writes is declared in stage_files.py.
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +58,17 @@ class Run:
     task: Task
     model: BaseModel
     settings: Settings
+    given: tuple[str, ...] = ()  # the settings that are this call's alone, in place of those of settings.toml
 
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
         return self.path / name
+
+    def with_given(self, settings: Mapping[str, Any]) -> "Run":
+        """The run with settings that this call gives, for the stage that it runs; the manifest entry will name them."""
+        if not settings:
+            return self
+        return replace(self, settings=replace(self.settings, **settings), given=tuple(settings))
 
     @cached_property
     def base_header(self) -> GgufHeader:
@@ -125,11 +132,13 @@ class Run:
         recorded = entry.get("settings")
         if recorded is None:
             return []
+        # What the stage was given for itself stands, unless this call gives another value.
+        its_own = set(entry.get("given", ())) - set(self.given)
         # A setting that is not recorded came later: the stage ran with what is its default now.
         return [
             name
             for name, value in self.settings.seen_by(stage).as_dict().items()
-            if recorded.get(name, defaults[name]) != value
+            if name not in its_own and recorded.get(name, defaults[name]) != value
         ]
 
     def is_finished(self, stage: str) -> bool:
@@ -216,6 +225,7 @@ class Run:
         entry |= {
             "writes": {item: sha256_file(self.file(item)) for item in self._written(files)},
             "settings": self.settings.as_dict(),
+            **({"given": list(self.given)} if self.given else {}),
             "seed": self.settings.seed,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
@@ -307,6 +317,7 @@ def _is_entry(entry: Any) -> bool:
         and _is_map_to(str, entry.get("writes"))
         and _is_map_to(bool, entry.get("looks_for", {}))
         and isinstance(entry.get("settings", {}), dict)
+        and isinstance(entry.get("given", []), list)
     )
 
 

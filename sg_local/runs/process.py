@@ -7,7 +7,7 @@ stage_in_child(run, "train")      the same for a command that is this stage: its
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sg_local import child_process
 from sg_local.child_process import ChildDied
@@ -35,9 +35,15 @@ def in_child_process(run: Run, stage: str) -> int:
 
 def stage_in_child(run: Run, stage: str, *, redo: bool = False) -> int:
     """Runs a stage in a process of its own: 0, or -N where signal N ended it. Raises its error."""
+    values = run.settings.as_dict()
     try:
         child_process.result_from_child(
-            stage, f"{__name__}.work_on_stage", run_dir=str(run.path), stage=stage, redo=redo
+            stage,
+            f"{__name__}.work_on_stage",
+            run_dir=str(run.path),
+            stage=stage,
+            redo=redo,
+            given={name: values[name] for name in run.given},
         )
     except ChildDied as death:
         _keep_reason(run, death.what)
@@ -45,10 +51,10 @@ def stage_in_child(run: Run, stage: str, *, redo: bool = False) -> int:
     return 0
 
 
-def work_on_stage(run_dir: str, stage: str, redo: bool) -> None:
+def work_on_stage(run_dir: str, stage: str, redo: bool, given: dict[str, Any]) -> None:
     """A stage, in the process that was made for it."""
     try:
-        run_stage(open_run(Path(run_dir)), stage, redo=redo)
+        run_stage(open_run(Path(run_dir)).with_given(given), stage, redo=redo)
     except (MemoryError, OSError) as error:
         if (cause := outside_cause(error)) is None:
             raise

@@ -18,7 +18,15 @@ from collections.abc import Callable, Sequence
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.files import append_rows, read_rows, recover_rows, row_seed, write_rows
-from sg_local.llama.asking import QUESTIONS_PER_CALL, counters, likeliest, open_with, score_labels, speed
+from sg_local.llama.asking import (
+    QUESTIONS_PER_CALL,
+    counters,
+    likeliest,
+    open_with,
+    prompts_of,
+    score_labels,
+    speed,
+)
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Request, generate
 from sg_local.llama.scoring import answer_logprobs
@@ -72,17 +80,6 @@ def run_annotate(run: Run) -> None:
         details["counts"] = {"annotated": len(rows), "dropped": dict(sorted(drops.items()))}
 
 
-def _prompts(run: Run, engine: Engine, template: ChatTemplate, inputs: list[InputRow]) -> list[TokenIds]:
-    return [
-        tuple(
-            engine.tokenizer.encode_prompt(
-                template, answer_messages(run.task.instruction, row["input"], run.task.examples)
-            )
-        )
-        for row in inputs
-    ]
-
-
 def _score_labels(
     run: Run, engine: Engine, template: ChatTemplate, inputs: list[InputRow], advance: Callable[[int], None]
 ) -> list[OutputRow]:
@@ -111,10 +108,11 @@ def _sample_answers(
     settings = run.settings
     # Demonstrations of one line ask for answers of one line.
     one_line = not any("\n" in example.output for example in run.task.examples)
-    prompts = _prompts(run, engine, template, inputs)
+    conversations = [answer_messages(run.task.instruction, row["input"], run.task.examples) for row in inputs]
+    prompts = prompts_of(engine, template, conversations, settings.max_new_tokens)
     requests, owners = [], []
     for index, (row, prompt) in enumerate(zip(inputs, prompts, strict=True)):
-        if not engine.fits(len(prompt), settings.max_new_tokens):
+        if prompt is None:
             continue
         for sample in range(settings.n_samples):
             owners.append(index)
@@ -161,7 +159,7 @@ def _choose_by_information(
     run: Run,
     engine: Engine,
     template: ChatTemplate,
-    prompts: Sequence[TokenIds],
+    prompts: Sequence[TokenIds | None],
     rows: list[OutputRow],
     inputs: Sequence[str],
 ) -> None:
@@ -176,6 +174,9 @@ def _choose_by_information(
     pairs: list[tuple[TokenIds, TokenIds]] = []
     candidates: list[list[str]] = []  # the different samples of each row
     for prompt, row, text in zip(prompts, rows, inputs, strict=True):
+        if prompt is None:  # over the context: a row without samples
+            candidates.append([])
+            continue
         distinct = list(dict.fromkeys(filter(None, row["samples"])))
         passing = [sample for sample in distinct if not answer_fault(run.settings, rules, text, sample)]
         candidates.append(passing or distinct)

@@ -140,8 +140,8 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
     ]
     if not held_out:
         raise InputError(
-            f"{run.path} has no test rows and no made pair was held out: give the task a test file, "
-            "or raise --n-inputs in a new run"
+            f"{run.path} has no test rows and no made pair was held out: begin a new run with a test "
+            "file in the task, or with more --n-inputs"
         )
     return held_out, "held-out made data: agreement with the student's own answers, not accuracy"
 

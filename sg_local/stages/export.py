@@ -2,7 +2,7 @@
 
 reads  adapter/ train.jsonl, from which the compared prompts are
 writes adapter.gguf   LoRA adapter for the base GGUF
-       model.gguf     base and adapter merged, in the base's own types, Q8_0 where these are too coarse, or --quant
+       model.gguf     base and adapter merged, in the base's own types, Q8_0 where these cannot hold it, or --quant
        Modelfile      for `ollama create`
 
 Nothing gets its final name before llama.cpp with these files was compared with torch (parity.py).
@@ -11,6 +11,7 @@ Nothing gets its final name before llama.cpp with these files was compared with 
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.chat.modelfile import modelfile
-from sg_local.errors import InputError
+from sg_local.errors import InputError, SgLocalError
 from sg_local.files import canonical_json, sha256_file, write_json, write_text
+from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import write_adapter_gguf
+from sg_local.gguf_io.check_base import FINER, type_to_merge_in
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
 from sg_local.llama.library import load_model
@@ -28,8 +31,8 @@ from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
 from sg_local.models import directory_name, resolve_model
 from sg_local.progress import say
-from sg_local.proof.parity import Parity, measure_on_texts, measure_run, require_parity
-from sg_local.runs.begin import describe_base, read_model
+from sg_local.proof.parity import ExportAs, Parity, measure_on_texts, measure_run, require_parity
+from sg_local.runs.begin import describe_base, read_model, require_base
 from sg_local.runs.directory import BaseModel, Run
 from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.stage_files import STAGE_FILES
@@ -37,7 +40,6 @@ from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
 
 EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
-FINER = "Q8_0"  # of model.gguf, where the base's own types are too coarse
 
 
 def run_export(run: Run) -> None:
@@ -52,12 +54,17 @@ def run_export(run: Run) -> None:
         metadata = _metadata(run)
         write_text(work / "Modelfile", _modelfile(run))
         parity, too_coarse = _write_ggufs(
-            run.model, run.settings, run.file("adapter"), work, metadata, partial(measure_run, run)
+            run.model,
+            run.settings,
+            run.file("adapter"),
+            work,
+            metadata,
+            partial(measure_run, run),
+            partial(_command, "export", run.path),
         )
         details["parity"] = parity.as_dict()
         if too_coarse:
             details["too_coarse"] = too_coarse.as_dict()
-        _require_and_tell(parity, run.file("adapter"), run.model)
         for name in STAGE_FILES["export"].writes:
             os.replace(work / name, run.file(name))
         shutil.rmtree(run.file(".work"), ignore_errors=True)
@@ -72,7 +79,9 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     from sg_local.finetune.environment import require_training_packages
 
     require_training_packages(("torch", "transformers", "peft"))
-    base = describe_base(read_model(resolve_model(model_source)), settings)
+    model = read_model(resolve_model(model_source))
+    require_base(model, settings)
+    base = describe_base(model, settings)
     if there := [name for name in EXPORTED_FROM_ELSEWHERE if (out_dir / name).exists()]:
         raise InputError(f"{out_dir / there[0]} exists already: move it away, or give another --out")
     is_new = not out_dir.exists()
@@ -85,8 +94,10 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
             **_origin(base),
         }
         measured = partial(measure_on_texts, base, settings, adapter_dir)
-        parity, _ = _write_ggufs(base, settings, adapter_dir, work, metadata, measured)
-        _require_and_tell(parity, adapter_dir, base)
+        export_as = partial(
+            _command, "export-adapter", "--adapter", adapter_dir, "--model", base.path, "--out", out_dir
+        )
+        parity, _ = _write_ggufs(base, settings, adapter_dir, work, metadata, measured, export_as)
         write_json(work / "parity.json", parity.as_dict())
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
@@ -104,10 +115,9 @@ def export_adapter_in_child(
     return export_adapter(Path(adapter_dir), model_source, Path(out_dir), Settings(**settings)).as_dict()
 
 
-def _require_and_tell(parity: Parity, adapter_dir: Path, base: BaseModel) -> None:
-    require_parity(parity, adapter_dir, base.path)
-    if parity.advice:
-        say(f"export: {parity.advice}")
+def _command(*words: object) -> str:
+    """The command that exports the same in the type that is its last word."""
+    return shlex.join(["sg-local", *map(str, words[:-1]), "--quant", str(words[-1])])
 
 
 def _write_ggufs(
@@ -117,10 +127,12 @@ def _write_ggufs(
     work: Path,
     metadata: dict[str, str],
     measured: Callable[[Path, Path], Parity],
+    export_as: ExportAs,
 ) -> tuple[Parity, Parity | None]:
     """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured.
 
-    Where the base's types were too coarse for that, it returns what was measured of them too.
+    Where the base's types were too coarse for that, it returns what was measured of them too. Raises SgLocalError with
+    a diagnosis where the files are not the trained model.
     """
     adapter, merged = work / "adapter.gguf", work / "model.gguf"
     say("export: adapter.gguf")
@@ -128,19 +140,33 @@ def _write_ggufs(
 
     def write_and_measure(quant: str) -> Parity:
         say(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})")
+        merged.unlink(missing_ok=True)  # of another type; there may be no room for both
         _write_merged(base, settings, adapter, merged, quant, metadata)
         say("export: comparing llama.cpp with torch")
         parity = measured(adapter, merged)
         say(f"export: {parity.in_words()}")
         return parity
 
-    if settings.quant != "auto":
-        return write_and_measure(settings.quant), None
-    parity = write_and_measure("base")
-    if not parity.is_too_coarse:
-        return parity, None
-    say(f"export: {parity.merged_type} is too coarse for what was trained, model.gguf is made in {FINER}")
-    return write_and_measure(FINER), parity
+    changed = {tensor.name.rpartition(".lora_")[0] for tensor in read_header(adapter).tensors}
+    quant = type_to_merge_in(read_header(base.path), settings, changed)
+    parity, too_coarse = write_and_measure(quant), None
+    if settings.quant == "auto" and quant == "base" and parity.is_too_coarse:
+        say(f"export: {parity.merged_type} is too coarse for what was trained, model.gguf is made in {FINER}")
+        parity, too_coarse = write_and_measure(FINER), parity
+    finer: dict[str, Parity] = {}
+    for other in parity.finer_quants if parity.only_merge_differs else ():
+        say(f"export: {parity.merged_type} is too coarse for what was trained, trying {other}")
+        try:
+            finer[other] = write_and_measure(other)
+        except SgLocalError as error:
+            say(f"export: {other} could not be tried: {error}")
+            continue
+        if not finer[other].faults():
+            break
+    require_parity(parity, base, export_as, finer)
+    if advice := parity.advice(export_as):
+        say(f"export: {advice}")
+    return parity, too_coarse
 
 
 def _write_merged(

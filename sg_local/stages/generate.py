@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sg_local.chat.template import ChatTemplate
-from sg_local.errors import SgLocalError
+from sg_local.errors import InputError, SgLocalError
 from sg_local.files import append_rows, recover_rows, row_seed, write_rows
-from sg_local.llama.asking import counters, open_with, score_labels, speed
+from sg_local.llama.asking import counters, has_room, open_with, score_labels, speed
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.tree import TokenIds
@@ -68,6 +68,12 @@ def run_generate(run: Run) -> None:
             ) as advance,
         ):
             template = engine.tokenizer.chat_template(template_source(run))
+            if not has_room(engine, template, run.task.instruction, run.task.examples):
+                raise InputError(
+                    f"chat template, instruction and examples alone fill the context of {engine.longest_sequence} "
+                    "tokens: shorten them, raise --n-ctx where the model's own context is longer, or take a model with "
+                    "a shorter chat template"
+                )
             style = rows[0]["prompt"] if rows else run.settings.input_prompt
             if style == "auto":
                 style = _chosen_style(run, engine, template, rules)
@@ -98,7 +104,9 @@ def run_generate(run: Run) -> None:
         if kept == 0:
             advice = "a longer instruction or other examples help most"
             if drops[DropReason.MARKS]:
-                advice += ", or --no-form-filter, where inputs may lack the marks of the examples"
+                advice += (
+                    ", or a new run with --no-form-filter, where inputs may lack the marks of the examples"
+                )
             raise SgLocalError(
                 f"none of {len(rows)} made inputs passed the filters ({dict(drops)}): look at {path}; {advice}"
             )

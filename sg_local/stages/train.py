@@ -9,15 +9,17 @@ The weights are those of the GGUF that is served, dequantized; the token ids are
 import math
 import os
 import shutil
+import sys
 from collections import Counter
 
-from sg_local.errors import InputError, SgLocalError
+from sg_local.errors import SgLocalError
 from sg_local.files import read_rows
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.environment import prepare_process, require_trainer
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
-from sg_local.gguf_io.tensors import lora_targets
+from sg_local.gguf_io.check_base import target_modules
+from sg_local.llama.engine import room_advice
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
 from sg_local.plan.machine import card_in_use
@@ -34,7 +36,7 @@ def run_train(run: Run) -> None:
     require_trainer(run.settings.trainer)
     with run.stage("train") as details:
         rows, dropped, vocabulary = _tokenized(run)
-        settings, target_modules = run.settings, _target_modules(run)
+        settings, modules = run.settings, target_modules(run.base_header, run.settings)
         card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
         say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
@@ -55,7 +57,7 @@ def run_train(run: Run) -> None:
                     work / "adapter",
                     checkpoints,
                     run.model.sha256,
-                    target_modules,
+                    modules,
                     settings,
                     advance,
                     card=card,
@@ -69,23 +71,11 @@ def run_train(run: Run) -> None:
         details["counts"] = {"rows": len(rows), "dropped": dict(dropped)}
 
 
-def _target_modules(run: Run) -> tuple[str, ...]:
-    """The matrices that get LoRA. Raises InputError for names that the model does not have."""
-    possible = lora_targets(run.base_header.architecture)
-    named = tuple(name.strip() for name in run.settings.target_modules.split(","))
-    chosen = possible if named == ("all",) else named
-    if unknown := [name for name in chosen if name not in possible]:
-        raise InputError(
-            f"target_modules = {run.settings.target_modules!r:.200} names {', '.join(map(repr, unknown))}; "
-            f"{run.model.path.name} has {', '.join(possible)}: start a run with these, or with all"
-        )
-    return chosen
-
-
 def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
     """The kept rows as token ids, why others fell out, and the vocabulary for the stand-in tokenizer."""
     found: list[TrainRow] = []
     dropped: Counter[str] = Counter()
+    shortest = sys.maxsize
     with load_model(run.model.path, vocab_only=True) as model:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
@@ -102,6 +92,7 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
                 if share > 0
             ]
             item = TrainRow(prompt, answer, weight, tuple(others))
+            shortest = min(shortest, item.n_tokens)
             if item.n_tokens > limit:  # never cut: a cut answer teaches to stop in the middle
                 dropped["over_context"] += 1
                 continue
@@ -113,5 +104,6 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
             pad=tokenizer.pad,
         )
     if not found:
-        raise SgLocalError(f"no row of {run.file('train.jsonl')} fits {limit} tokens: raise --n-ctx")
+        advice = room_advice(shortest, run.settings.n_ctx, model.n_ctx_train)
+        raise SgLocalError(f"no row of {run.file('train.jsonl')} fits {limit} tokens: {advice}")
     return found, dropped, vocabulary

@@ -42,7 +42,7 @@ from click.testing import CliRunner
 from sg_local import child_process
 from sg_local.cli import cli
 from sg_local.errors import InputError, SgLocalError
-from sg_local.gguf_header import read_model_header, require_supported
+from sg_local.gguf_header import read_header, read_model_header, require_supported
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.runs.begin import create_or_open_run
 from sg_local.settings import Settings
@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "unit"))  # the builders of tiny files
 
 from finished_run import MODEL, TENSORS, finish_run, write_inputs, write_outputs  # noqa: E402
-from gguf_bytes import nested_array, tiny_gguf  # noqa: E402
+from gguf_bytes import TinyTensor, nested_array, tiny_gguf  # noqa: E402
 from gguf_models import write_model, write_peft  # noqa: E402
 from tiny_models import TOKENS, write_tiny_llama, write_tiny_model  # noqa: E402
 
@@ -275,7 +275,8 @@ def try_loads(tally: Tally, place: Path, dice: random.Random, n_files: int) -> N
     (place / "inputs.txt").write_text("one a\ntwo b\n")
     files = ["--task", str(place / "task.toml"), str(place / "inputs.txt")]
     for _ in range(n_files):
-        path = _passing_file(place, dice)
+        faulty = _passing_files(place, dice)
+        given = [str(part) for option in faulty.items() for part in option]
         started = time.perf_counter()
         options = [
             "--prompt-format=vicuna",
@@ -286,7 +287,7 @@ def try_loads(tally: Tally, place: Path, dice: random.Random, n_files: int) -> N
         ]
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "sg_local", "predict", "--model", str(path), *options, *files],
+                [sys.executable, "-P", "-m", "sg_local", "predict", *given, *options, *files],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
@@ -295,14 +296,16 @@ def try_loads(tally: Tally, place: Path, dice: random.Random, n_files: int) -> N
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            tally.fail(f"took more than {MAX_LOAD_SECONDS} s", [path])
+            tally.fail(f"took more than {MAX_LOAD_SECONDS} s", [*faulty.values()])
             continue
         tally.took(started)
         outcome = _outcome_of_predict(done)
         if outcome:
             tally.counts[outcome] += 1
         else:
-            tally.fail(f"exit code {done.returncode}: {done.stdout[-200:]}{done.stderr[-2000:]}", [path])
+            tally.fail(
+                f"exit code {done.returncode}: {done.stdout[-200:]}{done.stderr[-2000:]}", [*faulty.values()]
+            )
     tally.print()
 
 
@@ -317,14 +320,45 @@ def _outcome_of_predict(done: "subprocess.CompletedProcess[str]") -> str:
     return f"ended llama.cpp by {death[1]}" if death else "refused"
 
 
-def _passing_file(place: Path, dice: random.Random) -> Path:
-    """A file with a fault that the header's check cannot see."""
-    path = place / "model.gguf"
+def _passing_files(place: Path, dice: random.Random) -> dict[str, Path]:
+    """A model with a fault that the header's check cannot see, or a sound one and such an adapter, by their options."""
+    model, adapter = place / "model.gguf", place / "adapter.gguf"
+    is_of_adapter = dice.random() < 0.2
     while True:
-        _write_faulty(path, dice)
+        if is_of_adapter:
+            write_tiny_llama(model)
+            _write_faulty_adapter(adapter, dice)
+        else:
+            _write_faulty(model, dice)
         with contextlib.suppress(SgLocalError):
-            require_supported(read_model_header(path))
-            return path
+            require_supported(read_model_header(model))
+            if not is_of_adapter:
+                return {"--model": model}
+            if read_header(adapter).kind == "adapter":
+                return {"--model": model, "--adapter": adapter}
+
+
+def _write_faulty_adapter(path: Path, dice: random.Random) -> None:
+    def size(right: int) -> int:
+        return right if dice.random() < 0.93 else dice.choice((1, 4, 32, 64, 128, 4096))
+
+    tensors = []
+    for name, rows in (("attn_q", 64), ("ffn_up", 96), (dice.choice(("attn_v", "attn_v", "nothing")), 32)):
+        more = () if dice.random() < 0.93 else (2,)
+        kind = 0 if dice.random() < 0.9 else dice.choice((1, 8))
+        tensors.append(TinyTensor(f"blk.0.{name}.weight.lora_a", (size(64), size(4), *more), kind))
+        if dice.random() < 0.95:
+            tensors.append(TinyTensor(f"blk.0.{name}.weight.lora_b", (size(4), size(rows)), 0))
+    metadata = {
+        "general.architecture": "llama" if dice.random() < 0.9 else dice.choice(("qwen2", "x")),
+        "general.type": "adapter",
+        "adapter.type": "lora" if dice.random() < 0.95 else "x",
+        "adapter.lora.alpha": dice.choice((4.0, 0.0, float("nan"), 1e38)),
+    }
+    data = tiny_gguf(
+        metadata, [tensor for tensor in tensors if tensor.shape[0] % 32 == 0 or tensor.tensor_type != 8]
+    )
+    path.write_bytes(data if dice.random() < 0.7 else mutated(data, dice))
 
 
 def _write_faulty(path: Path, dice: random.Random) -> None:

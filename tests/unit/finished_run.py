@@ -24,8 +24,24 @@ from sg_local.settings import STAGES
 
 Rows = Sequence[Mapping[str, Any]]
 
-HEADER: dict[str, Value] = {"general.architecture": "llama", "llama.context_length": 128}
-TENSORS = [TinyTensor("token_embd.weight", (32, 2))]
+# A llama of one layer, whole, so that a run can begin with it; all zeros.
+HEADER: dict[str, Value] = {
+    "general.architecture": "llama",
+    "llama.context_length": 512,
+    "llama.block_count": 1,
+    "llama.embedding_length": 32,
+    "llama.feed_forward_length": 2,
+    "llama.attention.head_count": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+TENSORS = [
+    TinyTensor("token_embd.weight", (32, 2)),
+    TinyTensor("output_norm.weight", (32,)),
+    *(TinyTensor(f"blk.0.{name}.weight", (32,)) for name in ("attn_norm", "ffn_norm")),
+    *(TinyTensor(f"blk.0.attn_{name}.weight", (32, 32)) for name in ("q", "k", "v", "output")),
+    *(TinyTensor(f"blk.0.ffn_{name}.weight", (32, 2)) for name in ("gate", "up")),
+    TinyTensor("blk.0.ffn_down.weight", (2, 32)),
+]
 MODEL: dict[str, Value] = {
     **HEADER,
     "general.name": "tiny",
@@ -130,8 +146,8 @@ def _write_export(run: Run, message: str) -> None:
         "sg_local.base_fingerprint": fingerprint(run.model.path),
         "sg_local.task": json.dumps(carried_task),
     }
-    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS))
-    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS))
+    run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS[:1]))
+    run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS[:1]))
     run.file("Modelfile").write_text(f"FROM ./model.gguf\n# {message}\n")
 
 

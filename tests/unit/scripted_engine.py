@@ -50,6 +50,8 @@ class ScriptedEngine:
     Completion.
     """
 
+    longest_sequence = ROOM_TOKENS
+
     def __init__(
         self,
         answer: Callable[[str, str], str | Completion] = last_word,
@@ -73,6 +75,9 @@ class ScriptedEngine:
 
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
         return n_prompt_tokens + max_new_tokens <= self.room_tokens
+
+    def is_over_context(self, text: str) -> bool:
+        return not self.fits(len(text.encode()), 0)
 
     @contextmanager
     def _open(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sg_local.chat import template as chat_template
-from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate, Message, Piece
+from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate, Message, Piece, require_template
 from sg_local.errors import InputError
 
 VICUNA = ChatTemplate(VICUNA_TEMPLATE, bos_token="<s>", eos_token="</s>")
@@ -295,7 +295,10 @@ DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n
         ("{{ 'x' * 10 ** 11 }}", "of memory"),
         ("{{ '%9999999999d' % 1 }}", "of memory"),
         ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-        ("{% for i in range(99999) %}" + "x" * 20 + "{% endfor %}", "over 1048576 characters"),
+        (
+            "{% for i in range(99999) %}" + "x" * 20 + "{% endfor %}",
+            "over 73728 characters around 2 messages",
+        ),
     ],
 )
 def test_a_template_is_bounded_in_time_memory_and_output(source: str, reason: str):
@@ -303,6 +306,30 @@ def test_a_template_is_bounded_in_time_memory_and_output(source: str, reason: st
     assert reason in refusal(source)
     # 2 seconds of CPU time are allowed; the rest is for a machine that is busy with other things.
     assert time.monotonic() - started < 10
+
+
+def test_what_a_template_may_write_grows_with_the_messages():
+    source = "{% for m in messages %}{{ m.content }}{{ 'x' * 9000 }}{% endfor %}"
+    text_of(template_of(source).render([user("a")] * 7, add_generation_prompt=True))
+    assert "over 122880 characters around 14 messages" in refusal(source, [user("a")] * 14)
+
+
+@pytest.mark.parametrize(
+    ("source", "fits"),
+    [
+        (CHATML_SOURCE, True),
+        ("{{ 'x' * 4000 }}{{ messages[0].content }}", True),
+        ("{{ 'x' * 4200 }}{{ messages[0].content }}", False),
+        ("{{ 'x' * 1000000 }}{{ messages[0].content }}", False),
+        ("{{ raise_exception('no') }}", False),
+    ],
+)
+def test_a_template_is_judged_before_any_work(source: str, fits: bool):
+    if fits:
+        require_template(source, 256)
+        return
+    with pytest.raises(InputError, match="chat template"):
+        require_template(source, 256)
 
 
 def test_bounds_hold_in_any_thread():

@@ -196,6 +196,32 @@ def test_an_abort_for_lack_of_the_cards_memory_is_told_apart(
         assert_says(str(caught.value), message.decode(), "--n-ctx", "--n-parallel", "other programs")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"alloc_buffer: allocating 4096.00 MiB on device 0: cudaMalloc failed: out of memory",
+        b"llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+        b"ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer of size 318767104",
+    ],
+)
+@pytest.mark.parametrize("when", ["llama_model_load_from_file", "llama_init_from_model"])
+def test_a_card_that_is_full_before_the_work_is_told_apart_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes, when: str
+) -> None:
+    from sg_local.llama import engine, library
+
+    def fail(*_arguments: object) -> None:
+        library._keep_message(4, message, None)
+
+    monkeypatch.setattr(f"llama_cpp.{when}", fail)
+    with (
+        pytest.raises(SgLocalError, match="the card's memory ran out") as caught,
+        engine.open_engine(write_tiny_llama(tmp_path / "tiny.gguf"), n_ctx=256, n_parallel=1),
+    ):
+        pass
+    assert caught.value.exit_code == 1
+
+
 def test_a_full_card_counts_against_no_row(new_run: Run, task: Path, plant: Plant) -> None:
     environment = plant(CARD_IS_FULL)
     for arguments in (given(new_run, task), ["generate", new_run.path]):
@@ -214,7 +240,13 @@ def test_a_child_leaves_no_core_and_starts_no_debugger(plant: Plant) -> None:
         "def work():\n    import resource\n"
         "    return [resource.getrlimit(resource.RLIMIT_CORE)[0], os.environ['GGML_NO_BACKTRACE']]\n"
     )
-    assert list(planted()) == [[0, "1"]]
+    resource = pytest.importorskip("resource")
+    before, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        assert list(planted()) == [[0, "1"]]
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (before, hard))
 
 
 PARENT = """
@@ -306,6 +338,49 @@ def test_a_model_that_ends_llama_cpp_is_an_error_of_run_and_of_a_stage(
     )
     result = in_a_process("generate", run_dir)
     assert_says(error_line(result), "generate was ended by SIGABRT", deadly, "unordered_map::at", "doctor")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_caller_may_close_the_standard_streams(plant: Plant, tmp_path: Path, closed: str) -> None:
+    """As a service does."""
+    environment = plant("def work(place):\n    print('printed')\n    yield 7\n    os.abort()\n")
+    program = (
+        "import sys\nfrom sg_local.child_process import ChildDied, values_from_child\n"
+        "values = values_from_child('work', 'sg_local.planted.work', place='')\n"
+        "assert next(values) == 7\n"
+        "try:\n    next(values)\nexcept ChildDied:\n    open(sys.argv[1], 'w').close()\n"
+    )
+    place = tmp_path / "told"
+    command = f'"{sys.executable}" -c "$PROGRAM" "{place}" {closed}'
+    done = in_a_shell(command, **environment, PROGRAM=program)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr == ("" if "2>" in closed else "printed\n")
+    assert place.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
+def test_predict_with_closed_streams(task: Path, tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny.gguf")
+    command = f'"{sys.executable}" -P -m sg_local predict --model "{model}" --task "{task}" {" ".join(VICUNA)} "{task}"'
+    done = in_a_shell(f"{command} 2>&-", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0
+    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == [
+        line for line in task.read_text().splitlines() if line
+    ]
+    done = in_a_shell(f"{command} >&-", PYTHONPATH=str(ROOT))
+    assert "Traceback" not in done.stderr
+
+
+def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:

@@ -114,6 +114,18 @@ def test_doctor_where_llama_cpp_cannot_be_loaded(sg: Call, monkeypatch: pytest.M
     assert "--force-reinstall" in finding["fix"]
 
 
+@pytest.mark.usefixtures("real_child")
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such signals")
+def test_doctor_where_loading_llama_cpp_ends_the_process(
+    sg: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = findings(sg, "llama.cpp")["llama.cpp"]
+    assert_says(finding["found"], "cannot be loaded", "SIGILL")
+    assert "-DGGML_NATIVE=OFF" in finding["fix"]
+
+
 @pytest.mark.parametrize(
     ("program", "told"),
     [

@@ -26,7 +26,7 @@ def test_a_model_shows_what_it_says_about_itself(sg: Call, finished_run: Run) ->
     facts = json.loads(result.stdout)
     assert facts["n_parameters"] == 64
     assert facts["tensor_types"] == {"F32": 1}
-    assert (facts["kind"], facts["context_tokens"], facts["tuned_for"]) == ("model", 128, "inbox")
+    assert (facts["kind"], facts["context_tokens"], facts["tuned_for"]) == ("model", 512, "inbox")
     assert "tuned_for          inbox" in sg("models", "show", finished_run.file("model.gguf")).stdout
 
 

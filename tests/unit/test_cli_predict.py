@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,30 @@ def test_an_adapter_of_another_base(
     assert_says(line, adapter, other, "another base")
     line = one_line(sg("predict", "--model", other, "--adapter", "no.gguf", "-", input="one a\n"), 2)
     assert_says(line, "no.gguf does not exist", "path")
+
+
+def test_an_input_over_the_context_is_told_without_making_its_tokens(
+    sg: Call, engine: ScriptedEngine, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    encode = engine.tokenizer.encode_prompt
+
+    def counted(template: str, messages: Sequence[dict[str, str]]) -> list[int]:
+        made.append(sum(len(message["content"]) for message in messages))
+        return encode(template, messages)
+
+    monkeypatch.setattr(engine.tokenizer, "encode_prompt", counted)
+    result = sg("predict", "--model", finished_run.file("model.gguf"), "-", input=f"{'x' * 10**6}\none a\n")
+    assert answers(result) == [("x" * 10**6, None), ("one a", "a")]
+    assert max(made) < 200
+
+
+def test_a_prompt_without_room_for_any_input_costs_one_try(
+    sg: Call, engine: ScriptedEngine, model: Path, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task.write_text(task.read_text().replace("Which box", "Which box " * 19))
+    made = []
+    monkeypatch.setattr(engine.tokenizer, "encode_prompt", lambda *_arguments: made.append(1) or [0] * 999)
+    result = sg("predict", "--model", model, "--task", task, "-", input="one a\ntwo b\n")
+    assert answers(result) == [("one a", None), ("two b", None)]
+    assert len(made) <= 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Call, Contents, given, in_a_process, one_line
-from finished_run import HEADER, TENSORS
+from finished_run import HEADER, MODEL, TENSORS
 from gguf_bytes import tiny_gguf
 from messages import assert_says
 
@@ -238,3 +238,16 @@ def test_a_stage_that_dies_is_told(
     error = result.stderr.splitlines()[-1]
     assert_says(error, *told, "kept", "`sg-local run` with the same arguments goes on with annotate")
     assert ("doctor" in error) == (code in (-11, -4))
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_a_template_that_fills_the_context_is_refused_before_anything_is_written(
+    sg: Call, task: Path, tmp_path: Path, command: str
+) -> None:
+    path = tmp_path / "long.gguf"
+    template = "{% for m in messages %}{{ m.content }}{{ 'x ' * 4200 }}{% endfor %}"
+    path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
+    line = one_line(sg(command, task.parent if command == "bench" else task, "--model", path), 2)
+    assert_says(line, "chat template alone", 8401, "512 tokens", "--prompt-format vicuna")
+    assert not Path("runs").exists()
+    assert not Path("benches").exists()

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 from command_line import Call, Contents, one_line
 from messages import assert_says
+from scripted_engine import ScriptedEngine
 
-from sg_local.files import write_rows
+from sg_local.files import read_rows, write_rows
+from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
+from sg_local.settings import Settings
+from sg_local.task import load_task
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -42,3 +46,15 @@ def test_a_finished_stage_says_so(sg: Call, finished_run: Run, contents: Content
     result = sg("evaluate", finished_run.path)
     assert "tuned_merged" in result.stdout
     assert contents(finished_run.path) == before
+
+
+def test_a_prompt_without_room_for_any_input_ends_generate_before_its_first_row(
+    sg: Call, tmp_path: Path, task: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedEngine().replace_llama_cpp(monkeypatch)
+    task.write_text(task.read_text().replace("Which box", "Which box " * 20))
+    run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings())
+    result = sg("generate", run.path)
+    assert result.exit_code == 2
+    assert_says(result.stderr, "context of 200 tokens", "--n-ctx", "shorten")
+    assert read_rows(run.file("inputs.jsonl")) == []

@@ -19,6 +19,7 @@ from sg_local.files import (
     append_rows,
     atomic_path,
     canonical_json,
+    copy_file,
     read_json,
     read_rows,
     read_text,
@@ -29,6 +30,7 @@ from sg_local.files import (
     sha256_file,
     toml_text,
     write_bytes,
+    write_json,
     write_rows,
     write_text,
 )
@@ -187,6 +189,48 @@ def test_a_failing_fsync_leaves_the_old_file_and_no_temporary(
         append_rows(path, ROWS)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of descriptors are known on Linux")
+@pytest.mark.parametrize("how", ["text", "json", "rows", "copy", "append"])
+def test_a_new_file_and_its_name_are_on_the_disk_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """In this order: bytes, name, directory. Without the last, a power cut may take the name back."""
+    source = tmp_path / "source"
+    source.write_text("{}")
+    place = tmp_path / "place"
+    place.mkdir()
+    path = place / "a.jsonl"
+    events: list[tuple[str, str]] = []
+    replace = os.replace
+
+    def renamed(old: Path, new: Path) -> None:
+        events.append(("rename", os.path.basename(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda number: events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{number}")))),
+    )
+    {
+        "text": lambda: write_text(path, "a"),
+        "json": lambda: write_json(path, {}),
+        "rows": lambda: write_rows(path, ROWS),
+        "copy": lambda: copy_file(source, path),
+        "append": lambda: append_rows(path, ROWS),
+    }[how]()
+    if how == "append":
+        assert events == [("sync", "a.jsonl"), ("sync", "place")]
+        append_rows(path, ROWS)
+        assert events[2:] == [("sync", "a.jsonl")]  # the name is there already
+        return
+    (first, temporary), *others = events
+    assert first == "sync"
+    assert temporary.startswith(".a.jsonl.")
+    assert others == [("rename", "a.jsonl"), ("sync", "place")]
 
 
 def test_a_missing_directory_says_what_to_do(tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ from sg_local.gguf_header import (
     TensorInfo,
     read_header,
     read_model_header,
-    require_context,
     require_supported,
 )
 
@@ -619,13 +618,3 @@ def test_other_architectures_are_refused_by_name(write: Write) -> None:
         f"{path} has the architecture 'mamba', which is not supported; "
         "give a model of one of: llama, qwen2, qwen3, gemma3, phi3"
     )
-
-
-def test_a_context_with_other_rotation_factors_is_refused(write: Write) -> None:
-    metadata = {"general.architecture": "phi3", "phi3.rope.scaling.original_context_length": 4096}
-    factors = [TinyTensor("rope_factors_long.weight", (6,))]
-    header = read_header(write(tiny_gguf(metadata, factors)))
-    require_context(header, 4096)
-    with pytest.raises(InputError, match=r"other rotation factors above 4096 tokens.* take --n-ctx 4096"):
-        require_context(header, 4097)
-    require_context(read_header(write(tiny_gguf(metadata))), 4097)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,28 +50,68 @@ def parity_of(mean_kl_nats: float) -> parity.Parity:
     )
 
 
+def export_as(quant: str) -> str:
+    return f"sg-local export runs/a --quant {quant}"
+
+
 def test_a_merged_file_that_lost_something_is_passed_with_advice_and_one_that_lost_much_is_not() -> None:
-    assert parity_of(0.04).advice is None
-    assert_says(parity_of(0.11).advice or "", "adapter.gguf", "--quant Q8_0")
+    assert parity_of(0.04).advice(export_as) is None
+    assert_says(parity_of(0.11).advice(export_as) or "", "adapter.gguf", export_as("Q8_0"))
     assert not parity_of(0.11).faults()
     assert parity_of(0.3).faults()
 
 
-def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_called_a_defect() -> None:
-    adapter, base = Path("runs/a/adapter"), Path("base.gguf")
+def test_a_merge_that_is_too_coarse_names_the_command_that_goes_on_and_is_not_called_a_defect(
+    finished_run: Run,
+) -> None:
+    base = finished_run.model
+    passing = {"Q8_0": replace(parity_of(0.008), merged_type="Q8_0")}
     with pytest.raises(SgLocalError) as too_coarse:
-        parity.require_parity(parity_of(0.335), adapter, base)
-    assert "0.335 nats" in str(too_coarse.value)
-    assert "`sg-local export-adapter --adapter runs/a/adapter --model base.gguf --quant Q8_0`" in str(
-        too_coarse.value
-    )
+        parity.require_parity(parity_of(0.335), base, export_as, passing)
+    assert_says(str(too_coarse.value), "0.335 nats", f"`{export_as('Q8_0')}`")
     assert "defect" not in str(too_coarse.value)
 
-    # None is rounding: the adapter itself differs, the type is fine enough to hold it, or the logits are no numbers.
-    for wrong in (
-        replace(parity_of(0.335), max_logit_difference=0.3),
-        replace(parity_of(0.335), merged_type="Q8_0"),
-        parity_of(float("nan")),
+    # None is rounding: the adapter itself differs, no type holds it, or the logits are no numbers.
+    for wrong, finer in (
+        (replace(parity_of(0.335), max_logit_difference=0.3), passing),
+        (replace(parity_of(0.335), merged_type="Q8_0"), {}),
+        (replace(parity_of(0.335), merged_type="Q8_0"), {"F16": replace(parity_of(0.3), merged_type="F16")}),
+        (parity_of(float("nan")), passing),
     ):
         with pytest.raises(SgLocalError, match="this is a defect"):
-            parity.require_parity(wrong, adapter, base)
+            parity.require_parity(wrong, base, export_as, finer)
+
+
+def test_what_may_hold_more_than_a_type_is_finer_than_it() -> None:
+    assert parity_of(0.3).finer_quants == ("Q8_0", "F16")
+    assert replace(parity_of(0.3), merged_type="Q8_0").finer_quants == ("F16",)
+    assert replace(parity_of(0.3), merged_type="F16").finer_quants == ()
+
+
+def test_the_base_is_measured_alone_only_where_the_adapter_differs(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedEngine().replace_llama_cpp(monkeypatch)
+    zeros = np.zeros((2, 5), np.float32)
+    asked: list[Path | None] = []
+    torch_off_by = 0.0
+
+    def in_torch(_weights: Path, adapter: Path | None, _sequences: object) -> list[Any]:
+        asked.append(adapter)
+        return [zeros + np.array([torch_off_by, 0, 0, 0, 0], np.float32)]
+
+    monkeypatch.setattr(parity, "f16_gguf", lambda *_: Path("f16.gguf"))
+    monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
+    monkeypatch.setattr(parity, "sequence_logits", lambda *_: zeros)
+    monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
+    monkeypatch.setattr(reference, "reference_logits", in_torch)
+    run = finished_run
+    files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
+    same = parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    assert (same.base_logit_difference, asked) == (None, [run.file("adapter")])
+    assert "base_logit_difference" not in same.as_dict()
+    torch_off_by = 2.0
+    other = parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    assert other.base_logit_difference == 2.0
+    assert other.is_another_model
+    assert asked[-1] is None

@@ -2,9 +2,13 @@
 
 import json
 import os
+import platform
+import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -451,3 +455,25 @@ def test_a_run_keeps_the_licence_and_its_notice(
     monkeypatch.setattr("sg_local.runs.begin.find_by_path", lambda _path: listed)
     run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings())
     assert run.model.licence.startswith("Llama 2 Community License. Llama 2 is licensed under")
+
+
+def test_the_manifest_says_with_what_each_stage_ran(tmp_path: Path, task: Path, model: Path) -> None:
+    settings = Settings(seed=7, n_inputs=5)
+    run, _ = create_or_open_run(tmp_path / "seeded", load_task(task), model, settings)
+    finish_run(run)
+    stages = json.loads(run.file("manifest.json").read_text())["stages"]
+    assert list(stages) == list(STAGES)
+    for name, entry in stages.items():
+        assert entry["seed"] == 7, name
+        assert entry["settings"]["seed"] == 7, name
+        assert entry["settings"]["n_inputs"] == 5, name
+        versions = entry["versions"]
+        assert versions["python"] == platform.python_version(), name
+        for package in ("llama-cpp-python", "gguf"):  # which every installation has
+            assert versions[package] == metadata.version(package), name
+        for package in ("torch", "transformers", "trl", "peft", "unsloth"):
+            installed = {item.name.lower() for item in metadata.distributions() if item.name}
+            assert (package in versions) == (package in installed), (name, package)
+        assert entry["writes"], name
+        assert all(re.fullmatch("[0-9a-f]{64}", value) for value in entry["writes"].values()), name
+    assert tomllib.loads(run.file("settings.toml").read_text())["model"]["licence"] == "unknown"

@@ -22,9 +22,10 @@ LAYERS = [
     {"bench", "plan"},
     {"runs"},
     {"answers", "stages"},
+    {"runs.begin"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
-    {"runs.begin", "runs.in_flight", "runs.prompt"},
+    {"runs.in_flight", "runs.prompt"},
     {"chat.modelfile"},
     {"selfguide"},
     {"chat"},
@@ -35,7 +36,7 @@ LAYERS = [
     {"child_process"},
     {"download", "files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"download_child", "errors", "runs.stage_files"},
+    {"download_child", "errors", "escape", "runs.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -177,6 +178,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         "sg_local.cli",
         "sg_local.cli.group",
         "sg_local.errors",
+        "sg_local.escape",
         "sg_local.progress",
     }
 

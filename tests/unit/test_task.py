@@ -107,6 +107,16 @@ def test_a_task_without_labels_is_no_classification(tmp_path: Path) -> None:
         ),
         ({"labels": "labels = ['support', 'undermine', ' ']"}, "labels[2] is empty"),
         ({"labels": "labels = ['support', 'undermine', ' Support']"}, "label 'Support' is a duplicate"),
+        (
+            {"labels": r'labels = ["support", "undermine", "a\u009B31m"]'},
+            "labels[2] holds the character U+009B",
+        ),
+        (
+            {"labels": r'labels = ["support", "undermine", "\u202Eko"]'},
+            "labels[2] holds the character U+202E",
+        ),
+        ({"labels": r'labels = ["support", "undermine", "a\u2069"]'}, "labels[2] holds the character U+2069"),
+        ({"labels": r'labels = ["support", "undermine", "a\nok"]'}, "labels[2] holds the character U+000A"),
         ({"test": "test = 'nowhere.jsonl'"}, "is missing: correct `test`, or remove it"),
         ({"test": "test = '.'"}, "is missing: correct `test`, or remove it"),
         ({"input": "input = ' '"}, "examples[0]: input is empty"),
@@ -271,18 +281,21 @@ def test_no_test_rows_is_an_error(tmp_path: Path) -> None:
         load_test_rows(dataclasses.replace(task, test=None))
 
 
+# Line ends, C1, and what turns the direction of a line.
+HIDDEN_IN_A_LABEL = "[\n\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 texts = (
     st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\"\\'\n\t#{}"))
     .map(lambda text: re.sub(r"[\x00-\x08\x0b-\x1f]", "", text).strip())
     .filter(bool)
 )
+labels = texts.filter(lambda text: not re.search(HIDDEN_IN_A_LABEL, text.strip()))
 
 
 @given(
     name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True),
     instruction=texts,
     examples=st.lists(st.builds(Example, texts, texts), min_size=1, max_size=3),
-    labels=st.lists(texts, min_size=2, max_size=5, unique_by=lambda label: label.strip().lower())
+    labels=st.lists(labels, min_size=2, max_size=5, unique_by=lambda label: label.strip().lower())
     | st.just([]),
     licence=st.none() | texts,
     has_test=st.booleans(),

@@ -1,0 +1,211 @@
+"""Which types an export is tried in, why a failed proof failed, and that a finished training is exported anew.
+
+The proof's numbers are scripted: a Parity for each type. Nothing is computed.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Call, Contents, given
+from finished_run import HEADER, TENSORS
+from gguf_bytes import TinyTensor, tiny_gguf
+from messages import assert_says
+
+import sg_local.finetune.environment as environment
+import sg_local.stages.export as export
+from sg_local.errors import SgLocalError
+from sg_local.gguf_header import read_header
+from sg_local.proof.parity import Parity, diagnosis
+from sg_local.runs.directory import Run, open_run
+from sg_local.runs.stage import run_stage
+
+PASSES = Parity(
+    max_logit_difference=0.05,
+    adapter_effect=20.0,
+    mean_kl_nats=0.001,
+    base_mean_kl_nats=5.0,
+    argmax_equal_share=0.9,
+    merged_type="F32",
+    n_prompts=16,
+    n_positions=50,
+)
+TYPES = {"Q4_K_M": "Q4_K", "Q6_K": "Q6_K"}  # of a file → of its coarsest matrix
+Scripted = Callable[[Mapping[str, float]], list[str]]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """scripted({"base": 0.3, "Q8_0": 0.001}): the distances as measured; returns the types that are tried."""
+    monkeypatch.setattr(environment, "find_spec", lambda _name: object())
+
+    def script(mean_kl_nats: Mapping[str, float], **numbers: float) -> list[str]:
+        tried: list[str] = []
+
+        def write_adapter(_dir: Path, _base: Path, out: Path, _metadata: object) -> None:
+            halves = [TinyTensor(f"blk.0.ffn_up.weight.lora_{half}", (2, 2)) for half in "ab"]
+            out.write_bytes(tiny_gguf({"general.architecture": "llama", "general.type": "adapter"}, halves))
+
+        def write_merged(
+            _base: object, _settings: object, _adapter: Path, out: Path, quant: str, *_: Any
+        ) -> None:
+            assert not out.exists()
+            out.write_text(quant)
+            tried.append(quant)
+
+        def measure(_run: Run, _adapter: Path, merged: Path) -> Parity:
+            quant = merged.read_text()
+            name = "Q4_1" if quant == "base" else TYPES.get(quant, quant)
+            return replace(PASSES, mean_kl_nats=mean_kl_nats[quant], merged_type=name, **numbers)
+
+        monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
+        monkeypatch.setattr(export, "_write_merged", write_merged)
+        monkeypatch.setattr(export, "measure_run", measure)
+        monkeypatch.setattr(export, "_modelfile", lambda _run: "FROM ./model.gguf\n")
+        return tried
+
+    return script
+
+
+def test_auto_takes_a_finer_type_where_the_bases_is_too_coarse(finished_run: Run, scripted: Scripted) -> None:
+    tried = scripted({"base": 0.3, "Q8_0": 0.01})
+    assert run_stage(finished_run, "export", redo=True)
+    assert tried == ["base", "Q8_0"]
+    entry = finished_run.manifest()["stages"]["export"]
+    assert (entry["parity"]["merged_type"], entry["too_coarse"]["merged_type"]) == ("Q8_0", "Q4_1")
+
+
+def test_auto_begins_with_the_finer_type_where_nothing_can_be_merged_in_the_bases(
+    finished_run: Run, scripted: Scripted
+) -> None:
+    # The adapter changes this matrix alone; it is IQ4_NL in the base now.
+    replaced = TinyTensor("blk.0.ffn_up.weight", (32, 2), 20, bytes(2 * 18))
+    tensors = [replaced if tensor.name == replaced.name else tensor for tensor in TENSORS]
+    finished_run.model.path.write_bytes(tiny_gguf(HEADER, tensors))
+    assert read_header(finished_run.model.path).tensor("blk.0.ffn_up.weight").type_name == "IQ4_NL"  # type: ignore[union-attr]
+    run = replace(
+        finished_run, model=replace(finished_run.model, size_bytes=finished_run.model.path.stat().st_size)
+    )
+    tried = scripted({"Q8_0": 0.01})
+    assert run_stage(run, "export", redo=True)
+    assert tried == ["Q8_0"]
+    assert "too_coarse" not in run.manifest()["stages"]["export"]
+
+
+@pytest.mark.parametrize(
+    ("quant", "mean_kl_nats", "tried", "passing"),
+    [
+        ("base", {"base": 0.3, "Q8_0": 0.01}, ["base", "Q8_0"], "Q8_0"),
+        ("Q4_K_M", {"Q4_K_M": 0.3, "Q8_0": 0.07, "F16": 0.001}, ["Q4_K_M", "Q8_0", "F16"], "F16"),
+        ("Q8_0", {"Q8_0": 0.4, "F16": 0.001}, ["Q8_0", "F16"], "F16"),
+        ("auto", {"base": 0.3, "Q8_0": 0.07, "F16": 0.001}, ["base", "Q8_0", "F16"], "F16"),
+    ],
+)
+def test_an_adapter_that_is_too_strong_for_a_type_is_told_which_type_passes(
+    quant: str,
+    mean_kl_nats: dict[str, float],
+    tried: list[str],
+    passing: str,
+    finished_run: Run,
+    scripted: Scripted,
+) -> None:
+    ran = scripted(mean_kl_nats)
+    with pytest.raises(SgLocalError) as caught:
+        run_stage(finished_run.with_given({"quant": quant}), "export", redo=True)
+    assert ran == tried
+    message = str(caught.value)
+    command = shlex.join(["sg-local", "export", str(finished_run.path), "--quant", passing])
+    assert_says(message, "too coarse", f"{passing} passes", f"`{command}`")
+    assert "defect" not in message
+    assert "Nothing was exported" in message
+
+
+def test_where_no_type_holds_it_the_merge_is_called_defect_with_all_numbers(
+    finished_run: Run, scripted: Scripted
+) -> None:
+    scripted({"base": 0.3, "Q8_0": 0.29, "F16": 0.28})
+    with pytest.raises(SgLocalError, match="this is a defect") as caught:
+        run_stage(finished_run, "export", redo=True)
+    assert_says(str(caught.value), "0.290", "0.280")
+
+
+def test_a_type_that_cannot_be_tried_does_not_hide_the_diagnosis(
+    finished_run: Run, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted({"Q6_K": 0.3, "F16": 0.001})
+    write = export._write_merged
+
+    def full_for_q8(*arguments: Any) -> None:
+        if arguments[4] == "Q8_0":
+            raise SgLocalError("model.gguf: No space left on device: free some space")
+        write(*arguments)
+
+    monkeypatch.setattr(export, "_write_merged", full_for_q8)
+    with pytest.raises(SgLocalError, match="F16 passes"):
+        run_stage(finished_run.with_given({"quant": "Q6_K"}), "export", redo=True)
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.05])
+def test_an_adapter_that_does_nothing_is_no_defect(
+    effect: float, finished_run: Run, scripted: Scripted
+) -> None:
+    # A coarse type is further from torch than the base is, as the base is the trained model.
+    tried = scripted({"base": 0.1}, adapter_effect=effect, base_mean_kl_nats=0.001)  # type: ignore[call-arg]
+    with pytest.raises(SgLocalError) as caught:
+        run_stage(finished_run, "export", redo=True)
+    assert tried == ["base"]  # no type would help
+    assert_says(str(caught.value), f"{effect:.3f}", "nothing", "learning rate")
+    assert "defect" not in str(caught.value)
+
+
+def test_a_base_that_differs_without_the_adapter_is_another_model(finished_run: Run) -> None:
+    differing = replace(PASSES, max_logit_difference=3.0, base_logit_difference=2.8)
+    told = diagnosis(differing, finished_run.model, str, {})
+    assert_says(told, "2.800", "do not compute the same model", finished_run.model.sha256[:16])
+    # Where the base agrees, the adapter is at fault: a writer's defect.
+    told = diagnosis(replace(differing, base_logit_difference=0.05), finished_run.model, str, {})
+    assert "this is a defect" in told
+
+
+def test_a_finished_training_is_exported_in_another_type(
+    sg: Call, finished_run: Run, task: Path, contents: Contents, scripted: Scripted
+) -> None:
+    tried = scripted({"base": 0.01, "Q8_0": 0.001, "F16": 0.0005})
+    settings = contents(finished_run.path)["settings.toml"]
+    result = sg("export", finished_run.path, "--quant", "Q8_0")
+    assert (result.exit_code, tried) == (0, ["Q8_0"]), result.output
+    entry = finished_run.manifest()["stages"]["export"]
+    assert (entry["settings"]["quant"], entry["given"]) == ("Q8_0", ["quant"])
+    assert contents(finished_run.path)["settings.toml"] == settings
+    # It stands: for the same call, for one without the flag, and for `run` as it was begun.
+    for again in (["--quant", "Q8_0"], []):
+        assert_says(sg("export", finished_run.path, *again).stderr, "is finished")
+    run = open_run(finished_run.path)
+    unfinished = run.first_unfinished()
+    assert unfinished is not None
+    assert unfinished.stage == "evaluate"  # it scored the file that was there before
+    assert not run.changed_settings("export", entry)  # verify agrees
+    assert sg(*given(finished_run, task), "--until", "export").exit_code == 0
+    assert tried == ["Q8_0"]
+    # Another type is another export, and auto goes back.
+    assert sg("export", finished_run.path, "--quant", "F16").exit_code == 0
+    assert sg("export", finished_run.path, "--quant", "auto").exit_code == 0
+    assert tried == ["Q8_0", "F16", "base"]
+    assert_says(sg("export", finished_run.path).stderr, "is finished")
+    # No other stage has settings of its own.
+    assert sg("train", finished_run.path, "--quant", "F16").exit_code == 2
+
+
+def test_run_with_another_type_says_how_a_finished_training_gets_it(
+    sg: Call, finished_run: Run, task: Path
+) -> None:
+    result = sg(*given(finished_run, task), "--quant", "F16")
+    assert result.exit_code == 2
+    command = shlex.join(["sg-local", "export", str(finished_run.path), "--quant", "F16"])
+    assert_says(result.stderr, f"`{command}`", "--run DIR")
+    # With another change it would not help.
+    assert command not in sg(*given(finished_run, task), "--quant", "F16", "--rank", 8).stderr
