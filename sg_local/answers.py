@@ -27,19 +27,16 @@ from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
 from sg_local.settings import Settings
-from sg_local.task import Example, Task, load_task
+from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
 
 MAX_INPUT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class _Served:
-    """What a tuned GGUF says about how it was trained, and so is to be asked."""
+    """What is asked, and how: as the tuned GGUF says that it was trained."""
 
-    name: str
-    instruction: str
-    labels: tuple[str, ...]
-    examples: tuple[Example, ...]
+    task: Task
     max_new_tokens: int
     prompt_format: str
 
@@ -107,9 +104,9 @@ def answers(
         adapter=adapter_path and str(adapter_path),
         settings=settings.as_dict(),
         template_source=source,
-        instruction=served.instruction,
-        labels=served.labels,
-        examples=[asdict(example) for example in served.examples],
+        instruction=served.task.instruction,
+        labels=served.task.labels,
+        examples=[asdict(example) for example in served.task.examples],
         max_new_tokens=max_new_tokens or served.max_new_tokens,
         shows_progress=shows_progress,
     )
@@ -201,51 +198,28 @@ def _text(value: object, fault: str = "there is no text") -> str:
 
 def _served(carrier: GgufHeader, task_source: str | Path | Task | None, settings: Settings) -> _Served:
     """How the model is asked: as it was tuned, for the given task."""
-    tuned = _carried(carrier.metadata.get("sg_local.task"))
+    told, reason = carrier.metadata.get("sg_local.task"), ""
+    tuned: CarriedTask | None = None
+    if isinstance(told, str):
+        try:
+            tuned = carried_task(told, carrier.path)
+        except InputError as error:  # a stranger's file may say anything
+            reason = "; ".join(str(error).splitlines())
     if task_source is None:
         if tuned is None:
-            raise InputError(f"{carrier.path} does not say what it was tuned for: give the task with --task")
-        return tuned
+            words = f" in a form that can be used ({reason})" if reason else ""
+            raise InputError(
+                f"{carrier.path} does not say what it was tuned for{words}: give the task with --task"
+            )
+        return _Served(tuned.task, tuned.max_new_tokens, tuned.prompt_format)
     task = load_task(task_source)
     if tuned is None:
-        return _Served(
-            task.name, task.instruction, task.labels, task.examples, settings.max_new_tokens, "auto"
-        )
-    if task.name != tuned.name:
-        say(f"predict: {carrier.path} was tuned for {one_line(tuned.name)}, and is asked for {task.name}")
-    return replace(
-        tuned,
-        instruction=task.instruction,
-        labels=task.labels,
-        # What was trained without demonstrations is served without.
-        examples=task.examples if tuned.examples else (),
-    )
-
-
-def _carried(text: object) -> _Served | None:
-    """The task inside a tuned GGUF; None where there is none, or one of another form: it is a stranger's file."""
-    try:
-        carried = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
-    match carried:
-        case {
-            "name": str(name),
-            "instruction": str(instruction),
-            "labels": list(labels),
-            "examples": list(rows),
-            "max_new_tokens": int(max_new_tokens),
-            "prompt_format": "gguf" | "vicuna" as prompt_format,
-        } if max_new_tokens > 0 and all(isinstance(label, str) for label in labels):
-            examples = []
-            for row in rows:
-                match row:
-                    case {"input": str(text_in), "output": str(output)}:
-                        examples.append(Example(text_in, output))
-                    case _:
-                        return None
-            return _Served(name, instruction, tuple(labels), tuple(examples), max_new_tokens, prompt_format)
-    return None
+        return _Served(task, settings.max_new_tokens, "auto")
+    if task.name != tuned.task.name:
+        say(f"predict: {carrier.path} was tuned for {tuned.task.name}, and is asked for {task.name}")
+    if not tuned.task.examples:  # what was trained without demonstrations is served without
+        task = replace(task, examples=())
+    return _Served(task, tuned.max_new_tokens, tuned.prompt_format)
 
 
 def _adapter_header(path: Path, model_path: Path) -> GgufHeader:

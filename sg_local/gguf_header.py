@@ -21,7 +21,15 @@ from typing import BinaryIO
 
 from sg_local.architectures import ARCHITECTURES
 from sg_local.errors import InputError
-from sg_local.gguf_values import UINT32, BoundedReader, MetadataValue
+from sg_local.gguf_values import (
+    KEY_BYTES,
+    KEY_WORK,
+    TENSOR_BYTES,
+    TENSOR_WORK,
+    UINT32,
+    BoundedReader,
+    MetadataValue,
+)
 
 MAX_METADATA_KEYS = 65_536
 MAX_KEY_BYTES = 65_535  # the specification's own limit
@@ -30,6 +38,21 @@ MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its terminating zero is 64
 MAX_TENSOR_DIMS = 4  # GGML_MAX_DIMS
 MAX_ALIGNMENT_BYTES = 1024**2
 DEFAULT_ALIGNMENT_BYTES = 32
+
+# Texts that decide what is computed have to be UTF-8. Others may be anything: paths of somebody's files, names.
+_READ_AS_TEXT = frozenset(
+    {
+        "general.architecture",
+        "general.type",
+        "tokenizer.chat_template",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.pre",
+        "adapter.type",
+        "sg_local.task",
+        "sg_local.base_fingerprint",
+        "sg_local.base_sha256",
+    }
+)
 
 _MAGIC = b"GGUF"
 _INT64_MAX = 2**63 - 1
@@ -264,7 +287,8 @@ def _read_metadata(reader: BoundedReader, n_keys: int) -> dict[str, MetadataValu
         value_type = reader.uint32(what)
         if key == "general.alignment" and value_type != UINT32:
             raise reader.fault(f"is damaged: {what} has the value type {value_type}, not uint32 ({UINT32})")
-        metadata[key] = reader.value(value_type, what)
+        reader.spend(KEY_WORK, KEY_BYTES, what)
+        metadata[key] = reader.value(value_type, what, is_strict=key in _READ_AS_TEXT)
     return metadata
 
 
@@ -296,10 +320,12 @@ def _read_tensor(reader: BoundedReader, index: int) -> tuple[str, tuple[int, ...
     """One entry of the tensor table: name, shape, type name, offset in the tensor data, size in bytes."""
     name = reader.string(f"the name of tensor {index + 1}", MAX_TENSOR_NAME_BYTES)
     what = f"tensor {_shown(name)}"
+    reader.spend(TENSOR_WORK, TENSOR_BYTES, what)
     n_dims = reader.uint32(what)
     if n_dims > MAX_TENSOR_DIMS:
         raise reader.fault(f"is damaged: {what} has {n_dims} dimensions, over the limit of {MAX_TENSOR_DIMS}")
-    shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims, what))
+    # One number may stand without dimensions: llama.cpp fills them up with ones.
+    shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims, what)) or (1,)
     tensor_type = reader.uint32(what)
     offset_bytes = reader.uint64(what)
     if tensor_type not in _TENSOR_TYPES:
@@ -311,10 +337,9 @@ def _read_tensor(reader: BoundedReader, index: int) -> tuple[str, tuple[int, ...
     # llama.cpp counts elements in int64; a dimension of 0 must not hide what the others come to.
     if math.prod(max(dim, 1) for dim in shape) > _INT64_MAX:
         raise reader.fault(f"is damaged: {what} has the impossible shape {list(shape)}")
-    row_elements = shape[0] if shape else 1
-    if row_elements % block_elements:
+    if shape[0] % block_elements:
         raise reader.fault(
-            f"is damaged: {what} has rows of {row_elements} elements, "
+            f"is damaged: {what} has rows of {shape[0]} elements, "
             f"not a multiple of the {block_elements} in a block of {type_name}"
         )
     return name, shape, type_name, offset_bytes, math.prod(shape) // block_elements * block_bytes

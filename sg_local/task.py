@@ -15,6 +15,7 @@ Format: TOML 1.0 (https://toml.io). Also read here: the JSON of Super-NaturalIns
 """
 
 import difflib
+import json
 import os
 import random
 import re
@@ -30,6 +31,7 @@ from sg_local.files import Faults, read_json, read_toml, scan_rows, toml_text
 EXAMPLES_DIR = Path(__file__).parent / "tasks"
 TASK_KEYS = ("name", "instruction", "labels", "test", "licence", "examples")
 EXAMPLE_KEYS = ("input", "output")
+MAX_CARRIED_TOKENS = 1 << 20
 MAX_EXAMPLES = 3
 MAX_IMPORT_BYTES = 256 << 20
 # An imported task is classification if its outputs look like a small closed set.
@@ -66,6 +68,15 @@ class Task:
     @property
     def is_classification(self) -> bool:
         return bool(self.labels)
+
+
+@dataclass(frozen=True)
+class CarriedTask:
+    """The task that a tuned GGUF carries, and how it is to be asked."""
+
+    task: Task
+    max_new_tokens: int
+    prompt_format: str  # "gguf" or "vicuna"
 
 
 def example_names() -> list[str]:
@@ -177,14 +188,51 @@ def import_task(path: Path, n_test_rows: int = 300, seed: int = 0) -> tuple[Task
     return task, [eligible[i] for i in sorted(drawn)]
 
 
+def carried_task(text: str, source: Path) -> CarriedTask:
+    """The task that a tuned GGUF carries in `sg_local.task`, checked like a task file: it may be a stranger's.
+
+    {"name": "support-inbox", "instruction": "...", "labels": [...], "examples": [{"input": "...", "output": "..."}],
+     "max_new_tokens": 128, "prompt_format": "gguf"}
+
+    Raises InputError with all faults, one a line.
+    """
+    where = f"{source}, sg_local.task"
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{where}: not JSON: {reason}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: not a table, but {_kind(table)}")
+    faults = Faults(n_shown=50)
+    texts = _Texts(faults, f"{where}: ")
+    name = _parse_name(table, texts)
+    instruction = texts.required(table, "instruction")
+    labels = _parse_labels(table.get("labels"), texts, fewest=1)
+    examples = _parse_examples(table.get("examples"), labels, texts, fewest=0)
+    max_new_tokens, prompt_format = table.get("max_new_tokens"), table.get("prompt_format")
+    if type(max_new_tokens) is not int or not 0 < max_new_tokens <= MAX_CARRIED_TOKENS:
+        texts.add(f"max_new_tokens is {max_new_tokens!r:.40}, not an integer from 1 to {MAX_CARRIED_TOKENS}")
+        max_new_tokens = 1
+    if prompt_format not in ("gguf", "vicuna"):
+        texts.add(f"prompt_format is {prompt_format!r:.40}, not 'gguf' or 'vicuna'")
+    faults.raise_any()
+    return CarriedTask(Task(name, instruction, examples, labels), max_new_tokens, str(prompt_format))
+
+
+def _parse_name(table: Mapping[str, object], texts: "_Texts") -> str:
+    name = texts.required(table, "name")
+    if name and not _NAME.fullmatch(name):
+        texts.add(f"name {_show(name)} must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit")
+    return name
+
+
 def _parse_task(table: Mapping[str, object], path: Path) -> Task:
     """The task in `table`, which was read from `path`. Raises InputError with all faults."""
     faults = Faults(n_shown=50)
     texts = _Texts(faults, f"{path}: ")
     texts.check_keys(table, TASK_KEYS)
-    name = texts.required(table, "name")
-    if name and not _NAME.fullmatch(name):
-        texts.add(f"name {_show(name)} must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit")
+    name = _parse_name(table, texts)
     instruction = texts.required(table, "instruction")
     labels = _parse_labels(table.get("labels", []), texts)
     test = texts.optional(table, "test")
@@ -198,7 +246,7 @@ def _parse_task(table: Mapping[str, object], path: Path) -> Task:
     return Task(name, instruction, examples, labels, test_path, licence)
 
 
-def _parse_labels(value: object, texts: "_Texts") -> tuple[str, ...]:
+def _parse_labels(value: object, texts: "_Texts", fewest: int = 2) -> tuple[str, ...]:
     if not isinstance(value, list):
         texts.add(f"labels must be a list of texts, not {_kind(value)}")
         return ()
@@ -215,16 +263,18 @@ def _parse_labels(value: object, texts: "_Texts") -> tuple[str, ...]:
             )
         elif label:
             labels[_normal(label)] = label
-    if len(value) == 1:
+    if 0 < len(value) < fewest:
         texts.add("labels has one label, a classification task needs two: add the others, or remove `labels`")
     return tuple(labels.values())
 
 
-def _parse_examples(value: object, labels: Sequence[str], texts: "_Texts") -> tuple[Example, ...]:
+def _parse_examples(
+    value: object, labels: Sequence[str], texts: "_Texts", fewest: int = 1
+) -> tuple[Example, ...]:
     if not isinstance(value, list):
         texts.add(f"examples must be tables headed [[examples]], not {_kind(value)}")
         return ()
-    if not value:
+    if len(value) < fewest:
         texts.add("there are no examples: add one to three tables headed [[examples]] with input and output")
     if len(value) > MAX_EXAMPLES:
         texts.add(

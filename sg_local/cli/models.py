@@ -1,12 +1,15 @@
 """`sg-local models list|pull|show`: models by name."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from sg_local.cli.group import Group
 from sg_local.cli.options import JSON_OPTION
 from sg_local.cli.output import echo_json
+
+if TYPE_CHECKING:
+    from sg_local.gguf_header import GgufHeader
 
 
 @click.group(cls=Group)
@@ -88,7 +91,7 @@ def show_command(model: str, as_json: bool) -> None:
         "context_tokens": header.metadata.get(f"{header.architecture}.context_length"),
         "has_chat_template": header.chat_template is not None,
         "licence": listed.licence if listed else header.metadata.get("general.license"),
-        "tuned_for": _task_name(header.metadata.get("sg_local.task")),
+        "tuned_for": _task_name(header),
     }
     if as_json:
         echo_json(json_text(facts, indent=1))
@@ -97,12 +100,13 @@ def show_command(model: str, as_json: bool) -> None:
         click.echo(printable(line))
 
 
-def _task_name(task_json: Any) -> str | None:
-    """The task's name in the JSON that a tuned GGUF carries; None if there is none."""
-    import json
+def _task_name(header: "GgufHeader") -> str | None:
+    """The name of the task that a tuned GGUF carries; None where there is none, or none that can be used."""
+    from sg_local.errors import InputError
+    from sg_local.task import carried_task
 
+    told = header.metadata.get("sg_local.task")
     try:
-        name = json.loads(task_json)["name"]
-    except (TypeError, ValueError, KeyError, RecursionError):
+        return carried_task(told, header.path).task.name if isinstance(told, str) else None
+    except InputError:
         return None
-    return name if isinstance(name, str) else None

@@ -7,7 +7,7 @@ disk. Weights stay in 16 bits, as on disk; those of a layer are float32 only whi
 14 GB and not 28.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ MAX_TOKENS_AT_ONCE = 4096  # in a batch; each layer is converted to float32 once
 
 
 def reference_logits(
-    weights_dir: Path, adapter_dir: Path | None, sequences: Sequence[tuple[tuple[int, ...], int]]
+    weights_dir: Path,
+    adapter_dir: Path | None,
+    sequences: Sequence[tuple[tuple[int, ...], int]],
+    lora_fields: Mapping[str, Any] | None = None,
 ) -> list["np.ndarray[Any, np.dtype[np.float32]]"]:
-    """Logits of each (token ids, first position) from that position on; adapter_dir None: of the base."""
+    """Logits of each (token ids, first position) from that position on; adapter_dir None: of the base.
+
+    lora_fields: of peft.LoraConfig. With them adapter_config.json is not read, which may be a stranger's.
+    """
     go_offline()
     import torch
     from transformers import AutoModelForCausalLM
@@ -33,9 +39,10 @@ def reference_logits(
     _compute_in_float32(model)
     causal = model
     if adapter_dir is not None:
-        from peft import PeftModel
+        from peft import LoraConfig, PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter_dir), local_files_only=True)
+        config = LoraConfig(**lora_fields) if lora_fields else None
+        model = PeftModel.from_pretrained(model, str(adapter_dir), config=config, local_files_only=True)
     model.eval()
     decoder = getattr(causal, causal.base_model_prefix)
     logits = []

@@ -85,7 +85,7 @@ def train_adapter(
             f"{settings.learning_rate} in a new run"
         )
     model.save_pretrained(str(adapter_dir))
-    _clean_config(adapter_dir / "adapter_config.json")
+    _clean_config(adapter_dir / "adapter_config.json", target_modules)
     (adapter_dir / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return {
         "steps": len(losses),
@@ -232,10 +232,11 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
     return {"batches": "padded", "padded_because": reason}
 
 
-def _clean_config(path: Path) -> None:
-    """Removes this machine's path from an adapter's configuration."""
+def _clean_config(path: Path, target_modules: Sequence[str]) -> None:
+    """Removes from an adapter's configuration what differs from run to run: this machine's path, a set's order."""
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = None
+    config["target_modules"] = sorted(target_modules)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

@@ -9,7 +9,7 @@ the weight. What llama.cpp would apply differently from PEFT, or not at all, is 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError
-from sg_local.files import Faults, atomic_path, read_json
+from sg_local.files import Faults, atomic_path
 from sg_local.gguf_header import (
     DEFAULT_ALIGNMENT_BYTES,
     GgufHeader,
@@ -26,7 +26,8 @@ from sg_local.gguf_header import (
     require_supported,
 )
 from sg_local.gguf_io.layout import OutputTensor, float32_value, pad, string_value, write_header
-from sg_local.gguf_io.safetensors_file import DTYPES, stored_tensors
+from sg_local.gguf_io.peft_config import AdapterConfig, checked_config, peft_fields, read_fields
+from sg_local.gguf_io.safetensors_file import DTYPES, StoredTensor, stored_tensors
 from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
@@ -36,32 +37,8 @@ from sg_local.gguf_io.tensors import (
 )
 from sg_local.gguf_values import MetadataValue
 
-MAX_CONFIG_BYTES = 1024**2
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_WEIGHTS_BYTES = 8 * 1024**3
-
-# Fields of peft.LoraConfig that make the adapter more than W + alpha/rank · B · A, unless they are empty.
-_MUST_BE_EMPTY = (
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "arrow_config",
-    "auto_map",
-    "fan_in_fan_out",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "monteclora_config",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "trust_remote_code",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "use_rslora",
-)
-# The other initializations (pissa, olora, corda, loftq, ...) also change the base that the adapter is for.
-_INITIALIZATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 _PEFT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 _VOCABULARY = re.compile("embed_tokens|lm_head|lora_embedding")
@@ -102,20 +79,16 @@ def write_adapter_gguf(
     base = read_model_header(base_path)
     require_supported(base)
     faults = Faults()
-    config_path = adapter_dir / "adapter_config.json"
-    config = read_json(config_path, MAX_CONFIG_BYTES)
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path} is not a JSON object; give a directory that PEFT saved")
-    alpha, rank = _check_config(config_path, config, faults)
-    weights_path = adapter_dir / "adapter_model.safetensors"
-    pairs = _pairs(weights_path, base, rank, _read_safetensors(weights_path), faults)
+    weights_path = adapter_dir / WEIGHTS_FILE
+    config, stored = _read_directory(adapter_dir, faults)
+    pairs = _pairs(weights_path, base, config, _read_safetensors(weights_path, stored), faults)
     faults.raise_any()
 
     values = {key: string_value(text) for key, text in metadata.items()}
     values["general.architecture"] = string_value(base.architecture)
     values["general.type"] = string_value("adapter")
     values["adapter.type"] = string_value("lora")
-    values["adapter.lora.alpha"] = float32_value(alpha)
+    values["adapter.lora.alpha"] = float32_value(config.alpha)
     arrays = {f"{name}.lora_{half}": array for name, pair in pairs.items() for half, array in pair.items()}
     outputs = [OutputTensor(name, array.shape[::-1], "F32", array.nbytes) for name, array in arrays.items()]
     with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
@@ -123,6 +96,17 @@ def write_adapter_gguf(
         for array in arrays.values():
             file.write(array.tobytes())
             pad(file, DEFAULT_ALIGNMENT_BYTES)
+
+
+def fields_for_peft(adapter_dir: Path) -> dict[str, object]:
+    """The fields of peft.LoraConfig of an adapter that `write_adapter_gguf` takes, for the modules that it has.
+
+    Raises InputError with all faults of the directory's configuration.
+    """
+    faults = Faults()
+    config, stored = _read_directory(adapter_dir, faults)
+    faults.raise_any()
+    return peft_fields(config, _stored_modules(stored))
 
 
 def read_adapter_gguf(path: Path) -> Adapter:
@@ -189,35 +173,16 @@ def base_matrices(header: GgufHeader) -> dict[str, ModelTensor]:
     return matrices
 
 
-def _check_config(path: Path, config: Mapping[str, object], faults: Faults) -> tuple[float, int]:
-    """lora_alpha and r, 1 where they are faulty."""
-    if config.get("peft_type") != "LORA":
-        faults.add(f"{path}: peft_type is {config.get('peft_type')!r:.40}; only LORA can be exported")
-    for key in _MUST_BE_EMPTY:
-        if config.get(key):
-            faults.add(
-                f"{path}: {key} is {config[key]!r:.80}, which llama.cpp's adapters cannot express; "
-                "train without it"
-            )
-    if config.get("bias", "none") != "none":
-        faults.add(f"{path}: bias is {config['bias']!r:.40}; train with bias 'none'")
-    initialization = config.get("init_lora_weights")
-    if not any(initialization is known or initialization == known for known in _INITIALIZATIONS):
-        faults.add(
-            f"{path}: init_lora_weights is {initialization!r:.40}, which changes the base weights too; "
-            "train with true"
-        )
-    alpha, rank = config.get("lora_alpha"), config.get("r")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
-        faults.add(f"{path}: lora_alpha is {alpha!r:.40}, not a number over 0")
-        alpha = 1
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        faults.add(f"{path}: r is {rank!r:.40}, not a positive integer")
-        rank = 1
-    return float(alpha), rank
+def _read_directory(adapter_dir: Path, faults: Faults) -> tuple[AdapterConfig, dict[str, StoredTensor]]:
+    """What the configuration says, and which tensors there are."""
+    config_path = adapter_dir / CONFIG_FILE
+    fields = read_fields(config_path)
+    stored = _stored(adapter_dir / WEIGHTS_FILE)
+    return checked_config(config_path, fields, _stored_modules(stored), faults), stored
 
 
-def _read_safetensors(path: Path) -> dict[str, Floats]:
+def _stored(path: Path) -> dict[str, StoredTensor]:
+    """What is in adapter_model.safetensors."""
     pickled = path.with_name("adapter_model.bin")
     if not path.exists() and pickled.exists():
         raise InputError(
@@ -226,8 +191,17 @@ def _read_safetensors(path: Path) -> dict[str, Floats]:
         )
     if path.exists() and (size_bytes := path.stat().st_size) > MAX_WEIGHTS_BYTES:
         raise InputError(f"{path} has {size_bytes} bytes, over the limit of {MAX_WEIGHTS_BYTES}")
+    return stored_tensors(path)
+
+
+def _stored_modules(names: Iterable[str]) -> set[str]:
+    """The modules that an adapter has values of, by PEFT's names of its tensors."""
+    return {match["module"] for name in names if (match := _PEFT_NAME.fullmatch(name))}
+
+
+def _read_safetensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Floats]:
     arrays: dict[str, Floats] = {}
-    for name, tensor in stored_tensors(path).items():
+    for name, tensor in stored.items():
         if tensor.dtype not in DTYPES:
             raise InputError(f"{path}: tensor {name!r:.120} is of type {tensor.dtype}; save it as float32")
         arrays[name] = tensor.values()
@@ -253,7 +227,7 @@ def _why_no_place(name: str, base: GgufHeader) -> str:
 
 
 def _pairs(
-    path: Path, base: GgufHeader, rank: int, arrays: dict[str, Floats], faults: Faults
+    path: Path, base: GgufHeader, config: AdapterConfig, arrays: dict[str, Floats], faults: Faults
 ) -> dict[str, dict[str, Floats]]:
     """Base tensor name → {"a": A, "b": B with rows in llama.cpp's order}."""
     matrices = base_matrices(base)
@@ -265,6 +239,13 @@ def _pairs(
         if not match or not gguf_name:
             faults.add(f"{path}: tensor {name!r:.120} {_why_no_place(name, base)}")
             continue
+        if not config.applies_to(match["module"]):
+            faults.add(
+                f"{path}: tensor {name} is of a matrix that {CONFIG_FILE} leaves out (target_modules, "
+                "exclude_modules, layers_to_transform), so PEFT does not apply it; name it there, or save without it"
+            )
+            continue
+        rank = config.rank
         rows, columns = matrices[gguf_name].shape
         wanted = (rank, columns) if match["part"] == "A" else (rows, rank)
         if array.shape != wanted:
@@ -281,6 +262,13 @@ def _pairs(
     for gguf_name, pair in halves.items():
         if len(pair) < 2 and not faults.count:
             faults.add(f"{path}: {matrices[gguf_name].hf} has only one half of its LoRA pair")
+    if not config.begins_at_zero and not faults.count:
+        for module, gguf_name in gguf_names.items():
+            if config.applies_to(module) and gguf_name not in halves:
+                faults.add(
+                    f"{path}: there is no tensor of {module}, which {CONFIG_FILE} names, and its "
+                    "init_lora_weights would fill it at random; save the whole adapter, or take it out there"
+                )
     if faults.count:
         return {}
     return {

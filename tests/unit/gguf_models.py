@@ -16,6 +16,7 @@ from gguf_bytes import ARRAY, INT32, STRING, TinyTensor, Value, array, string, t
 
 from sg_local.errors import InputError
 from sg_local.gguf_header import read_header
+from sg_local.gguf_io.tensors import lora_targets
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, LAYERS, TOKENS = 64, 4, 2, 16, 96, 2, 40
 RANK, ALPHA = 4, 6
@@ -41,7 +42,7 @@ METADATA: dict[str, Value] = {
     ),
     "tokenizer.ggml.bos_token_id": 1,
     "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.chat_template": "{{ messages }}",
+    "tokenizer.chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
     "tiny.empty": array(INT32, b"", 0),
     "tiny.nested": array(ARRAY, struct.pack("<IQi", INT32, 1, -5) + struct.pack("<IQ", INT32, 0), 2),
     "tiny.flag": True,
@@ -202,7 +203,7 @@ def write_peft(
         "r": RANK,
         "lora_alpha": ALPHA,
         "bias": "none",
-        "target_modules": ["q_proj"],
+        "target_modules": list(lora_targets("llama")),
         "use_rslora": False,
         "init_lora_weights": True,
         "modules_to_save": None,

@@ -119,6 +119,23 @@ RIGHT = {
         json.dumps({**RIGHT, "examples": ["d"]}),
         json.dumps({**RIGHT, "max_new_tokens": -9}),
         json.dumps({**RIGHT, "prompt_format": "{{ 1 }}"}),
+        json.dumps({**RIGHT, "prompt_format": ["gguf"]}),
+        json.dumps({**RIGHT, "max_new_tokens": True}),
+        json.dumps({**RIGHT, "max_new_tokens": 10**30}),
+        json.dumps({**RIGHT, "name": "\ud800"}),
+        json.dumps({**RIGHT, "name": "\x1b[2J"}),
+        json.dumps({**RIGHT, "instruction": "a\udfff"}),
+        json.dumps({**RIGHT, "instruction": "\x00"}),
+        json.dumps({**RIGHT, "instruction": " "}),
+        json.dumps({**RIGHT, "labels": ["c", "\ud800"]}),
+        json.dumps({**RIGHT, "labels": ["c", "C"]}),
+        json.dumps({**RIGHT, "labels": ["c", ""]}),
+        json.dumps({**RIGHT, "labels": None}),
+        json.dumps({**RIGHT, "examples": [{"input": "\ud800", "output": "c"}]}),
+        json.dumps({**RIGHT, "examples": [{"input": "d", "output": "no label"}]}),
+        json.dumps({**RIGHT, "examples": [{"input": "d", "output": "c"}] * 9}),
+        json.dumps({**RIGHT, "examples": None}),
+        "1" * 5000,
     ],
 )
 def test_a_model_that_says_nonsense_about_its_task(
@@ -129,7 +146,28 @@ def test_a_model_that_says_nonsense_about_its_task(
     assert sg("predict", "--model", path, "-", input="one a\n").exit_code == 0
     path.write_bytes(tiny_gguf({**HEADER, "sg_local.task": told}, TENSORS))
     assert "--task" in one_line(sg("predict", "--model", path, "-", input="one a\n"), 2)
-    assert sg("models", "show", path).exit_code == 0
+    shown = sg("models", "show", path)
+    assert shown.exit_code == 0
+    shown.stdout.encode()
+    ask = ("predict", "--model", path)
+    given = sg(*ask, "--task", "support-inbox", "--prompt-format", "vicuna", "-", input="one a\n")
+    assert given.exit_code == 0
+
+
+def test_all_faults_of_a_carried_task_are_told_at_once(
+    sg: Call, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.gguf"
+    wrong = {
+        **RIGHT,
+        "name": "A B",
+        "instruction": "\ud800",
+        "max_new_tokens": 0,
+        "examples": [{"input": "d"}],
+    }
+    path.write_bytes(tiny_gguf({**HEADER, "sg_local.task": json.dumps(wrong)}, TENSORS))
+    line = one_line(sg("predict", "--model", path, "-", input="one a\n"), 2)
+    assert_says(line, path, "name 'A B'", "surrogate", "max_new_tokens is 0", "examples[0]: output", "--task")
 
 
 @pytest.mark.parametrize(

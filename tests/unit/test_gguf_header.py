@@ -473,6 +473,15 @@ def test_refuses_too_many_dimensions(write: Write) -> None:
     assert "tensor 'a' has 5 dimensions, over the limit of 4" in message
 
 
+def test_a_tensor_without_dimensions_is_one_number(write: Write) -> None:
+    header = read_header(write(tiny_gguf(LLAMA, [TinyTensor("a", ()), TinyTensor("b", (2,))])))
+    assert header.tensors[0].shape == (1,)
+    assert header.tensors[0].size_bytes == 4
+    # A block of a quantized type has more numbers than one.
+    message = refusal(write(tiny_gguf(LLAMA, [TinyTensor("a", (), 8, data=b"")])))
+    assert "tensor 'a' has rows of 1 elements, not a multiple of the 32" in message
+
+
 def test_refuses_a_long_tensor_name(write: Write) -> None:
     assert read_header(write(tiny_gguf(LLAMA, [TinyTensor("a" * 63, (1,))]))).tensors[0].size_bytes == 4
     message = refusal(write(tiny_gguf(LLAMA, [TinyTensor("a" * 64, (1,))])))

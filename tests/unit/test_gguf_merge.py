@@ -379,3 +379,10 @@ def test_full_disk_is_an_error_with_a_remedy_and_leaves_nothing(
     assert all(re.search("could not be written: .*free some space", message) for message in messages), (
         messages
     )
+
+
+def test_a_tensor_without_dimensions_is_copied(adapter: Path, tmp_path: Path) -> None:
+    number = np.array([1.5], np.float32).tobytes()
+    base = write_model(tmp_path / "scalar.gguf", replaced=[TinyTensor("a.scale", (), 0, number)])
+    merge_gguf(base, adapter, tmp_path / "merged.gguf", metadata={}, force=True)
+    assert bytes_of(tmp_path / "merged.gguf", "a.scale") == number

@@ -10,6 +10,7 @@ from messages import assert_says
 from scripted_engine import ScriptedEngine
 
 import sg_local.finetune.reference as reference
+import sg_local.gguf_io.adapter as adapter_module
 import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
 from sg_local.runs.directory import Run
@@ -26,7 +27,9 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
     monkeypatch.setattr(parity, "sequence_logits", lambda *_: logits)
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
-    monkeypatch.setattr(reference, "reference_logits", lambda *_: [logits])
+    monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
+    fields: list[object] = []
+    monkeypatch.setattr(reference, "reference_logits", lambda *given: fields.append(given[3]) or [logits])
     run = finished_run
     files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
     parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
@@ -35,6 +38,7 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
         ("f16.gguf", "adapter.gguf", 0),
         ("model.gguf", None, -1),
     ]
+    assert fields == [{"r": 4}]  # and not the adapter's own file, which may be a stranger's
 
 
 def parity_of(mean_kl_nats: float) -> parity.Parity:
@@ -96,7 +100,7 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
     asked: list[Path | None] = []
     torch_off_by = 0.0
 
-    def in_torch(_weights: Path, adapter: Path | None, _sequences: object) -> list[Any]:
+    def in_torch(_weights: Path, adapter: Path | None, *_: object) -> list[Any]:
         asked.append(adapter)
         return [zeros + np.array([torch_off_by, 0, 0, 0, 0], np.float32)]
 
@@ -104,6 +108,7 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
     monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
     monkeypatch.setattr(parity, "sequence_logits", lambda *_: zeros)
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
+    monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
     monkeypatch.setattr(reference, "reference_logits", in_torch)
     run = finished_run
     files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
@@ -115,3 +120,26 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
     assert other.base_logit_difference == 2.0
     assert other.is_another_model
     assert asked[-1] is None
+
+
+def test_a_difference_is_judged_beside_what_the_adapter_does() -> None:
+    # An adapter.gguf with a layer that PEFT left out: under the bound in logits, and a seventh of its effect.
+    weak = replace(parity_of(0.01), max_logit_difference=0.084, adapter_effect=0.6)
+    (fault,) = weak.faults()
+    assert_says(fault, "adapter.gguf", "0.084", "0.600")
+    assert weak.adapter_differs
+    assert not weak.does_nothing
+    assert not weak.is_too_coarse
+    # Where torch and llama.cpp differ as much without it, it does too little to be compared.
+    rounding = replace(weak, base_logit_difference=0.08)
+    assert rounding.does_nothing
+    assert not rounding.is_another_model
+    assert replace(weak, base_logit_difference=0.01).faults()
+    assert not replace(weak, base_logit_difference=0.01).does_nothing
+    # What a right one of the same strength and of the weakest that can be seen differ by; measured.
+    assert not replace(weak, max_logit_difference=0.0103, adapter_effect=0.52).faults()
+    assert not replace(weak, max_logit_difference=0.0099, adapter_effect=0.106).faults()
+    # The bound in logits stays for strong ones.
+    assert replace(weak, max_logit_difference=0.11, adapter_effect=20.0).faults()
+    assert replace(weak, max_logit_difference=float("nan")).faults()
+    assert replace(weak, adapter_effect=float("nan")).faults()
