@@ -42,6 +42,7 @@ _WRITE_FAILED = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|StorageFull|os error (?:27|28|122)\b"
     r"|unexpected pos \d+ vs \d+|PytorchStreamWriter failed|iostream error|\d+ requested and \d+ written"
 )
+_NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -51,6 +52,8 @@ def outside_cause(error: BaseException) -> str | None:
         return "interrupted"
     if isinstance(error, MemoryError):
         return "memory ran out: take a smaller model, or lower --n-ctx or --batch-size"
+    if isinstance(error, OSError) and error.errno in _NO_PATH:  # as it was given to us
+        return f"{str(error.filename)[:200]}: {error.strerror}: correct the path"
     # Libraries touch files too. Other errors of the system are our bugs, and keep their traceback.
     if isinstance(error, OSError) and error.errno in _DISK_IS_FULL | _NOT_ALLOWED:
         remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"

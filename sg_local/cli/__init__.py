@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": ("bench", "Run many tasks, and compare them in one table."),
     "export-adapter": ("export_adapter", "Write any PEFT LoRA adapter as GGUF files, with proof."),
     "models": ("models", "Models by name: list, pull, show."),
+    "cache": ("cache", "What the store holds, for which runs; and frees it."),
     "task": ("task", "Task files: check, import."),
     "doctor": ("doctor", "What this machine can do, what is missing, and the fix."),
 }
@@ -97,4 +98,7 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line: the entry point of `sg-local` and of `python -m sg_local`."""
+    from sg_local.cli.output import escape_what_stdout_lacks
+
+    escape_what_stdout_lacks()
     cli()

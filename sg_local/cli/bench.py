@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand)
@@ -84,7 +85,7 @@ def bench(
     ablations = parse_ablations([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
     results, failed = run_bench(directory, model, bench_dir, resolved, patterns, ablations)
     if as_json:
-        click.echo(json_text(results, indent=1))
+        echo_json(json_text(results, indent=1))
     else:
         click.echo(printable(results_markdown(results)), nl=False)
     if failed:

@@ -3,6 +3,7 @@
 import click
 
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 
 @click.command()
@@ -22,7 +23,7 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     if as_json:
-        click.echo(json_text(findings, indent=1))
+        echo_json(json_text(findings, indent=1))
     else:
         for finding in findings:
             click.echo(printable("\n".join(finding_lines(finding))))

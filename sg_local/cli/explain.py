@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from sg_local.cli.options import JSON_OPTION, RUN_ARGUMENT
+from sg_local.cli.output import echo_json
 
 
 @click.command()
@@ -24,4 +25,7 @@ def explain(run_dir: Path, row_id: str, as_json: bool) -> None:
     from sg_local.runs.directory import open_run
 
     explanation = explain_row(open_run(run_dir), row_id)
-    click.echo(json_text(explanation, indent=1) if as_json else printable(explained(explanation)))
+    if as_json:
+        echo_json(json_text(explanation, indent=1))
+    else:
+        click.echo(printable(explained(explanation)))

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand, settings=("quant", "n_ctx", "n_threads", "n_gpu_layers"))
@@ -37,9 +38,10 @@ def export_adapter(
     """
     from sg_local import child_process
     from sg_local.escape import json_text, printable
+    from sg_local.models import directory_name
     from sg_local.settings import resolve_settings
 
-    place = out_dir or adapter_dir.with_name(f"{adapter_dir.resolve().name}-gguf")
+    place = out_dir or adapter_dir.parent / f"{directory_name(adapter_dir)}-gguf"
     parity = child_process.result_from_child(
         "export-adapter",
         "sg_local.stages.export.export_adapter_in_child",
@@ -49,7 +51,7 @@ def export_adapter(
         settings=resolve_settings("default", given(settings)).as_dict(),
     )
     if as_json:
-        click.echo(json_text(parity))
+        echo_json(json_text(parity))
     else:
         click.echo(printable(f"{place / 'adapter.gguf'}  (llama.cpp, beside the base: --lora)"))
         click.echo(printable(f"{place / 'model.gguf'}  (llama.cpp, LM Studio, Ollama)"))

@@ -6,6 +6,7 @@ import click
 
 from sg_local.cli.group import Group
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 if TYPE_CHECKING:
     from sg_local.gguf_header import GgufHeader
@@ -37,7 +38,7 @@ def list_command(as_json: bool) -> None:
     presence = [(model, find_present(model) is not None) for model in list_models()]
     if as_json:
         rows = [{**asdict(model), "is_present": is_present} for model, is_present in presence]
-        click.echo(json_text(rows, indent=1))
+        echo_json(json_text(rows, indent=1))
         return
     for model, is_present in presence:
         click.echo(printable(model_line(model, is_present=is_present)))
@@ -93,7 +94,7 @@ def show_command(model: str, as_json: bool) -> None:
         "tuned_for": _task_name(header),
     }
     if as_json:
-        click.echo(json_text(facts, indent=1))
+        echo_json(json_text(facts, indent=1))
         return
     for line in fact_lines(facts):
         click.echo(printable(line))

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand)
@@ -49,7 +50,7 @@ def plan(
     gpu_bytes = None if gpu_memory is None else int(gpu_memory * GIB)
     planned = plan_run(task_source, model, run_dir, resolve_settings(preset, given(settings)), gpu_bytes)
     if as_json:
-        click.echo(json_text(planned.as_dict(), indent=1))
+        echo_json(json_text(planned.as_dict(), indent=1))
     else:
         table = plan_table(
             planned.title,

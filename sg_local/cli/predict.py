@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import SettingsCommand, given
+from sg_local.cli.output import echo_json
 
 
 @click.command(
@@ -47,4 +48,4 @@ def predict(model: str, adapter: Path | None, task_source: str | None, file: Pat
     )
     for text, output in zip(inputs, outputs, strict=True):
         error = why_no_answer(model, resolved) if output is None else None
-        click.echo(answer_line(text, output, error))
+        echo_json(answer_line(text, output, error))

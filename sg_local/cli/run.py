@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
+from sg_local.cli.output import echo_json
 from sg_local.settings import STAGES
 
 
@@ -60,7 +61,7 @@ def run(
     from sg_local.report.scores import read_evaluation, score_table
 
     if as_json:
-        click.echo(json_text(read_evaluation(result.run), indent=1))
+        echo_json(json_text(read_evaluation(result.run), indent=1))
     else:
         create = shlex.join(["ollama", "create", result.run.task.name, "-f", str(result.modelfile)])
         files = [

@@ -6,6 +6,7 @@ import click
 
 from sg_local.cli.group import Group
 from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.output import echo_json
 
 
 @click.group(cls=Group)
@@ -39,7 +40,7 @@ def check_command(task_source: str, as_json: bool) -> None:
             "n_examples": len(checked_task.examples),
             "n_test_rows": len(test_rows),
         }
-        click.echo(json_text(facts, indent=1))
+        echo_json(json_text(facts, indent=1))
         return
     kind = (
         f"classification, labels {', '.join(map(one_line, checked_task.labels))}"

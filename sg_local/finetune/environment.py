@@ -6,9 +6,11 @@ By default, Unsloth writes compiled code into the working directory and imports 
 network. Here it works in the run's directory, offline, and sends nothing.
 """
 
+import getpass
 import logging
 import os
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,8 +61,19 @@ def go_offline() -> None:
     if loaded and not OFFLINE_ENVIRONMENT.items() <= os.environ.items():
         raise RuntimeError(f"the offline environment was set after the import of {', '.join(loaded)}")
     os.environ.update(OFFLINE_ENVIRONMENT)
+    _name_a_home()
     # bitsandbytes advises to download faster kernels from a hub; nothing is downloaded here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _name_a_home() -> None:
+    """torch and Triton ask for the user's name and home, and end where a container's user has neither."""
+    try:
+        Path.home()
+        getpass.getuser()
+    except (KeyError, OSError, RuntimeError):  # OSError in place of KeyError from Python 3.13 on
+        os.environ["HOME"] = tempfile.gettempdir()
+        os.environ["USER"] = os.environ["LOGNAME"] = "sg-local"
 
 
 def prepare_process(work_dir: Path, *, on_gpu: bool = False) -> None:

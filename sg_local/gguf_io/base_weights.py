@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import Faults, atomic_path, write_text
+from sg_local.files import Faults, atomic_path, partial_directory, write_text
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
 from sg_local.gguf_io.hf_config import hf_config
 from sg_local.gguf_io.tensors import (
@@ -56,7 +56,7 @@ def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
     config = checkpoint_config(header)
     expected = model_tensors(header, read_dimensions(header))
 
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
+    partial = partial_directory(out_dir)
     try:
         if partial.exists():
             shutil.rmtree(partial)

@@ -11,6 +11,7 @@ had the same prefix, it is still there, with the same values as in a fresh conte
 tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -155,7 +156,7 @@ class Engine:
 
     def attach_adapter(self, path: Path) -> Callable[[], None]:
         """Applies a LoRA adapter (GGUF) at scale 1 and returns the function that frees it."""
-        adapter = llama_cpp.llama_adapter_lora_init(self.model.pointer, str(path).encode())
+        adapter = llama_cpp.llama_adapter_lora_init(self.model.pointer, os.fsencode(path))
         if not adapter:
             raise SgLocalError(f"{path} does not fit this base model: {last_messages()}")
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)

@@ -147,7 +147,7 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     params.vocab_only = vocab_only
     with native_code_uses(path):
         with interrupt_later():
-            pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+            pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
             require_card_memory()
             raise InputError(f"{path} could not be loaded by llama.cpp: {last_messages()}")

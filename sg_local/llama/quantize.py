@@ -5,6 +5,7 @@
 Source: llama.h `llama_model_quantize`, of the llama.cpp that llama-cpp-python carries.
 """
 
+import os
 from pathlib import Path
 
 import llama_cpp
@@ -26,5 +27,5 @@ def requantize(source: Path, target: Path, file_type: str, n_threads: int = 0) -
     params.allow_requantize = True
     params.nthread = n_threads
     with atomic_path(target) as path, native_code_uses(source):
-        if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), params) != 0:
+        if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), params) != 0:
             raise SgLocalError(f"{source} could not be written as {file_type}: {last_messages()}")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sg_local import child_process
 from sg_local.child_process import ChildDied
-from sg_local.errors import signal_name
+from sg_local.errors import InputError, signal_name
 from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
 from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
@@ -63,17 +63,19 @@ _TRY_SECONDS = 120
 def examine() -> list[Finding]:
     """All findings, in the order in which a user should mend them."""
     gpus = nvidia_gpus()
+    store = _store()
     return [
         _python(),
         *(_package(name, INSTALL) for name in ("gguf", "rapidfuzz", "rouge-score", "scipy")),
-        _llama(bool(gpus)),
+        *([store] if store else []),
+        _llama(bool(gpus), has_store=store is None),
         _torch(bool(gpus)),
         *_compiler(bool(gpus)),
         *(_package(name, INSTALL_TRAINING) for name in NEEDED if name != "torch"),
         _machine(),
         _gpu(gpus),
-        _disk(),
-        _models(),
+        _disk(has_store=store is None),
+        *([] if store else [_models()]),
     ]
 
 
@@ -103,7 +105,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _llama(has_gpu: bool) -> Finding:
+def _llama(has_gpu: bool, *, has_store: bool) -> Finding:
     found = _version("llama-cpp-python")
     if found is None:
         return _finding("llama.cpp", "llama-cpp-python is not installed", f"pip install {LLAMA_REQUIREMENT}")
@@ -113,7 +115,7 @@ def _llama(has_gpu: bool) -> Finding:
         return _finding("llama.cpp", f"{found} cannot be loaded: {death.what}", BUILD_PORTABLE)
     if fault:
         return _finding("llama.cpp", f"{found} cannot be loaded: {fault}", REINSTALL)
-    if fault := _fault_at_work():
+    if has_store and (fault := _fault_at_work()):
         fix = BUILD_PORTABLE_WITH_CUDA if built_for_gpu else BUILD_PORTABLE
         return _finding("llama.cpp", f"{found}, but {fault}", fix)
     if built_for_gpu:
@@ -208,8 +210,20 @@ def _gpu(gpus: list[str]) -> Finding:
     )
 
 
-def _disk() -> Finding:
-    places = {"here": Path.cwd(), "for models and working copies": model_store()}
+def _store() -> Finding | None:
+    """Where there is no place for models and working copies; None where there is one."""
+    try:
+        model_store()
+    except InputError as error:
+        found, _, fix = str(error).partition(": ")
+        return _finding("store", found, fix)
+    return None
+
+
+def _disk(*, has_store: bool) -> Finding:
+    places = {"here": Path.cwd()}
+    if has_store:
+        places["for models and working copies"] = model_store()
     free = {
         name: shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
         for name, place in places.items()

@@ -4,33 +4,36 @@
       hf/         16-bit safetensors and config.json, dequantized from the very GGUF that is served (for torch)
       f16.gguf    the same numbers as a GGUF (for comparing llama.cpp with torch, and for making data faster)
       speed.json  {"x86_64, 2 processors, ...": {"base_seconds": 4.1, "f16_seconds": 2.2}}
+      base.json   {"name": "SmolLM2-135M-Instruct.Q4_1.gguf", "sha256": "b179c9523d0e6a0f..."}
 
-They are derived files: deleting them costs the seconds that it takes to make them again.
+They are derived files: deleting them costs the seconds that it takes to make them again. All writing is done by a
+holder of the directory's lock, who first clears away what killed writers left: temporaries are as large as the copies.
 """
 
 import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import read_json, write_json
+from sg_local.files import partial_directory, read_json, remove_leftovers, write_json
 from sg_local.gguf_header import GgufHeader, read_model_header
-from sg_local.models import model_store
+from sg_local.models import make_store_directory, store_root
 from sg_local.plan.machine import total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.progress import say
 from sg_local.runs.directory import BaseModel, Run, versions
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
+TORCH_COPY, F16_COPY, SPEEDS, BASE = "hf", "f16.gguf", "speed.json", "base.json"
 
 
 def place_of(base: BaseModel) -> Path:
     """The directory of a base's working copies."""
-    return model_store().parent / "weights" / base.sha256[:16]
+    return copies_root() / base.sha256[:16]
 
 
 def torch_weights(base: BaseModel) -> Path:
@@ -41,7 +44,7 @@ def torch_weights(base: BaseModel) -> Path:
         say(f"dequantizing {base.path.name} for torch")
         write_base_weights(base.path, path)
 
-    return _working_copy(base, "hf", make)
+    return _working_copy(base, TORCH_COPY, make)
 
 
 def training_weights(run: Run) -> Path:
@@ -75,7 +78,7 @@ def f16_gguf(base: BaseModel, n_threads: int) -> Path:
         say(f"writing a 16-bit copy of {base.path.name}")
         requantize(base.path, path, "F16", n_threads)
 
-    return _working_copy(base, "f16.gguf", make)
+    return _working_copy(base, F16_COPY, make)
 
 
 def generating_model(run: Run) -> Path:
@@ -107,16 +110,12 @@ def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
     """How long the base and its copy take for the same work; measured once for a machine and kept."""
     from sg_local.llama.speed import seconds_of_work
 
-    path = copy.with_name("speed.json")
+    path = copy.with_name(SPEEDS)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} processors, {run.settings.n_threads} threads, "
         f"llama-cpp-python {versions()['llama-cpp-python']}"
     )
-    known: dict[str, object] = {}
-    with suppress(InputError):  # missing or damaged: it is only measured again
-        found = read_json(path, 1 << 20)
-        known = found if isinstance(found, dict) else {}
-    match known.get(machine):
+    match _known_speeds(path).get(machine):
         case {"base_seconds": float(base), "f16_seconds": float(f16)} if base > 0 and f16 > 0:
             return {"base_seconds": base, "f16_seconds": f16}
     n_threads = run.settings.n_threads
@@ -124,18 +123,47 @@ def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
         "base_seconds": seconds_of_work(run.model.path, n_threads=n_threads),
         "f16_seconds": seconds_of_work(copy, n_threads=n_threads),
     }
-    write_json(path, known | {machine: measured})
+    with lock_copies(path.parent):
+        write_json(path, _known_speeds(path) | {machine: measured})
     return measured
+
+
+def _known_speeds(path: Path) -> dict[str, object]:
+    with suppress(InputError):  # missing or damaged: it is only measured again
+        speeds = read_json(path, 1 << 20)
+        return speeds if isinstance(speeds, dict) else {}
+    return {}
+
+
+def copies_root() -> Path:
+    """The directory of all working copies, one directory in it for each base. It need not exist yet."""
+    return store_root() / "weights"
+
+
+@contextmanager
+def lock_copies(place: Path, timeout_seconds: float = -1) -> Iterator[None]:
+    """Holds the directory of a base's copies for one writer, and clears away what killed ones left in it.
+
+    It waits for another writer, or raises filelock.Timeout after timeout_seconds.
+    """
+    from filelock import FileLock
+
+    with FileLock(place / ".lock", timeout=timeout_seconds):
+        remove_leftovers(place)
+        partial = partial_directory(place / TORCH_COPY)
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial)
+        yield
 
 
 def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> Path:
     """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
-    from filelock import FileLock
-
     place = place_of(base)
-    place.mkdir(parents=True, exist_ok=True)
+    make_store_directory(place)
     path = place / name
-    with FileLock(place / ".lock"):
+    with lock_copies(place):
+        if not (place / BASE).exists():
+            write_json(place / BASE, {"name": base.path.name, "sha256": base.sha256})
         if not path.exists():
             _check_space(base, path)
             make(path)
@@ -148,7 +176,7 @@ def _check_space(base: BaseModel, path: Path) -> None:
     if free < needed:
         raise SgLocalError(
             f"{path} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "free some, or set SG_LOCAL_HOME to a directory on another disk"
+            "free some, as with `sg-local cache --unused`, or set SG_LOCAL_HOME to a directory on another disk"
         )
 
 

@@ -14,7 +14,7 @@ from sg_local.chat.template import require_template, without_template
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
-from sg_local.models import Model, find_by_path, resolve_model
+from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
 from sg_local.progress import say
 from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.lock import lock_run, make_directory
@@ -77,15 +77,13 @@ def with_full_paths(settings: Settings) -> Settings:
     """The settings as a run keeps them, which goes on from any directory."""
     if not settings.base_weights:
         return settings
-    return replace(settings, base_weights=str(Path(settings.base_weights).expanduser().resolve()))
+    return replace(settings, base_weights=str(expand_user(settings.base_weights).resolve()))
 
 
 def read_model(path: Path) -> ModelFile:
     """Reads a model file for one call. Raises InputError when it is no model that can be finetuned here."""
-    try:
-        str(path.resolve()).encode()
-    except UnicodeEncodeError as error:  # settings.toml could not hold it
-        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
+    require_utf8(full_path(path))
+    store_root()  # sooner or later its working copies go there
     header = read_model_header(path)
     require_supported(header)
     return ModelFile(path, header)
@@ -153,6 +151,14 @@ def _room_faults(header: GgufHeader, settings: Settings, task: Task) -> Iterator
             )
 
 
+def require_utf8(path: Path) -> None:
+    """Raises InputError for a path that settings.toml could not hold, nor torch's libraries open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} is not named in UTF-8: rename the file or its directory") from error
+
+
 def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
     """The facts of a model file that was found fit; the file is hashed."""
     listed: Model | None = find_by_path(model.path)
@@ -160,7 +166,7 @@ def describe_base(model: ModelFile, settings: Settings) -> BaseModel:
     if listed:  # with the notice that some licences want to be passed on
         licence = ". ".join(part for part in (listed.licence, listed.notice) if part)
     return BaseModel(
-        model.path.resolve(), model.sha256, model.header.size_bytes, licence, model.prompt_format(settings)
+        full_path(model.path), model.sha256, model.header.size_bytes, licence, model.prompt_format(settings)
     )
 
 
@@ -182,6 +188,7 @@ def create_or_open_run(
     base = describe_base(model, settings)
     if test_rows is None:
         test_rows = load_test_rows(task) if task.test else []
+    require_utf8(path.absolute())
     if _is_begun(path):
         return _open_same_run(path, task, test_rows, base, settings), False
     make_directory(path)

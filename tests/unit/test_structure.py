@@ -34,9 +34,9 @@ LAYERS = [
     {"models", "task", "settings", "dimensions"},
     {"child"},
     {"child_process"},
-    {"files", "gguf_header", "progress"},
+    {"download", "files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"errors", "escape", "runs.stage_files"},
+    {"download_child", "errors", "escape", "runs.stage_files"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -51,7 +51,7 @@ WALLS = {
     "rich": "progress",
     "click": "cli",
     "jinja2": "chat",
-    "huggingface_hub": "models",
+    "huggingface_hub": "download_child",
 }
 
 HEAVY = {

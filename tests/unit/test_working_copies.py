@@ -1,17 +1,23 @@
-"""Which file makes the data: the base, or its 16-bit copy where that was measured to be faster."""
+"""Which file makes the data: the base, or its 16-bit copy where that is faster; and one writer of copies."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 from gguf_models import write_model
 
 import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
+from sg_local.files import atomic_path, find_leftovers, partial_directory
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.settings import Settings
@@ -99,3 +105,108 @@ def test_where_no_copy_can_pay_none_is_made(
         monkeypatch.setattr(weights, "total_memory_bytes", lambda: 1000)
     assert weights.generating_model(run) == run.model.path
     assert not timed
+
+
+def place_of(run: Run) -> Path:
+    return weights.copies_root() / run.model.sha256[:16]
+
+
+def leave_behind(run: Run, make: Callable[[Path], None]) -> list[str]:
+    """What a process leaves that is killed while `make` writes into the directory of the base's copies."""
+    place_of(run).mkdir(parents=True, exist_ok=True)
+    before = {path.name for path in place_of(run).iterdir()}
+    child = os.fork()
+    if child == 0:
+        with weights.lock_copies(place_of(run)):
+            make(place_of(run))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    return sorted({path.name for path in place_of(run).iterdir()} - before - {".lock"})
+
+
+def killed_in_f16(place: Path) -> None:
+    with atomic_path(place / weights.F16_COPY) as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_torch_copy(place: Path) -> None:
+    partial = partial_directory(place / weights.TORCH_COPY)
+    partial.mkdir()
+    (partial / "0.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.parametrize("make", [killed_in_f16, killed_in_torch_copy])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_a_killed_writer_left_is_cleared_by_the_next_holder_of_the_lock(
+    run: Run, make: Callable[[Path], None], is_there: bool
+) -> None:
+    if is_there:  # then nothing is written anew
+        weights.f16_gguf(run.model, 1)
+    leftovers = [leave_behind(run, make) for _ in range(2 if make is killed_in_f16 else 1)]
+    assert all(len(names) == 1 for names in leftovers)
+    copy = weights.f16_gguf(run.model, 1)
+    assert {path.name for path in place_of(run).iterdir()} == {".lock", "base.json", "f16.gguf"}
+    assert copy.read_text() == "F16"
+
+
+def test_a_link_in_the_place_of_a_leftover_is_not_followed(run: Run, tmp_path: Path) -> None:
+    weights.f16_gguf(run.model, 1)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / ".a.0123abcd.tmp").write_text("theirs")
+    partial_directory(place_of(run) / weights.TORCH_COPY).symlink_to(theirs)
+    (place_of(run) / "archive").symlink_to(theirs)
+    weights.f16_gguf(run.model, 1)
+    assert (theirs / ".a.0123abcd.tmp").read_text() == "theirs"
+
+
+def test_a_living_writers_temporary_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run of the base waits for the copy that the first one writes."""
+    writes, may_end = threading.Event(), threading.Event()
+    made = []
+
+    def requantize(_source: Path, target: Path, file_type: str, _n_threads: int) -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text(file_type)
+            writes.set()
+            assert may_end.wait(30)
+            made.append(temporary)
+
+    monkeypatch.setattr(quantize, "requantize", requantize)
+    runs = [threading.Thread(target=weights.f16_gguf, args=(run.model, 1)) for _ in range(2)]
+    runs[0].start()
+    assert writes.wait(30)
+    runs[1].start()
+    time.sleep(0.2)
+    assert len(find_leftovers(place_of(run))) == 1
+    may_end.set()
+    for thread in runs:
+        thread.join(30)
+    assert len(made) == 1
+    assert (place_of(run) / "f16.gguf").read_text() == "F16"
+
+
+def test_all_that_is_written_beside_the_copies_is_written_by_the_locks_holder(
+    run: Run, clock: Callable[[float, float], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(3.0, 2.0)
+    written = []
+    write_json = weights.write_json
+
+    def checked(path: Path, value: object) -> None:
+        def take() -> None:
+            with pytest.raises(Timeout), weights.lock_copies(path.parent, timeout_seconds=0):
+                pass
+            written.append(path.name)
+
+        other = threading.Thread(target=take)
+        other.start()
+        other.join(30)
+        write_json(path, value)
+
+    monkeypatch.setattr(weights, "write_json", checked)
+    weights.generating_model(run)
+    assert written == ["base.json", "speed.json"]

