@@ -28,6 +28,10 @@ def read_inputs(run: Run) -> list[InputRow]:
     for row in rows:
         if row["drop"] is None and not row["input"].strip():
             faults.add(f"{path}: the input of row {row['id']} is empty; write a reason into its drop")
+        if row["label"] is not None and run.task.labels and row["label"] not in run.task.labels:
+            faults.add(
+                f"{path}: row {row['id']} was made for {row['label']!r:.80}, no label of the task; write one, or null"
+            )
     faults.raise_any()
     return rows
 
@@ -44,6 +48,14 @@ def read_outputs(run: Run, inputs: Sequence[InputRow]) -> list[OutputRow]:
             faults.add(f"{path}: row {row['id']} is of no input in inputs.jsonl; remove it")
         for fault in _output_faults(run, row):
             faults.add(f"{path}: row {row['id']} {fault}; {_redo(run, 'annotate')}")
+    n_prompts = {
+        len(row["label_logprobs"]) for row in rows if row["drop"] is None and row.get("label_logprobs")
+    }
+    if len(n_prompts) > 1:
+        numbers = " and ".join(map(str, sorted(n_prompts)))
+        faults.add(
+            f"{path}: its label_logprobs are of {numbers} prompts, not of one number; {_redo(run, 'annotate')}"
+        )
     for row_id in sorted(kept - answered):
         faults.add(
             f"{path}: there is no row for the input {row_id}; to leave it out, write a reason into its drop, or "

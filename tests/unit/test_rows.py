@@ -9,6 +9,7 @@ from messages import assert_says
 
 from sg_local.errors import InputError
 from sg_local.files import write_rows
+from sg_local.report.explain import explain, explained
 from sg_local.runs.directory import Run
 from sg_local.runs.rows import read_inputs, read_outputs, read_pairs
 from sg_local.stages.curate import run_curate
@@ -50,6 +51,7 @@ def test_rows_as_the_stages_write_them_are_read(new_run: Run) -> None:
         (lambda rows: changed(rows, 1, output=None), ["row 1", "no output"]),
         (lambda rows: changed(rows, 1, label_logprobs=[]), ["row 1", "label_logprobs"]),
         (lambda rows: changed(rows, 1, label_logprobs=[{"delivery": -1.0}]), ["row 1", "label_logprobs"]),
+        (lambda rows: changed(rows, 1, label_logprobs=rows[1]["label_logprobs"] * 2), ["1 and 2 prompts"]),
         (lambda rows: changed(rows, 1, label_logprobs=[{"x": "much"}]), ["line 2: label_logprobs"]),
     ],
 )
@@ -72,6 +74,7 @@ def test_outputs_that_do_not_belong_to_the_inputs_are_refused_by_curate(
         ({"input": " "}, "input of row 1 is empty"),
         ({"input": None}, "line 2: input is None"),
         ({"id": []}, "line 2: id is []"),
+        ({"label": "logn"}, "row 1 was made for 'logn'"),
         ({"seed": "many"}, "line 2: seed is 'many'"),
     ],
 )
@@ -92,6 +95,25 @@ def test_a_row_that_a_person_dropped_needs_no_answer(new_run: Run) -> None:
     write_inputs(new_run, changed(inputs(new_run), 1, drop="rude"))
     write_outputs(new_run, [row for row in outputs(new_run) if row["id"] != 1])
     assert len(read_outputs(new_run, read_inputs(new_run))) == 2
+
+
+@pytest.mark.parametrize("scores", [[], [{"delivery": -1.0}], "twice"])
+def test_a_row_is_explained_as_far_as_its_scores_go(new_run: Run, scores: object) -> None:
+    write_inputs(new_run, inputs(new_run))
+    rows = outputs(new_run)
+    edited = rows[1]["label_logprobs"] * 2 if scores == "twice" else scores
+    write_outputs(new_run, changed(rows, 1, label_logprobs=edited))
+    explanation = explain(new_run, "1")
+    assert explanation["label_scores"] is None
+    assert "row 1" in explained(explanation)
+
+
+def test_an_input_without_a_made_for_label_is_scored_without_evidence(new_run: Run) -> None:
+    write_inputs(new_run, changed(inputs(new_run), 1, label=None))
+    sure = [{label: -0.01 if label == new_run.task.labels[0] else -9.0 for label in new_run.task.labels}]
+    write_outputs(new_run, [{**row, "label_logprobs": sure} for row in outputs(new_run)])
+    run_curate(new_run)
+    assert {row["id"] for row in read_pairs(new_run)} >= {0, 1, 2}
 
 
 PAIR = {"id": 0, "input": "Log me in.", "output": "login"}
