@@ -42,7 +42,7 @@ METADATA: dict[str, Value] = {
     ),
     "tokenizer.ggml.bos_token_id": 1,
     "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.chat_template": "{{ messages }}",
+    "tokenizer.chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
     "tiny.empty": array(INT32, b"", 0),
     "tiny.nested": array(ARRAY, struct.pack("<IQi", INT32, 1, -5) + struct.pack("<IQ", INT32, 0), 2),
     "tiny.flag": True,

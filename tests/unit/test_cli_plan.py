@@ -85,3 +85,21 @@ def test_plan_checks_task_and_model(sg: Call, task: Path, model: Path) -> None:
     assert "llama.block_count is 0" in one_line(sg("plan", task, "--model", model), 2)
     assert "missing.gguf" in one_line(sg("plan", task, "--model", "missing.gguf"), 2)
     assert "mising" in one_line(sg("plan", "mising"), 2)
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{{ messages }}", "does not show each"),
+        ("{{ raise_exception('no') }}", "no"),
+        ("{% for", "TemplateSyntaxError"),
+    ],
+)
+def test_plan_judges_the_chat_template(
+    sg: Call, task: Path, tmp_path: Path, template: str, fault: str
+) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
+    result = sg("plan", task, "--model", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert_says(result.stderr, path, "chat template", fault, "--prompt-format vicuna")
