@@ -108,14 +108,6 @@ def test_a_row_is_explained_as_far_as_its_scores_go(new_run: Run, scores: object
     assert "row 1" in explained(explanation)
 
 
-def test_an_input_without_a_made_for_label_is_scored_without_evidence(new_run: Run) -> None:
-    write_inputs(new_run, changed(inputs(new_run), 1, label=None))
-    sure = [{label: -0.01 if label == new_run.task.labels[0] else -9.0 for label in new_run.task.labels}]
-    write_outputs(new_run, [{**row, "label_logprobs": sure} for row in outputs(new_run)])
-    run_curate(new_run)
-    assert {row["id"] for row in read_pairs(new_run)} >= {0, 1, 2}
-
-
 PAIR = {"id": 0, "input": "Log me in.", "output": "login"}
 
 
