@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sg_local.errors import SgLocalError
-from sg_local.files import read_rows
 from sg_local.gguf_header import read_header
 from sg_local.llama.asking import open_with
 from sg_local.llama.engine import Logits
@@ -25,8 +24,9 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.proof.working_copies import f16_gguf, place_of, torch_weights
 from sg_local.runs.directory import BaseModel, Run
 from sg_local.runs.prompt import demonstrations, template_source
+from sg_local.runs.rows import read_pairs
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.rows import PairRow, is_kept
+from sg_local.selfguide.rows import is_kept
 from sg_local.settings import Settings
 
 N_PROMPTS = 16
@@ -298,7 +298,7 @@ def measure_on_texts(
 def _sequences(run: Run, tokenizer: Tokenizer) -> list[TokensFrom]:
     """Prompt and answer, from the prompt's last token on, of rows spread over the training rows."""
     template = tokenizer.chat_template(template_source(run))
-    rows = [row for row in read_rows(run.file("train.jsonl"), PairRow) if is_kept(row)]
+    rows = [row for row in read_pairs(run) if is_kept(row)]
     found = []
     for row in rows[:: max(1, len(rows) // N_PROMPTS)][:N_PROMPTS]:
         messages = answer_messages(run.task.instruction, row["input"], demonstrations(run))

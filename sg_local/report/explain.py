@@ -158,7 +158,9 @@ def _label_scores(
     The bias is that of all answered rows, so it is known when annotate is finished; how much the made-for label counts,
     when curate is.
     """
-    scored = [row for row in outputs if row["drop"] is None and row.get("label_logprobs")]
+    scored = [row for row in outputs if row["drop"] is None and _has_scores(row, run.task.labels)]
+    if len({len(row["label_logprobs"]) for row in scored}) > 1:  # somebody edited them
+        return None
     place = next((place for place, row in enumerate(scored) if str(row["id"]) == row_id), None)
     if place is None:
         return None
@@ -181,6 +183,12 @@ def _label_scores(
         }
         for number, label in enumerate(run.task.labels)
     }
+
+
+def _has_scores(row: OutputRow, labels: Sequence[str]) -> bool:
+    """Whether a row has scores of all labels, by each prompt."""
+    by_prompt = row.get("label_logprobs")
+    return bool(by_prompt) and all(scores.keys() >= {*labels} for scores in by_prompt or [])
 
 
 def _score_lines(scores: dict[str, Scores], logprobs: Sequence[Mapping[str, float]]) -> list[str]:

@@ -75,7 +75,7 @@ def label_scores(
     if reliable > 1 / len(labels):
         places: dict[str | None, int] = {label: place for place, label in enumerate(labels)}
         posterior = [
-            with_evidence(row, places[label], reliable)
+            with_evidence(row, places[label], reliable) if label in places else row
             for row, label in zip(tempered(scores, reliable), made_for, strict=True)
         ]
     return LabelScores(raw, calibrated, posterior, agreed, reliable)

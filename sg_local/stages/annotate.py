@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from sg_local.chat.template import ChatTemplate
-from sg_local.files import append_rows, read_rows, recover_rows, remove_tree, row_seed, write_rows
+from sg_local.files import append_rows, recover_rows, remove_tree, row_seed, write_rows
 from sg_local.llama.asking import (
     QUESTIONS_PER_CALL,
     counters,
@@ -37,6 +37,7 @@ from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import guarded_call, whole_calls
 from sg_local.runs.made_from import key_of, stage_key
 from sg_local.runs.prompt import template_source
+from sg_local.runs.rows import read_inputs
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.prompts import answer_messages, prompt_variants
 from sg_local.selfguide.rows import DropReason, InputRow, OutputRow
@@ -49,7 +50,7 @@ _KEPT = ".kept_outputs.jsonl"  # answers to inputs that were not edited, while t
 def run_annotate(run: Run) -> None:
     """Answers every input that generate kept."""
     with run.stage("annotate") as details:
-        inputs = [row for row in read_rows(run.file("inputs.jsonl"), InputRow) if row["drop"] is None]
+        inputs = [row for row in read_inputs(run) if row["drop"] is None]
         scores_labels = run.task.is_classification and run.settings.label_answers == "scores"
         per_call = QUESTIONS_PER_CALL if scores_labels else SAMPLED_INPUTS_PER_CALL
         kept, rows = _earlier_rows(run, inputs, per_call)

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from sg_local.errors import SgLocalError
-from sg_local.files import read_rows, row_seed, write_rows
+from sg_local.files import row_seed, write_rows
 from sg_local.progress import say
 from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
 from sg_local.runs.directory import Run
+from sg_local.runs.rows import read_inputs, read_outputs
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.labels import (
     Agreement,
@@ -53,8 +54,8 @@ class Counts(TypedDict):
 def run_curate(run: Run) -> None:
     """Writes train.jsonl, and tells what the made data is like and what was dropped and why."""
     with run.stage("curate") as details:
-        inputs = read_rows(run.file("inputs.jsonl"), InputRow)
-        outputs = read_rows(run.file("outputs.jsonl"), OutputRow)
+        inputs = read_inputs(run)
+        outputs = read_outputs(run, inputs)
         pairs, agreement = _made_pairs(run, inputs, outputs)
         examples = _example_pairs(run)
         rows = examples + pairs

@@ -42,6 +42,7 @@ from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import guarded_call
 from sg_local.runs.made_from import base_facts, is_made_from, key_of, note_made_from, task_facts
 from sg_local.runs.prompt import demonstrations, template_source
+from sg_local.runs.rows import read_pairs
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import (
     PredictionRow,
@@ -54,7 +55,7 @@ from sg_local.selfguide.evaluation import (
     predictions_note,
 )
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.rows import DEMONSTRATION
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, is_kept
 from sg_local.selfguide.selection import in_turns
 from sg_local.task import Example
 
@@ -151,8 +152,8 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
         return rows, "the task's test file"
     held_out = [
         Example(row["input"], row["output"])
-        for row in read_rows(run.file("train.jsonl"))
-        if row["drop"] == "held_out"
+        for row in read_pairs(run)
+        if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
     ]
     if not held_out:
         raise InputError(
@@ -231,12 +232,8 @@ def many_shots(run: Run, rows: Sequence[Example]) -> list[Example]:
     As many as leave room for the longest input of `rows` and an answer, in the smallest of n_ctx, the context that the
     model was trained for, and MAX_MANY_SHOT_TOKENS.
     """
-    made = [
-        row
-        for row in read_rows(run.file("train.jsonl"))
-        if row["drop"] is None and not str(row["id"]).startswith(DEMONSTRATION)
-    ]
-    made.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
+    made = [row for row in read_pairs(run) if is_kept(row) and not str(row["id"]).startswith(DEMONSTRATION)]
+    made.sort(key=lambda row: -(row["confidence"] or 0.0))  # stable: ties keep the order of the file
     labels = [row["output"] if run.task.is_classification else "" for row in made]
     with load_model(run.model.path, vocab_only=True) as model:
         tokenizer = Tokenizer(model)

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 
 from sg_local.errors import SgLocalError
-from sg_local.files import own_directory, place_directory, read_rows, remove_tree
+from sg_local.files import own_directory, place_directory, remove_tree
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.checkpoints import remove_incomplete
 from sg_local.finetune.environment import prepare_process, require_trainer
@@ -27,8 +27,9 @@ from sg_local.progress import progress, say
 from sg_local.proof.working_copies import training_weights
 from sg_local.runs.directory import Run
 from sg_local.runs.prompt import demonstrations, template_source
+from sg_local.runs.rows import read_pairs
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.rows import PairRow, is_kept
+from sg_local.selfguide.rows import is_kept
 
 
 def run_train(run: Run) -> None:
@@ -81,7 +82,7 @@ def _tokenized(run: Run) -> tuple[list[TrainRow], Counter[str], Vocabulary]:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
         limit = min(run.settings.n_ctx, model.n_ctx_train)
-        for row in filter(is_kept, read_rows(run.file("train.jsonl"), PairRow)):
+        for row in filter(is_kept, read_pairs(run)):
             # A demonstration is not shown above itself: its answer would stand in its own prompt.
             shown = [example for example in demonstrations(run) if example.input != row["input"]]
             messages = answer_messages(run.task.instruction, row["input"], shown)

@@ -204,7 +204,7 @@ def test_free_answers_that_are_noise_or_not_agreed_on_are_dropped(
         ("Could you please wait for me outside?", 1.0, None),
     ]
     inputs = [
-        {"id": number, "input": f"{text or 'Do it now?'}"[17:].capitalize()}
+        {"id": number, "input": f"{text or 'Do it now, as I asked you?'}"[17:].capitalize()}
         for number, (text, _, _) in enumerate(texts)
     ]
     outputs = [

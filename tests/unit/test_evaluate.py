@@ -265,9 +265,10 @@ def test_many_shots_are_each_label_in_turn_the_surest_first_as_many_as_fit(
 
     monkeypatch.setattr(evaluate, "load_model", load_model)
     monkeypatch.setattr(evaluate, "Tokenizer", lambda _model: ScriptedTokenizer())
-    gold = {"id": "demonstration-1", "input": "I want my money back.", "output": "refund", "drop": None}
+    common = {"confidence": 1.0, "targets": None, "copies": 1, "drop": None}
+    gold = {**common, "id": "demonstration-1", "input": "I want my money back.", "output": "refund"}
     made = [
-        {"id": number, "input": text, "output": label, "confidence": confidence, "drop": drop}
+        {**common, "id": number, "input": text, "output": label, "confidence": confidence, "drop": drop}
         for number, (text, label, confidence, drop) in enumerate(MADE)
     ]
     write_rows(finished_run.file("train.jsonl"), [gold, *made])

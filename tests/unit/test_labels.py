@@ -180,3 +180,13 @@ def test_the_made_for_label_is_evidence_as_far_as_it_is_reliable():
     # By chance it says nothing.
     by_chance = label_scores(scored(rows), "aabb" * 10, "ab", removes_bias=True, weighs_evidence=True)
     assert (by_chance.with_evidence, by_chance.reliability) == (None, 0.5)
+
+
+def test_a_row_without_a_made_for_label_is_scored_without_that_evidence() -> None:
+    labels = ["a", "b"]
+    sure = {label: [{label: -0.01, other: -5.0}] for label, other in (("a", "b"), ("b", "a"))}
+    made_for = [*labels * 20, None]
+    rows = [sure[label or "a"] for label in made_for]
+    scores = label_scores(rows, made_for, labels, removes_bias=False, weighs_evidence=True)
+    assert scores.with_evidence is not None
+    assert scores.with_evidence[0][0] > scores.with_evidence[-1][0] > 0.5

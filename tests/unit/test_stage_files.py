@@ -337,7 +337,8 @@ def test_evaluate_reads_what_it_declares(
     if not has_test_rows:  # the held-out ones are scored
         finished_run.file("test.jsonl").unlink()
         finish_run(finished_run)
-        rows = [{"id": 0, "input": "Pay me.", "output": "refund", "drop": "held_out"}]
+        row = {"id": 0, "input": "Pay me.", "output": "refund", "drop": "held_out"}
+        rows = [{**row, "confidence": None, "targets": None, "copies": 0}]
         with finished_run.stage("curate"):
             write_rows(finished_run.file("train.jsonl"), rows)
         write_stage(finished_run, "train")

@@ -25,7 +25,7 @@ LAYERS = [
     {"runs.begin"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
-    {"runs.in_flight", "runs.made_from", "runs.prompt"},
+    {"runs.in_flight", "runs.made_from", "runs.prompt", "runs.rows"},
     {"chat.modelfile"},
     {"selfguide"},
     {"chat"},
