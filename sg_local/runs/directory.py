@@ -379,4 +379,12 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_map_to(kind: type, value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
+    """Whether a manifest's value is a map from names of the run's own files to values of this kind."""
+    return isinstance(value, dict) and all(
+        isinstance(item, kind) and _is_inside(name) for name, item in value.items()
+    )
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name stays in the run: a stranger's manifest may name any file of the machine."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts

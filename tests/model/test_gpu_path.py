@@ -19,6 +19,7 @@ from sg_local.finetune.environment import go_offline
 from sg_local.finetune.load import require_card, require_same_positions
 from sg_local.finetune.loss import batch_loss, tensors
 from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
+from sg_local.settings import TrainSettings
 
 for package in ("torch", "transformers", "peft", "trl"):
     if importlib.util.find_spec(package) is None:
@@ -141,7 +142,7 @@ def test_memory_that_ran_out_is_told_with_what_makes_the_training_smaller() -> N
 
     from sg_local.finetune.train import memory_error_explained
 
-    settings: Any = SimpleNamespace(load_in_4bit=False, batch_size=8, gradient_checkpointing="auto")
+    settings = TrainSettings(load_in_4bit=False, batch_size=8, gradient_checkpointing="auto")
     with (
         pytest.raises(
             SgLocalError, match=r"--load-in-4bit or --batch-size 4 or --gradient-checkpointing always"

@@ -312,6 +312,8 @@ def test_a_run_that_used_a_setting_that_is_gone_is_refused_in_one_line(
         '{"stages": {"generate": 1}}',
         '{"stages": {"generate": {"reads": {}}}}',
         '{"stages": {"generate": {"reads": {}, "writes": {"a": 1}}}}',
+        '{"stages": {"generate": {"reads": {}, "writes": {"../a": "0"}}}}',
+        '{"stages": {"generate": {"reads": {"/etc/passwd": "0"}, "writes": {}}}}',
     ],
 )
 def test_a_damaged_manifest_is_told(new_run: Run, text: str) -> None:
