@@ -166,14 +166,20 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
             llama_cpp.llama_model_free(pointer)
 
 
-@cache
 def tell_device(device: str, is_wanted: bool) -> None:
     """Says once in a process on which device llama.cpp computes; is_wanted: a card should be used, if there is one."""
     card = card_in_use() if is_wanted and not device else ""
     if card:
-        say(f"llama.cpp: on the processor, though this machine has {card}: `sg-local doctor` names the fix")
+        _say_once(
+            f"llama.cpp: on the processor, though this machine has {card}: `sg-local doctor` names the fix"
+        )
     else:
-        say(f"llama.cpp: on {device or 'the processor'}")
+        _say_once(f"llama.cpp: on {device or 'the processor'}")
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def supports_gpu() -> bool:
