@@ -241,7 +241,8 @@ def readme_faults(text: str) -> Iterator[str]:
 
 def score_columns(shown: str) -> tuple[list[str], list[str]]:
     """The headings of the table of scores and the contenders in it; none where there is no such table."""
-    table = re.search(r"\n\n( {10,}\S.*)\n((?:\S.*\n)+)", shown)
+    # It follows its title, "support-inbox: 100 rows, ..."; a table of labels may come after it.
+    table = re.search(r": \d+ rows, .*\n\n( {10,}\S.*)\n((?:\S.*\n)+)", shown)
     if not table:
         return [], []
     return re.split(r"  +", table[1].strip()), [line.split()[0] for line in table[2].splitlines()]
