@@ -4,7 +4,7 @@ in_child_process(run, "train")    0: finished; 1 or 2: it has said why; -11: SIG
 stage_in_child(run, "train")      the same for a command that is this stage: its error is raised
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -51,7 +51,7 @@ def stage_in_child(run: Run, stage: str, *, redo: bool = False) -> int:
     return 0
 
 
-def work_on_stage(run_dir: str, stage: str, redo: bool, given: dict[str, Any]) -> None:
+def work_on_stage(run_dir: str, stage: str, redo: bool, given: Mapping[str, Any]) -> None:
     """A stage, in the process that was made for it."""
     try:
         run_stage(open_run(Path(run_dir)).with_given(given), stage, redo=redo)
