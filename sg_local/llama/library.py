@@ -166,6 +166,7 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
             llama_cpp.llama_model_free(pointer)
 
 
+@cache  # it asks nvidia-smi
 def tell_device(device: str, is_wanted: bool) -> None:
     """Says once in a process on which device llama.cpp computes; is_wanted: a card should be used, if there is one."""
     card = card_in_use() if is_wanted and not device else ""

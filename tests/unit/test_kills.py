@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from scripted_engine import ScriptedEngine
-from stand_ins import replace_export, replace_sampling, replace_training
+from stand_ins import replace_export, replace_sampling, replace_training, scores
 
 import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
@@ -72,10 +72,6 @@ class Disk:
             return change(target, *arguments, **options)
 
         return counted
-
-
-def scores(prompt: str, labels: list[str]) -> list[float]:
-    return [-1.0 - sum(prompt.encode()) % 7, -1.0 - len(prompt) % 5][: len(labels)]
 
 
 @pytest.fixture

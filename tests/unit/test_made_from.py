@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from scripted_engine import ScriptedEngine
-from stand_ins import replace_export, replace_sampling, replace_training
+from stand_ins import replace_export, replace_sampling, replace_training, scores
 
 import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
@@ -29,10 +29,6 @@ instruction = "Name it."
 input = "I want my money back."
 output = "Refund it now."
 """
-
-
-def scores(prompt: str, labels: list[str]) -> list[float]:
-    return [-1.0 - sum(prompt.encode()) % 7, -1.0 - len(prompt) % 5][: len(labels)]
 
 
 @pytest.fixture
