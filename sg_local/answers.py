@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def answers(
         template_source=source,
         instruction=served.task.instruction,
         labels=served.task.labels,
-        examples=[asdict(example) for example in served.task.examples],
+        examples=[example.as_row() for example in served.task.examples],
         max_new_tokens=max_new_tokens or served.max_new_tokens,
         shows_progress=shows_progress,
     )

@@ -81,7 +81,8 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from sg_local.errors import InputError, SgLocalError
     from sg_local.escape import printable
     from sg_local.files import write_rows, write_text
-    from sg_local.task import import_task, task_to_toml
+    from sg_local.task import task_to_toml
+    from sg_local.task_import import import_task
 
     imported, rows = import_task(file, n_test_rows, seed)
     target = out / f"{imported.name}.toml"
@@ -94,7 +95,7 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     except OSError as error:
         raise SgLocalError(f"{out} cannot be made ({error.strerror}): give another with --out") from error
     if rows:
-        write_rows(test, [vars(row) for row in rows])
+        write_rows(test, [row.as_row() for row in rows])
     write_text(target, task_to_toml(replace(imported, test=Path(test.name) if rows else None)))
     tested = f"{len(rows)} test rows in {test}" if rows else "no test rows"
     click.echo(printable(f"{target}: {len(imported.examples)} examples, {tested}"))

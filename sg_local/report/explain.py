@@ -14,7 +14,6 @@ Changes nothing, and takes no lock.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TypedDict
 
 from sg_local.errors import InputError
@@ -62,7 +61,7 @@ def explain(run: Run, row_id: str) -> Explanation:
     made = _row(inputs, row_id)
     annotated = _row(outputs, row_id)
     curated = _row(_rows(run, "train.jsonl", PairRow), row_id)
-    examples = {f"{DEMONSTRATION}{number}": asdict(one) for number, one in enumerate(run.task.examples, 1)}
+    examples = {f"{DEMONSTRATION}{number}": one.as_row() for number, one in enumerate(run.task.examples, 1)}
     if not (made or annotated or curated or row_id in examples):
         raise InputError(f"{run.path} has no row {row_id!r:.80}: {_known_ids(inputs, list(examples))}")
     is_finished = run.is_finished("curate")

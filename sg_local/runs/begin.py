@@ -20,7 +20,8 @@ from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.lock import lock_run, make_directory
 from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, as_flag
-from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
+from sg_local.task import TASK_KEYS, Example, Task, load_task, task_to_toml
+from sg_local.task_rows import load_test_rows
 
 # What a run that was killed while it was made may have left: these, and temporaries of the files.
 _FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
@@ -198,7 +199,7 @@ def create_or_open_run(
         write_text(path / "task.toml", _task_text(task))
         (path / "test.jsonl").unlink(missing_ok=True)
         if test_rows:
-            write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
+            write_rows(path / "test.jsonl", [row.as_row() for row in test_rows])
         begun_with = {"model": {**asdict(base), "path": str(base.path)}, "settings": settings.as_dict()}
         write_text(path / "settings.toml", toml_text(begun_with))  # last: with this file it is a run
     return open_run(path), True
@@ -231,7 +232,7 @@ def _open_same_run(
         keys = [key for key in TASK_KEYS if key != "test" and getattr(task, key) != getattr(old.task, key)]
         before.append(f"the task {task.name}")
         now.append(f"other {' and '.join(keys)} in it")
-    elif [vars(row) for row in test_rows] != _rows_of(path / "test.jsonl"):
+    elif [row.as_row() for row in test_rows] != _rows_of(path / "test.jsonl"):
         before.append(f"test rows of {task.name}")
         now.append("other test rows")
     if before:

@@ -7,6 +7,7 @@ writes evaluation.json
      "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
        predictions/<contender>.jsonl
     {"input": "...", "prediction": "refund", "reference": "refund", "exact_match": 1.0, "rouge_l": 1.0}
+    where a test row has several right outputs, also "references"; each metric takes the best
 
 Contenders, all greedy through llama.cpp: base_zero_shot, base_few_shot, tuned_adapter (base + adapter.gguf),
 tuned_merged (model.gguf). Where the task has labels also base_label_scoring: the likeliest label after the same prompt
@@ -53,6 +54,7 @@ from sg_local.selfguide.evaluation import (
     prediction_row,
     predictions_file,
     predictions_note,
+    references_of,
 )
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import DEMONSTRATION, DropReason, is_kept
@@ -133,7 +135,7 @@ def ways_to_answer(run: Run) -> dict[Contender, Way]:
 def _key(run: Run, way: Way, sha256: Sequence[str], rows: Sequence[Example]) -> str:
     """The key of a contender's answers. sha256: of the files that it answers with."""
     shown = [[example.input, example.output] for example in way.demonstrations]
-    asked = [[row.input, row.output] for row in rows]
+    asked = [[row.input, *row.outputs] for row in rows]
     limits = [run.settings.n_ctx, run.settings.max_new_tokens]
     return key_of(task_facts(run), base_facts(run), list(sha256), shown, way.scores_labels, limits, asked)
 
@@ -142,8 +144,8 @@ def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow
     """The answers that an earlier call left for these rows; None where there are no such ones."""
     stored = read_rows(path) if path.exists() else []
     predictions = [row for row in stored if is_prediction(row)]
-    answered = [(row["input"], row["reference"]) for row in predictions]
-    is_complete = len(predictions) == len(stored) and answered == [(row.input, row.output) for row in rows]
+    answered = [(row["input"], *references_of(row)) for row in predictions]
+    is_complete = len(predictions) == len(stored) and answered == [(row.input, *row.outputs) for row in rows]
     return predictions if is_complete else None
 
 
@@ -189,7 +191,8 @@ def _predict(
         counted = counters(engine)
     # What does not fit the context, or crashed, is no answer.
     predictions = [
-        prediction_row(row.input, answer or "", row.output) for row, answer in zip(rows, answers, strict=True)
+        prediction_row(row.input, answer or "", *row.outputs)
+        for row, answer in zip(rows, answers, strict=True)
     ]
     return predictions, counted
 

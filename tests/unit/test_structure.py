@@ -23,6 +23,7 @@ LAYERS = [
     {"runs"},
     {"answers", "stages"},
     {"runs.begin"},
+    {"runs.given"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
     {"runs.in_flight", "runs.made_from", "runs.prompt", "runs.rows"},
@@ -31,7 +32,10 @@ LAYERS = [
     {"chat"},
     {"runs.directory", "runs.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
     {"plan.sizes"},
+    {"task_import"},
+    {"task_rows"},
     {"models", "task", "settings", "dimensions"},
+    {"row_files", "task_texts"},
     {"child"},
     {"child_process"},
     {"download", "files", "gguf_header", "progress"},
