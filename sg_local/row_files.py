@@ -44,9 +44,8 @@ class FoundRow(NamedTuple):
 def encoding_fault(encoding: str) -> str:
     """What is wrong with the name of an encoding; "" where Python knows it."""
     try:
-        b"".decode(encoding)
-        codecs.lookup(encoding)
-    except (LookupError, ValueError, UnicodeError):
+        b"a".decode(encoding, "ignore")
+    except (LookupError, ValueError):
         return f"{encoding!r:.60} is no encoding of texts: write one such as 'utf-8', 'cp1252' or 'utf-16'"
     return ""
 
@@ -105,7 +104,7 @@ def _csv_rows(file: RowFile, columns: Sequence[str]) -> Iterator[FoundRow]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield FoundRow(f"line {reader.line_num}", None, f"not CSV: {error}")
+            yield FoundRow(f"line {reader.reader.line_num}", None, f"not CSV: {error}")
             return
         if row is None:
             return

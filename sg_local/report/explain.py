@@ -20,8 +20,10 @@ from sg_local.errors import InputError
 from sg_local.escape import json_text, one_line
 from sg_local.files import Row, read_rows
 from sg_local.runs.directory import Run
+from sg_local.runs.rows import known_labels
+from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.labels import label_scores
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow, Source, source_of
 from sg_local.settings import as_flag
 
 MAX_SHOWN_CHARACTERS = 2000  # of one text
@@ -157,7 +159,12 @@ def _label_scores(
     The bias is that of all answered rows, so it is known when annotate is finished; how much the made-for label counts,
     when curate is.
     """
-    scored = [row for row in outputs if row["drop"] is None and _has_scores(row, run.task.labels)]
+    others = {row["id"] for row in inputs if source_of(row) == Source.LABELLED} | made_like_real(inputs)
+    scored = [
+        row
+        for row in outputs
+        if row["drop"] is None and row["id"] not in others and _has_scores(row, run.task.labels)
+    ]
     if len({len(row["label_logprobs"]) for row in scored}) > 1:  # somebody edited them
         return None
     place = next((place for place, row in enumerate(scored) if str(row["id"]) == row_id), None)
@@ -170,6 +177,7 @@ def _label_scores(
         run.task.labels,
         removes_bias=run.settings.calibrate and run.is_finished("annotate"),
         weighs_evidence=run.settings.agreement == "evidence" and is_curated,
+        known=known_labels(run, inputs, outputs, [row["id"] for row in scored]),
     )
     raw = scores.raw[place]
     calibrated = scores.calibrated[place] if scores.calibrated else None

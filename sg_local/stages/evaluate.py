@@ -57,7 +57,7 @@ from sg_local.selfguide.evaluation import (
     references_of,
 )
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, is_kept
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, Source, is_kept, source_of
 from sg_local.selfguide.selection import in_turns
 from sg_local.task import Example
 
@@ -152,11 +152,13 @@ def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow
 def _scored_rows(run: Run) -> tuple[list[Example], str]:
     if rows := run.test_rows:
         return rows, "the task's test file"
-    held_out = [
-        Example(row["input"], row["output"])
-        for row in read_pairs(run)
-        if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
+    pairs = [
+        row for row in read_pairs(run) if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
     ]
+    labelled = [row for row in pairs if source_of(row) == Source.LABELLED]
+    held_out = [Example(row["input"], str(row["output"])) for row in labelled or pairs]
+    if labelled:
+        return held_out, "held-out labelled rows: accuracy on labelled rows"
     if not held_out:
         raise InputError(
             f"{run.path} has no test rows and no made pair was held out: begin a new run with a test "
