@@ -28,7 +28,7 @@ from rapidfuzz.distance import LCSseq
 from sg_local.selfguide.filters import LENGTH_SLACK_CHARACTERS
 from sg_local.selfguide.labels import Agreement
 from sg_local.selfguide.metrics import normalize, words
-from sg_local.selfguide.rows import InputRow, KeptPair, OutputRow, PairRow, is_kept
+from sg_local.selfguide.rows import InputRow, KeptPair, OutputRow, PairRow, Source, is_kept, source_of
 from sg_local.task import Example, Task
 
 # Pairs grow with the square of the rows. So many take about a second; of more rows a sample is taken, drawn by
@@ -103,6 +103,7 @@ class DataReport(TypedDict):
     """What data_report returns, and the manifest keeps: see above."""
 
     attempts: int
+    given: NotRequired[int]  # of these inputs so many are real
     dropped: dict[str, dict[str, Dropped]]  # stage -> reason
     kept: int
     distinct_1: float
@@ -122,7 +123,7 @@ class DataReport(TypedDict):
 def data_report(
     inputs: Sequence[InputRow], outputs: Sequence[OutputRow], rows: Sequence[PairRow], task: Task
 ) -> DataReport:
-    """Numbers of all that was made. Shares are 0..1, of kept made rows; rows that no input has are the examples."""
+    """Numbers of all that was made, and of given inputs beside it. Shares are 0..1, of kept rows of these inputs."""
     made_for: dict[int | str, str | None] = {row["id"]: row["label"] for row in inputs}
     made = [row for row in rows if row["id"] in made_for]
     kept = [row for row in made if is_kept(row)]
@@ -154,6 +155,8 @@ def data_report(
             "demonstrations": _spread([example.output for example in task.examples]),
         },
     }
+    if n_given := sum(source_of(row) == Source.GIVEN for row in inputs):
+        report["given"] = n_given
     if task.is_classification:
         report["labels"] = {label: _label_counts(label, inputs, made, rows, task) for label in task.labels}
         return report
@@ -204,7 +207,10 @@ def report_lines(report: DataReport, agreement: Agreement | None = None) -> list
 def _funnel_lines(report: DataReport) -> list[str]:
     """From the inputs that were asked for to the rows that are left, a line for each reason."""
     n_left = report["attempts"]
-    lines = [f"{n_left:>6} inputs were asked for"]
+    n_given = report.get("given", 0)
+    lines = [f"{n_left - n_given:>6} inputs were asked for"]
+    if n_given:
+        lines += [f"{n_given:>6} real ones were given"]
     for stage, what_is_left in (("generate", "inputs to answer"), ("annotate", "answers"), ("curate", "")):
         for reason, dropped in report["dropped"][stage].items():
             share = dropped["n"] / report["attempts"]
@@ -213,7 +219,7 @@ def _funnel_lines(report: DataReport) -> list[str]:
             n_left -= dropped["n"]
         if what_is_left and (stage == "generate" or report["dropped"][stage]):
             lines.append(f"{n_left:>6} {what_is_left}")
-    return [*lines, f"{report['kept']:>6} made rows are left"]
+    return [*lines, f"{report['kept']:>6} {'rows' if n_given else 'made rows'} are left"]
 
 
 def _length_lines(report: DataReport) -> list[str]:

@@ -32,6 +32,7 @@ LAYERS = [
     {"chat"},
     {"runs.directory", "runs.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
     {"plan.sizes"},
+    {"task_draft"},
     {"task_import"},
     {"task_rows"},
     {"models", "task", "settings", "dimensions"},
