@@ -104,6 +104,8 @@ class DataReport(TypedDict):
 
     attempts: int
     given: NotRequired[int]  # of these inputs so many are real
+    made_kept: NotRequired[int]  # if some are: of the kept rows so many are made, and described below
+    has_shares: NotRequired[bool]  # if so: labels are not meant to be equally frequent
     dropped: dict[str, dict[str, Dropped]]  # stage -> reason
     kept: int
     distinct_1: float
@@ -123,10 +125,15 @@ class DataReport(TypedDict):
 def data_report(
     inputs: Sequence[InputRow], outputs: Sequence[OutputRow], rows: Sequence[PairRow], task: Task
 ) -> DataReport:
-    """Numbers of all that was made, and of given inputs beside it. Shares are 0..1, of kept rows of these inputs."""
+    """Numbers of all that was made, and of given inputs beside it. Shares are 0..1, of kept rows.
+
+    Texts are described by the made ones: of what is real nobody has to be warned.
+    """
     made_for: dict[int | str, str | None] = {row["id"]: row["label"] for row in inputs}
     made = [row for row in rows if row["id"] in made_for]
-    kept = [row for row in made if is_kept(row)]
+    all_kept = [row for row in made if is_kept(row)]
+    made_kept = [row for row in all_kept if source_of(row) == Source.MADE]
+    kept = made_kept or all_kept
     texts = [row["input"] for row in kept]
     nearest, n_compared = _nearest(texts)
     unanswered = {row["id"] for row in outputs if row["drop"]}
@@ -140,7 +147,7 @@ def data_report(
                 [(row["drop"], row["output"]) for row in made if row["id"] not in unanswered], task.labels
             ),
         },
-        "kept": len(kept),
+        "kept": len(all_kept),
         "distinct_1": _distinct(texts, 1),
         "distinct_2": _distinct(texts, 2),
         "nearest_rouge_l": nearest,
@@ -157,6 +164,9 @@ def data_report(
     }
     if n_given := sum(source_of(row) == Source.GIVEN for row in inputs):
         report["given"] = n_given
+        report["made_kept"] = len(made_kept)
+    if task.shares:
+        report["has_shares"] = True
     if task.is_classification:
         report["labels"] = {label: _label_counts(label, inputs, made, rows, task) for label in task.labels}
         return report
@@ -178,7 +188,8 @@ def report_lines(report: DataReport, agreement: Agreement | None = None) -> list
     """The report as tables to read, with the agreement of labels and what inputs were made for, as curate found it."""
     lines = [*_funnel_lines(report), "", *_length_lines(report)]
     n_compared = report["nearest_rouge_l_rows"]
-    drawn = f" (by {n_compared} of them)" if n_compared < report["kept"] else ""
+    n_described = report.get("made_kept") or report["kept"]
+    drawn = f" (by {n_compared} of them)" if n_compared < n_described else ""
     lines.append(
         f"distinct words {report['distinct_1']:.0%}, pairs of words {report['distinct_2']:.0%}; ROUGE-L with the "
         f"nearest other {report['nearest_rouge_l']:.2f}{drawn}"
@@ -269,16 +280,8 @@ def warnings(report: DataReport, agreement: Agreement | None = None) -> list[str
             "can take its bias away, and teaches it little else; a larger model helps most, then labels and an "
             "instruction that say more"
         )
-    if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
-        lines.append(
-            f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
-            "--input-temperature, or give demonstrations that differ more"
-        )
-    if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
-        lines.append(
-            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
-            "--input-prompt, or lower --near-duplicate-rouge-l"
-        )
+    if report.get("made_kept", report["kept"]):
+        lines += _input_warnings(report)
     if report.get("commonest_output_share", 0) > MAX_SHARE_OF_ONE_ANSWER:
         lines.append(
             f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at one with "
@@ -290,10 +293,27 @@ def warnings(report: DataReport, agreement: Agreement | None = None) -> list[str
             f"{copied['made']:.0%} of the answers repeat their input: --form-filter drops them; else say in the "
             "instruction what is to be changed"
         )
-    if report["kept"]:
+    if report.get("made_kept", report["kept"]):
         lines += _length_warnings(report)
     labels = report.get("labels", {})
-    return lines + _longer_label_warnings(labels) + _rare_label_warnings(labels)
+    rare = [] if report.get("has_shares") else _rare_label_warnings(labels)
+    return lines + _longer_label_warnings(labels) + rare
+
+
+def _input_warnings(report: DataReport) -> list[str]:
+    """What looks bad about made inputs."""
+    lines = []
+    if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
+        lines.append(
+            f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
+            "--input-temperature, or give demonstrations that differ more"
+        )
+    if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
+        lines.append(
+            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
+            "--input-prompt, or lower --near-duplicate-rouge-l"
+        )
+    return lines
 
 
 def _length_warnings(report: DataReport) -> list[str]:
@@ -368,12 +388,16 @@ def _label_counts(
     label: str, inputs: Sequence[InputRow], made: Sequence[PairRow], rows: Sequence[PairRow], task: Task
 ) -> LabelCounts:
     of_label = [row for row in rows if row["output"] == label]
+    unreal = [row for row in rows if source_of(row) in {Source.MADE, Source.DEMONSTRATION}]
     return {
         "made_for": sum(row["label"] == label for row in inputs if row["drop"] is None),
         "annotated": sum(row["output"] == label for row in made),
         "kept": sum(row["output"] == label for row in made if row["drop"] is None),
         "shown": sum(row["copies"] for row in of_label),
-        "longer_share": _longer_share(of_label, [row for row in rows if row["output"] != label]),
+        "longer_share": _longer_share(
+            [row for row in unreal if row["output"] == label],
+            [row for row in unreal if row["output"] != label],
+        ),
         "demonstrations": sum(example.output == label for example in task.examples),
     }
 

@@ -17,6 +17,7 @@ import sg_local.stages.generate as generate
 from sg_local.errors import InputError
 from sg_local.files import read_rows, write_rows
 from sg_local.report.explain import explain
+from sg_local.report.made_data import report_lines, warnings
 from sg_local.runs.begin import begin_run, create_or_open_run
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.given import check_task
@@ -491,3 +492,23 @@ def test_a_task_from_python_is_checked_with_its_rows(tmp_path: Path, model: Path
     again, is_new = create_or_open_run(run.path, task, model, run.settings)
     assert not is_new
     assert again.labelled_rows == run.labelled_rows
+
+
+def test_nobody_is_warned_of_what_real_inputs_look_like(tmp_path: Path, model: Path) -> None:
+    """The same rows as made and as real ones: all alike, longer than the examples, and longer for one label."""
+    logprobs = [(-0.1, -3.0)] * 80 + [(-3.0, -0.1)] * 10
+    found = {}
+    for source, prefix in (("made", ""), ("given", "given-")):
+        shares = "shares = {refund = 0.9, login = 0.1}" if prefix else ""
+        run = begun(tmp_path / source, model, more=shares, settings=ALL, test=pairs(1))
+        rows, answers = scored_rows(logprobs, source, prefix)
+        for number, row in enumerate(rows):
+            more = " More and more of it." * (number >= 80)
+            row["input"] = f"The very same long words again and again, number {number}.{more}"
+        curated(run, rows, answers)
+        report = run.manifest()["stages"]["curate"]["report"]
+        found[source] = [line.split(" ")[0] for line in warnings(report)]
+        lines = "\n".join(report_lines(report))
+        assert ("90 real ones were given" in lines) == bool(prefix)
+    assert len(found["made"]) == 4
+    assert found["given"] == []
