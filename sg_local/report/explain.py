@@ -159,13 +159,10 @@ def _label_scores(
     The bias is that of all answered rows, so it is known when annotate is finished; how much the made-for label counts,
     when curate is.
     """
+    whole = [row for row in outputs if row["drop"] is None and _has_scores(row, run.task.labels)]
     others = {row["id"] for row in inputs if source_of(row) == Source.LABELLED} | made_like_real(inputs)
-    scored = [
-        row
-        for row in outputs
-        if row["drop"] is None and row["id"] not in others and _has_scores(row, run.task.labels)
-    ]
-    if len({len(row["label_logprobs"]) for row in scored}) > 1:  # somebody edited them
+    scored = [row for row in whole if row["id"] not in others]
+    if len({len(row["label_logprobs"]) for row in whole}) > 1:  # somebody edited them
         return None
     place = next((place for place, row in enumerate(scored) if str(row["id"]) == row_id), None)
     if place is None:
@@ -177,7 +174,7 @@ def _label_scores(
         run.task.labels,
         removes_bias=run.settings.calibrate and run.is_finished("annotate"),
         weighs_evidence=run.settings.agreement == "evidence" and is_curated,
-        known=known_labels(run, inputs, outputs, [row["id"] for row in scored]),
+        known=known_labels(run, inputs, whole, [row["id"] for row in scored]),
     )
     raw = scores.raw[place]
     calibrated = scores.calibrated[place] if scores.calibrated else None
