@@ -19,6 +19,9 @@ from sg_local.errors import InputError
 from sg_local.files import read_text, scan_rows
 
 MAX_ROW_FILE_BYTES = 256 << 20
+MAX_TEXT_CHARACTERS = (
+    100_000  # of a line of plain text; more would not fit a line of the run's files, nor any model
+)
 _CSV = {".csv", ".tsv"}
 _MAX_SHOWN_COLUMNS = 10
 
@@ -67,7 +70,10 @@ def scan_row_file(file: RowFile, columns: Sequence[str]) -> Iterator[FoundRow]:
     else:
         # Not splitlines(), which would also break an input at a form feed or U+2028.
         for number, line in enumerate(_text(file).split("\n"), 1):
-            if line.strip():
+            if len(line) > MAX_TEXT_CHARACTERS:
+                fault = f"it has over {MAX_TEXT_CHARACTERS} characters: shorten it, or remove it"
+                yield FoundRow(f"line {number}", None, fault)
+            elif line.strip():
                 yield FoundRow(f"line {number}", {columns[0]: line})
 
 

@@ -125,6 +125,12 @@ shares = {refund = 0.3, "log in" = 0.3}"""
             ["a.jsonl, line 1", "input must be a text, not a number"],
         ),
         ('inputs = "a.jsonl"', {"a_jsonl": '{"text": "a"}'}, ["a.jsonl, line 1", "input is missing"]),
+        ('inputs = "a.txt"', {"a_txt": "a\n" + "b" * 100_001}, ["a.txt, line 2", "over 100000 characters"]),
+        (
+            'inputs = "a.csv"',
+            {"a_csv": "input\n" + "b" * 200_000},
+            ["a.csv, line 2", "not CSV", "field limit"],
+        ),
         ('inputs = "a.csv"', {"a_csv": 'input,b\n"a'}, ["a.csv, line 2", "not CSV"]),
         ('inputs = "a.csv"', {"a_csv": "input\na,b\n"}, ["a.csv, line 2", "more fields than the header"]),
         ('inputs = "a.csv"', {"a_csv": ""}, ["a.csv has no column 'input'", "(none)"]),
