@@ -321,12 +321,14 @@ def open_engine(
     n_gpu_layers: int = -1,
     adapter_path: Path | None = None,
     is_silent: bool = False,
-    has_backend_top_k: bool | None = None,
+    has_backend_top_k: bool = False,
 ) -> Iterator[Engine]:
     """Loads a model, attaches the adapter if one is given, and closes all of it in the right order.
 
-    is_silent: do not say on which device. has_backend_top_k: whether llama.cpp may choose the highest logits where it
-    computes them; None: if that is a card.
+    is_silent: do not say on which device.
+    has_backend_top_k: whether llama.cpp chooses the highest logits where it computes them. Off: on the CPU a step takes
+    twice as long with it; CUDA with CCCL before 3.2 (the toolkit 13.0 has 3.0) sorts the vocabulary of each output for
+    it, one after the other. tests/gpu/run compares both on a card.
     """
     with ExitStack() as stack:
         model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
@@ -338,7 +340,7 @@ def open_engine(
             n_ctx=min(n_ctx, model.n_ctx_train * n_parallel),
             n_parallel=n_parallel,
             n_threads=n_threads,
-            has_backend_top_k=bool(model.device) if has_backend_top_k is None else has_backend_top_k,
+            has_backend_top_k=has_backend_top_k,
         )
         stack.callback(engine.close)
         if adapter_path is not None:
