@@ -78,6 +78,8 @@ def sample(logits: Logits, outputs: Sequence[int], samplings: Sequence[Sampling]
         if count == 1:
             best = logits.argmax(axis=1).tolist()
             found = [best[outputs[user]] for user in users]
+        elif not 0 < count < logits.shape[1]:  # from all: one by one, for a copy has three times a row's size
+            found = [_sample_all(logits[outputs[user]], samplings[user]) for user in users]
         else:
             places = near_top(logits, count)
             rows, ids = np.divmod(places, logits.shape[1])
@@ -87,6 +89,12 @@ def sample(logits: Logits, outputs: Sequence[int], samplings: Sequence[Sampling]
         for user, token in zip(users, found, strict=True):
             tokens[user] = token
     return tokens
+
+
+def _sample_all(logits: Logits, sampling: Sampling) -> int:
+    """The same for one request, given the logits (n_vocab,) of its output: it chooses from all."""
+    starts = np.array([0, len(logits)])
+    return _draw(np.arange(len(logits)), logits, starts, [0], [sampling.chain])[0]
 
 
 def sample_highest(

@@ -98,7 +98,7 @@ def chosen_by_llama_cpp(rows: Any, request: Request) -> list[int]:
 def test_the_same_tokens_as_llama_cpp_draws_from_the_whole_vocabulary() -> None:
     steps = RANDOM.normal(scale=3, size=(20, 2, 2000)).astype(np.float32)
     # Requests of several settings, several of them at one output of a batch.
-    settings = [(0.9, 1), (0.9, 5), (0.9, 40), (0.2, 40), (0.7, 0), (0.0, 7)]
+    settings = [(0.9, 1), (0.9, 5), (0.9, 40), (0.9, 400), (0.2, 40), (0.7, 0), (0.0, 7)]
     requests = [
         (output, Request((1,), 8, temperature=temperature, top_k=top_k, min_p=0.02, seed=seed))
         for seed, (temperature, top_k) in enumerate(settings)
