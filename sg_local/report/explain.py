@@ -100,7 +100,7 @@ def explained(explanation: Explanation) -> str:
         if fields is None:
             lines.append(f"{name}: no")
             continue
-        lines.append(f"{name}:")
+        lines.append(f"{fields.get('source', name) if name == 'made' else name}:")
         for field, value in fields.items():
             match field, value:
                 case "label_logprobs", list(logprobs) if explanation["label_scores"]:

@@ -16,7 +16,7 @@ import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
 from sg_local.errors import InputError
 from sg_local.files import read_rows, write_rows
-from sg_local.report.explain import explain
+from sg_local.report.explain import explain, explained
 from sg_local.report.made_data import report_lines, warnings
 from sg_local.runs.begin import begin_run, create_or_open_run
 from sg_local.runs.directory import Run, open_run
@@ -401,7 +401,10 @@ def test_labelled_rows_correct_the_calibration_the_more_of_them_there_are(
         )
         gold = scored_rows([(0.0, 0.0), (-2.0, 0.0)] * (n // 2), "labelled", "labelled-")
         rows = curated(run, made[0] + gold[0], made[1] + gold[1])
+        assert not [row for row in rows if row["drop"]]  # there are test rows, so none is held out
         refunds[n] = [row["id"] for row in rows if row["source"] == "made" and row["output"] == "refund"]
+        if n:
+            assert explained(explain(run, "labelled-1")).splitlines()[1] == "labelled:"
         told = explain(run, "2")["label_scores"]
         assert told
         assert ((told["refund"]["calibrated"] or 0) > 0.5) == (2 in refunds[n])
