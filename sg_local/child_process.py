@@ -49,6 +49,9 @@ _CARD_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED|(unable|failed) to allocate (CUDA|ROCm|MUSA|SYCL|Vulkan|Metal)\d* buffer",
     re.IGNORECASE,
 )
+# Threads of numpy's matrix products wait for one another by spinning: beside other work on two cores a merge takes four
+# times as long with them. What is worth several threads here has its own (gguf_io), or is llama.cpp's or torch's.
+_NUMPY_ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 SECONDS_TO_END = 2.0  # for a child to remove its temporaries, before it is ended wherever it is
 
 
@@ -148,6 +151,7 @@ def _start(function: str, native_output: IO[bytes]) -> "subprocess.Popen[bytes]"
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                env=_NUMPY_ALONE | os.environ,
                 pass_fds=[descriptor] if descriptor >= 0 else [],
             )
     finally:
