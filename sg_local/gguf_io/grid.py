@@ -27,6 +27,8 @@ from sg_local.gguf_io.tensors import Floats
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.uint8]  # of values in the range of their block: q
 
+_FOUR, _LOW_FOUR, _SIGN = np.uint8(4), np.uint8(15), np.uint8(128)
+
 # Rows are added to in parts of about so many values: a dozen arrays of that size fit a core's cache.
 PART_ELEMENTS = 64 * 1024
 
@@ -62,7 +64,7 @@ def _read_nibbles(qs: Bytes) -> Places:
 
 def _write_nibbles(q: Places) -> Bytes:
     halves = q.reshape(len(q), 2, -1)
-    qs: Bytes = halves[:, 1] << 4
+    qs: Bytes = halves[:, 1] << _FOUR
     qs |= halves[:, 0]
     return qs
 
@@ -77,7 +79,7 @@ def _nibble_grid(block_bytes: int, qs_at: int, qh_at: int | None) -> Grid:
         return q
 
     def write(blocks: Bytes, q: Places) -> None:
-        blocks[:, qs_at:] = _write_nibbles(q & 15)
+        blocks[:, qs_at:] = _write_nibbles(q & _LOW_FOUR)
         if qh_at is not None:
             blocks[:, qh_at : qh_at + 4] = np.packbits(q >> 4, axis=1, bitorder="little")
 
@@ -85,11 +87,11 @@ def _nibble_grid(block_bytes: int, qs_at: int, qh_at: int | None) -> Grid:
 
 
 def _read_q8_0(blocks: Bytes) -> Places:
-    return blocks[:, 2:] ^ 128  # a signed byte and 128
+    return blocks[:, 2:] ^ _SIGN  # a signed byte and 128
 
 
 def _write_q8_0(blocks: Bytes, q: Places) -> None:
-    blocks[:, 2:] = q ^ 128
+    blocks[:, 2:] = q ^ _SIGN
 
 
 def _k_steps(blocks: Bytes) -> Floats:
@@ -122,11 +124,11 @@ def _read_q5_k(blocks: Bytes) -> Places:
     q = _read_k_nibbles(blocks[:, 48:])
     # bit j of byte i is the fifth bit of value i of the j-th 32
     fifth = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little")  # (n, 32, 8)
-    return q | (fifth.transpose(0, 2, 1).reshape(len(blocks), 256) << 4)
+    return q | (fifth.transpose(0, 2, 1).reshape(len(blocks), 256) << _FOUR)
 
 
 def _write_q5_k(blocks: Bytes, q: Places) -> None:
-    blocks[:, 48:] = _write_k_nibbles(q & 15)
+    blocks[:, 48:] = _write_k_nibbles(q & _LOW_FOUR)
     fifth = (q >> 4).reshape(len(q), 8, 32).transpose(0, 2, 1)
     blocks[:, 16:48] = np.packbits(fifth, axis=2, bitorder="little")[:, :, 0]
 

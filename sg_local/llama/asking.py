@@ -26,7 +26,12 @@ LABEL_SLACK_TOKENS = 8  # more than the longest label has: an answer that goes o
 
 
 def open_with(
-    settings: Settings, model_path: Path, adapter_path: Path | None = None, n_parallel: int | None = None
+    settings: Settings,
+    model_path: Path,
+    adapter_path: Path | None = None,
+    n_parallel: int | None = None,
+    *,
+    is_repacked: bool = True,
 ) -> AbstractContextManager[Engine]:
     """`open_engine` with the settings of a run."""
     return open_engine(
@@ -36,6 +41,7 @@ def open_with(
         n_threads=settings.n_threads,
         n_gpu_layers=settings.n_gpu_layers,
         adapter_path=adapter_path,
+        is_repacked=is_repacked,
     )
 
 

@@ -258,13 +258,16 @@ def open_engine(
     n_gpu_layers: int = -1,
     adapter_path: Path | None = None,
     is_silent: bool = False,
+    is_repacked: bool = True,
 ) -> Iterator[Engine]:
     """Loads a model, attaches the adapter if one is given, and closes all of it in the right order.
 
-    is_silent: do not say on which device.
+    is_silent: do not say on which device. is_repacked: see `load_model`.
     """
     with ExitStack() as stack:
-        model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
+        model = stack.enter_context(
+            load_model(model_path, n_gpu_layers=n_gpu_layers, is_repacked=is_repacked)
+        )
         if not is_silent:
             tell_device(model.device, n_gpu_layers != 0)
         # No sequence is longer than the trained context.

@@ -21,7 +21,7 @@ from sg_local.finetune import loss as loss_module
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.environment import go_offline
 from sg_local.finetune.loss import batch_loss, check_tree, tensors
-from sg_local.gguf_io.base_weights import write_base_weights
+from sg_local.gguf_io.base_weights import BaseWeights, write_base_weights
 
 for package in ("torch", "transformers", "peft", "trl"):
     if importlib.util.find_spec(package) is None:
@@ -281,11 +281,9 @@ def test_a_training_that_diverges_says_what_to_do(weights: Path, tmp_path: Path)
 def test_the_reference_holds_only_the_logits_that_are_compared(tmp_path: Path) -> None:
     from sg_local.finetune.reference import reference_logits
 
-    write_base_weights(write_tiny_llama(tmp_path / "tiny.gguf"), tmp_path / "hf")
+    weights = BaseWeights(write_tiny_llama(tmp_path / "tiny.gguf"))
     tokens = (1, *range(3, 40))
-    (whole,), (end,) = (
-        reference_logits(tmp_path / "hf", None, [(tokens, first)]) for first in (0, len(tokens) - 2)
-    )
+    (whole,), (end,) = (reference_logits(weights, None, [(tokens, first)]) for first in (0, len(tokens) - 2))
     assert whole.shape == (len(tokens), len(TOKENS))
     np.testing.assert_allclose(end, whole[-2:], rtol=1e-5, atol=1e-5)
     # A view of all logits held 336 MB in the export of a quick run, and would hold gigabytes with long rows.
