@@ -49,9 +49,6 @@ _CARD_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED|(unable|failed) to allocate (CUDA|ROCm|MUSA|SYCL|Vulkan|Metal)\d* buffer",
     re.IGNORECASE,
 )
-# Threads of numpy's matrix products wait for one another by spinning: beside other work on two cores a merge takes four
-# times as long with them. What is worth several threads here has its own (gguf_io), or is llama.cpp's or torch's.
-_NUMPY_ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 SECONDS_TO_END = 2.0  # for a child to remove its temporaries, before it is ended wherever it is
 
 
@@ -151,7 +148,6 @@ def _start(function: str, native_output: IO[bytes]) -> "subprocess.Popen[bytes]"
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=_NUMPY_ALONE | os.environ,
                 pass_fds=[descriptor] if descriptor >= 0 else [],
             )
     finally:
@@ -238,6 +234,9 @@ def serve(function: str, native_output: int) -> int:
     # OpenMP's threads, of llama.cpp and torch alike, spin while they wait for one another. Beside other work they spin
     # away the very time that the others need: ten times as long. libgomp and libomp read this when they are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # numpy's own threads spin too: a merge takes four times as long with them. What is worth several threads here has
+    # its own (gguf_io), or is llama.cpp's or torch's.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _leave_no_core()
     try:
         _end_with_parent()

@@ -394,16 +394,24 @@ def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:
     assert "predict: 2 inputs" in result.stderr
 
 
-@pytest.mark.parametrize(("given_value", "expected"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(
+    ("name", "given_value", "expected"),
+    [
+        ("OMP_WAIT_POLICY", None, "passive"),
+        ("OMP_WAIT_POLICY", "active", "active"),
+        ("OPENBLAS_NUM_THREADS", None, "1"),
+        ("OPENBLAS_NUM_THREADS", "4", "4"),
+    ],
+)
 def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, given_value: str | None, expected: str
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, name: str, given_value: str | None, expected: str
 ) -> None:
     plant("""
-def work():
-    assert not {"llama_cpp", "torch"} & set(sys.modules)
-    return os.environ["OMP_WAIT_POLICY"]
+def work(name):
+    assert not {"llama_cpp", "torch", "numpy"} & set(sys.modules)
+    return os.environ[name]
 """)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv(name, raising=False)
     if given_value is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given_value)
-    assert [*planted()] == [expected]
+        monkeypatch.setenv(name, given_value)
+    assert [*planted(name=name)] == [expected]
