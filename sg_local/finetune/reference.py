@@ -57,8 +57,9 @@ def reference_logits(
             # Padded at the end, where no token of the row sees it.
             ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-            for row, (tokens, first) in zip(hidden, part, strict=True):
-                logits.append(causal.get_output_embeddings()(row[first : len(tokens)]).numpy())
+            rows = [row[first : len(tokens)] for row, (tokens, first) in zip(hidden, part, strict=True)]
+            of_all = causal.get_output_embeddings()(torch.cat(rows))
+            logits += [values.numpy() for values in of_all.split([len(row) for row in rows])]
     return logits
 
 

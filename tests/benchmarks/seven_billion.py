@@ -3,7 +3,7 @@
     step        wall s   CPU s   own GiB   resident GiB   disk GiB    plan: own   resident   disk
     merge        102.3   150.1       0.4            0.4        3.8          3.5       13.7   16.5
 
-    python tests/benchmarks/seven_billion.py [--shape 7b|1b|tiny] [--only merge,proof] [--directory DIR]
+    python tests/benchmarks/seven_billion.py [--shape 7b|1b|2-layers|tiny] [--only merge,proof] [--directory DIR]
 
 The model has random weights in Vicuna's shape and types (tests/gpu/random_model.py), the adapter changes all seven
 projections. Each step is a process of its own. `own` is memory that the system cannot take back, `resident` has pages
@@ -33,11 +33,12 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "gpu")]
 
 from random_adapter import write_random_adapter  # noqa: E402
-from random_model import TINY, VICUNA_7B, Shape, write_random_llama  # noqa: E402
+from random_model import TINY, TWO_LAYERS, VICUNA_7B, Shape, write_random_llama  # noqa: E402
 
 SHAPES = {
     "7b": VICUNA_7B,
     "1b": Shape(n_layers=16, hidden=2048, feed_forward=5632, n_heads=16),
+    "2-layers": TWO_LAYERS,  # as wide as 7b: what a layer needs
     "tiny": replace(TINY, n_layers=4),
 }
 GIB = 1024**3
