@@ -192,14 +192,15 @@ def _write_merged(
     Another quantization is made of the base, and the adapter added on its grid. Quantizing after the merge would be
     shorter, but rounds the adapter away wherever a matrix keeps its type.
     """
+    merge = partial(merge_gguf, metadata=metadata, n_threads=settings.n_threads)
     if quant == "F16":
-        merge_gguf(base.path, adapter, merged, metadata=metadata, matrix_type="F16")
+        merge(base.path, adapter, merged, matrix_type="F16")
     elif quant == "base":
-        merge_gguf(base.path, adapter, merged, metadata=metadata)
+        merge(base.path, adapter, merged)
     else:
         requantized = merged.with_name("base.gguf")
         requantize(base.path, requantized, quant, settings.n_threads)
-        merge_gguf(requantized, adapter, merged, metadata=metadata, force=True)
+        merge(requantized, adapter, merged, force=True)
         requantized.unlink()
 
 
