@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sg_local.finetune.environment import go_offline
+from sg_local.finetune.loss import head_logits
 
 MAX_TOKENS_AT_ONCE = 4096  # in a batch; each layer is read once per batch
 
@@ -58,7 +59,7 @@ def reference_logits(
             ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             rows = [row[first : len(tokens)] for row, (tokens, first) in zip(hidden, part, strict=True)]
-            of_all = causal.get_output_embeddings()(torch.cat(rows))
+            of_all = head_logits(causal, torch.cat(rows))
             logits += [values.numpy() for values in of_all.split([len(row) for row in rows])]
     return logits
 

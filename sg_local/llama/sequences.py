@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sg_local.llama.engine import BatchToken, Engine, Logits
+from sg_local.llama.engine import BatchToken, Engine
+from sg_local.llama.logits import Logits
 from sg_local.llama.scoring import sequence_logits
 from sg_local.llama.tree import TokenIds
 
@@ -24,6 +25,7 @@ def sequences_logits(engine: Engine, sequences: Sequence[From]) -> list[Logits]:
         if len(part) == 1:
             found.append(sequence_logits(engine, *part[0]))
             continue
+        engine.use_backend_top_k(0)
         engine.clear()
         batch = [
             BatchToken(token, position, [number], position >= first)
@@ -31,11 +33,8 @@ def sequences_logits(engine: Engine, sequences: Sequence[From]) -> list[Logits]:
             for position, token in enumerate(tokens)
         ]
         engine.decode(batch)
-        start = 0
-        for tokens, first in part:
-            rows = range(start + first, start + len(tokens))
-            found.append(np.stack([engine.logits_at(index) for index in rows]))
-            start += len(tokens)
+        ends = np.cumsum([len(tokens) - first for tokens, first in part])
+        found += np.split(engine.logits().copy(), ends[:-1])
         engine.clear()
     return found
 
