@@ -266,7 +266,7 @@ def answers_of_engine(
                 (index, None, None) for index in range(len(texts))
             )  # and no tokens are made of any of them
             return
-        limit = longest_answer(engine, labels, max_new_tokens)
+        limit = longest_answer(engine.tokenizer, labels, max_new_tokens)
         bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
         with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
             for start in range(0, len(texts), INPUTS_PER_CALL):

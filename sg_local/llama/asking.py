@@ -14,6 +14,7 @@ from sg_local.chat.template import ChatTemplate, Message
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Completion, Request, completions
 from sg_local.llama.scoring import label_logprobs
+from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
 from sg_local.selfguide.prompts import INSTRUCTION_PLACES, PromptVariant, answer_messages
 from sg_local.settings import Settings
@@ -68,11 +69,11 @@ def speed(engine: Engine) -> str:
     return ", ".join(parts)
 
 
-def longest_answer(engine: Engine, labels: Sequence[str], max_new_tokens: int) -> int:
+def longest_answer(tokenizer: Tokenizer, labels: Sequence[str], max_new_tokens: int) -> int:
     """The most tokens that an answer may have."""
     if not labels:
         return max_new_tokens
-    longest = max(len(engine.tokenizer.encode_plain(label)) for label in labels)
+    longest = max(len(tokenizer.encode_plain(label)) for label in labels)
     return min(max_new_tokens, longest + LABEL_SLACK_TOKENS)
 
 

@@ -223,7 +223,7 @@ def _greedy_answers(
         run.task.instruction,
         inputs,
         demonstrations=way.demonstrations,
-        max_new_tokens=longest_answer(engine, run.task.labels, run.settings.max_new_tokens),
+        max_new_tokens=longest_answer(engine.tokenizer, run.task.labels, run.settings.max_new_tokens),
         on_finished=advance,
     )
     label_logprobs: list[dict[str, float] | None] = [None] * len(inputs)
