@@ -7,8 +7,8 @@ A tuned GGUF carries its task (`sg_local.task`), so its prompt is the one it was
 task's demonstrations. A run's directory stands for its model.gguf.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -233,6 +233,58 @@ def _model_file(model: str | Path) -> tuple[Path, float]:
 
     run = open_run(path)
     return run.written_file("model.gguf"), tuned_temperature(run)
+
+
+def serve_base(run_dir: Path, settings: Settings) -> ServedModel:
+    """The base of a run as it is without tuning: with the task's examples in its prompt."""
+    run = open_run(run_dir)
+    run.check_model()
+    limit = run.settings.max_new_tokens
+    return serve(
+        run.model.path,
+        task=replace(run.task, test=None),
+        settings=settings,
+        prompt_format=run.model.prompt_format,
+        max_new_tokens=limit,
+    )
+
+
+@contextmanager
+def conversation(served: ServedModel) -> Iterator[Callable[[str], str | None]]:
+    """A function that answers one input after another, each as if it were the first; None for one that is too long."""
+    values = child_process.values_from_child("chat", f"{__name__}.answers_one_by_one", **served.for_child())
+    with closing(values):
+        next(values)  # the model is loaded
+        yield values.send
+
+
+def answers_one_by_one(
+    model: str,
+    adapter: str | None,
+    settings: dict[str, Any],
+    template_source: str,
+    instruction: str,
+    labels: list[str],
+    examples: list[dict[str, Any]],
+    max_new_tokens: int,
+) -> Iterator[str | None]:
+    """The same in the process that was made for it; first "" when the model is loaded."""
+    from sg_local.llama.asking import answer_inputs, longest_answer, open_with
+
+    with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
+        template = engine.tokenizer.chat_template(template_source)
+        yield ""
+        for text in child_process.received_values():
+            [completion] = answer_inputs(
+                engine,
+                template,
+                instruction,
+                [text],
+                demonstrations=[Example(**example) for example in examples],
+                max_new_tokens=longest_answer(engine.tokenizer, labels, max_new_tokens),
+                on_finished=lambda _n_inputs: None,
+            )
+            yield completion.text.strip() if completion else None
 
 
 def answers_of_engine(

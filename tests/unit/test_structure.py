@@ -160,7 +160,7 @@ def test_the_command_line_is_light() -> None:
     loaded = modules_after(
         "import sg_local.cli.run, sg_local.cli.stages, sg_local.cli.predict, sg_local.cli.verify\n"
         "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan, sg_local.cli.bench\n"
-        "import sg_local.cli.explain, sg_local.cli.export_adapter"
+        "import sg_local.cli.explain, sg_local.cli.export_adapter, sg_local.cli.chat"
     )
     assert not HEAVY & loaded
     assert (
