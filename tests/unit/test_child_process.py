@@ -418,3 +418,18 @@ def test_a_conversation_sends_a_value_for_each_that_comes(plant: Plant) -> None:
     next(values)
     with pytest.raises(InputError, match="as asked"):
         values.send("fail")
+
+
+@pytest.mark.parametrize(("given_value", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, given_value: str | None, expected: str
+) -> None:
+    plant("""
+def work():
+    assert not {"llama_cpp", "torch"} & set(sys.modules)
+    return os.environ["OMP_WAIT_POLICY"]
+""")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given_value is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given_value)
+    assert [*planted()] == [expected]
