@@ -56,7 +56,9 @@ def chat(model: str, task_source: str | None, compare: bool, **settings: Any) ->
                 if answer is None:
                     say(f"{name}: {one.why_no_answer}")
                 else:
-                    click.echo(printable(f"{name:5}  {answer}" if compare else answer))
+                    head = f"{name:5}  " if compare else ""
+                    # Further lines are indented: none of them can look like one of ours.
+                    click.echo(head + printable(answer).replace("\n", "\n" + (" " * len(head) or "  ")))
 
 
 def _typed_lines() -> Iterator[str]:

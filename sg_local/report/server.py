@@ -65,7 +65,7 @@ def worse_line(check: ServerCheck) -> str:
         )
     return (
         f"{score}: only {comparison.equal[comparison.tuned]} of {n_rows} answers are those of {comparison.tuned}: "
-        "it serves another model, or another prompt, or it samples"
+        f"it serves another model, {'' if check.prompt.is_trained else 'or another prompt, '}or it samples"
     )
 
 

@@ -16,8 +16,8 @@ from sg_local.selfguide.metrics import Metric, metric_of
 from sg_local.selfguide.statistics import Difference, Verdict, average, difference
 from sg_local.task import Task
 
-# Of the answers: less may be equal by accident, where there are few labels.
-SAME_SHARE = 0.8
+# Of the answers. Less may be equal by accident, where there are few labels; more need not be, where answers are long.
+SAME_SHARE, LEAD_SHARE = 0.6, 0.2
 TUNED_FILES = (TUNED, Contender.TUNED_ADAPTER)
 
 
@@ -36,9 +36,11 @@ class Comparison:
 
     @property
     def same_as(self) -> Contender | None:
-        """The contender that gave nearly the same answers, of several the closest; None where there is none."""
+        """The contender that answered most rows alike, if these are many; None where no one does."""
         closest = max(self.equal, key=lambda contender: (self.equal[contender], contender == self.tuned))
-        return closest if self.equal[closest] >= SAME_SHARE * len(self.rows) else None
+        lead = self.equal[closest] - self.equal[self.tuned]
+        is_same = self.equal[closest] >= SAME_SHARE * len(self.rows)
+        return closest if is_same and (closest == self.tuned or lead >= LEAD_SHARE * len(self.rows)) else None
 
     @property
     def is_worse(self) -> bool:
