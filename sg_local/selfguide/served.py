@@ -87,9 +87,8 @@ def compare(
         contender: sum(not _differ(row, other) for row, other in zip(rows, others, strict=True))
         for contender, others in firsts.items()
     }
-    adapter = Contender.TUNED_ADAPTER
-    serves_adapter = max(equal[TUNED], SAME_SHARE * n_rows) < equal.get(adapter, 0)
-    tuned = adapter if serves_adapter else TUNED
+    closest = max(equal, key=lambda contender: (equal[contender], contender == TUNED))
+    tuned = closest if closest == Contender.TUNED_ADAPTER else TUNED
     after, before = scores_of(rows, metric), scores_of(firsts[tuned], metric)
     return Comparison(
         rows, firsts[tuned], equal, tuned, metric, average(after), average(before), difference(after, before)
