@@ -82,9 +82,10 @@ def trained_prompts(run_dir: str, inputs: list[str]) -> dict[str, Any]:
     from sg_local.llama.tokens import Tokenizer
 
     run = open_run(Path(run_dir))
-    own_source = read_model_header(run.file("model.gguf")).chat_template
+    own_source = read_model_header(run.file("model.gguf")).metadata.get("tokenizer.chat_template")
     with load_model(run.file("model.gguf"), vocab_only=True) as model:
         tokenizer = Tokenizer(model)
+        bos = tokenizer.text_of(tokenizer.bos) if tokenizer.adds_bos else ""
         template = tokenizer.chat_template(template_source(run))
         trained = []
         for text in inputs:
@@ -95,21 +96,22 @@ def trained_prompts(run_dir: str, inputs: list[str]) -> dict[str, Any]:
             )
 
         def makes_the_trained_prompt(place: str | None) -> bool:
-            if not own_source:
+            if not isinstance(own_source, str):
                 return False
             messages = _messages(run, inputs[0], place)
             try:
                 pieces = tokenizer.chat_template(own_source).render(messages, add_generation_prompt=True)
             except InputError:  # it refuses these roles
                 return False
-            return "".join(piece.text for piece in pieces) == trained[0][0]
+            text = "".join(piece.text for piece in pieces)
+            return text.removeprefix(bos) == trained[0][0].removeprefix(bos)
 
         places = filter(makes_the_trained_prompt, (None, *INSTRUCTION_PLACES))
         return {
             "trained": trained,
             "place": next(places, INSTRUCTION_PLACES[0]),
             "max_new_tokens": longest_answer(tokenizer, run.task.labels, run.settings.max_new_tokens),
-            "bos": tokenizer.text_of(tokenizer.bos) if tokenizer.adds_bos else "",
+            "bos": bos,
         }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 from command_line import Call, one_line
-from finished_run import write_stage
+from finished_run import MODEL, TENSORS, write_stage
+from gguf_bytes import tiny_gguf
 from messages import assert_says
 
 import sg_local.chat_server as chat_server
@@ -361,3 +362,21 @@ def test_what_is_no_address(sg: Call, run: Run, url: str) -> None:
 
 def test_a_run_that_was_not_scored_has_nothing_to_compare(sg: Call, new_run: Run) -> None:
     assert "evaluate" in one_line(verify(sg, new_run, "http://127.0.0.1:9"), 2)
+
+
+def test_the_input_alone_is_sent_where_the_exported_file_writes_the_instruction_itself(
+    sg: Call, run: Run, serve: Callable[[Reply], Server]
+) -> None:
+    template = "<s>Which box is this message for?\\n\\n{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    source = template.replace("\\n", "{{ '\\n' }}")
+    with run.stage("export"):
+        run.file("model.gguf").write_bytes(
+            tiny_gguf({**MODEL, "tokenizer.chat_template": source}, TENSORS[:1])
+        )
+    write_stage(run, "evaluate", right={TUNED: N_RIGHT}, n_rows=N_ROWS)
+    server = serve(answers_of(run, TUNED))
+    result = verify(sg, run, server.url)
+    assert result.exit_code == 0, result.stderr
+    assert "the input alone" in result.stdout
+    asked = [body["messages"] for path, body in server.asked if path.endswith("completions")]
+    assert asked[0] == [{"role": "user", "content": "Log me in. 0"}]
