@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
     return write
 
 
-def planted(**arguments: Any) -> Iterator[Any]:
+def planted(**arguments: Any) -> Generator[Any, Any, None]:
     return values_from_child("work", "sg_local.planted.work", **arguments)
 
 
@@ -65,7 +65,7 @@ def test_values_come_one_by_one_and_as_they_were(plant: Plant) -> None:
     started = time.monotonic()
     values = planted(**arguments)
     assert next(values) == arguments
-    values.close()  # type: ignore[attr-defined]  # a generator
+    values.close()
     assert time.monotonic() - started < 30  # it was ended
 
 
@@ -392,6 +392,32 @@ def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:
     assert [row["input"] for row in rows] == ["one a", "two b"]
     assert all(isinstance(row["output"], str) for row in rows)
     assert "predict: 2 inputs" in result.stderr
+
+
+TALKS = """
+    import sg_local.child_process as child_process
+    def work(path):
+        yield os.getpid()
+        for value in child_process.received_values():
+            if value == "fail":
+                raise child_process.InputError("as asked")
+            yield [value, value]
+"""
+
+
+def test_a_conversation_sends_a_value_for_each_that_comes(plant: Plant) -> None:
+    plant(TALKS)
+    values = planted(path="")
+    child = next(values)
+    assert values.send("Café\n") == ["Café\n", "Café\n"]
+    assert values.send({"a": 1}) == [{"a": 1}, {"a": 1}]
+    values.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    values = planted(path="")
+    next(values)
+    with pytest.raises(InputError, match="as asked"):
+        values.send("fail")
 
 
 @pytest.mark.parametrize(
