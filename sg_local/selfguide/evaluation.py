@@ -10,6 +10,7 @@ The values of a metric stand under the metric's key, the gain over an opponent u
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NotRequired, TypedDict, TypeGuard, cast
 
+from sg_local.selfguide.calibration import CALIBRATION_ERROR, Calibration, calibration_of
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.metrics import (
     METRICS,
@@ -24,6 +25,9 @@ from sg_local.selfguide.metrics import (
 from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
 from sg_local.task import Example, Task
 
+FROM_TEST_FILE = "the task's test file"  # in `rows_from`
+FROM_LABELLED = "held-out labelled rows: accuracy on labelled rows"
+
 
 class PredictionRow(TypedDict):
     """An answer. Its scores stand beside these keys, one for each metric: see `scores_of`."""
@@ -32,6 +36,7 @@ class PredictionRow(TypedDict):
     prediction: str
     reference: str  # the right output; of several the first
     references: NotRequired[list[str]]  # where several are right: all of them
+    label_logprobs: NotRequired[dict[str, float]]  # in nats, of contenders whose labels are scored
 
 
 class ContenderScores(TypedDict):
@@ -44,6 +49,7 @@ class ContenderScores(TypedDict):
     no_label_share: NotRequired[float]
     label_distance: NotRequired[float]
     labels: NotRequired[dict[str, LabelCounts]]
+    calibration: NotRequired[Calibration]  # where the labels are scored
 
 
 class Gain(Difference):
@@ -84,7 +90,9 @@ def predictions_note(contender: Contender) -> str:
     return f"predictions/.{contender}.json"
 
 
-def prediction_row(text: str, prediction: str, *references: str) -> PredictionRow:
+def prediction_row(
+    text: str, prediction: str, *references: str, label_logprobs: Mapping[str, float] | None = None
+) -> PredictionRow:
     """An answer with its scores. references: at least one right output; each metric takes the best of them."""
     row: dict[str, object] = {"input": text, "prediction": prediction, "reference": references[0]}
     if len(references) > 1:
@@ -93,6 +101,8 @@ def prediction_row(text: str, prediction: str, *references: str) -> PredictionRo
         metric: round(max(metric.score(prediction, reference) for reference in references), 5)
         for metric in Metric
     }
+    if label_logprobs:
+        row["label_logprobs"] = dict(label_logprobs)
     return cast(PredictionRow, row)
 
 
@@ -133,6 +143,7 @@ def evaluation_of(
         "task": task.name,
         "metric": metric,
         **{str(item): item.definition for item in Metric if item.definition},
+        **({"calibration_error": CALIBRATION_ERROR} if task.is_classification else {}),
         "rows_from": source,
         "n_rows": len(answered[TUNED]),
         "contenders": contenders,
@@ -194,7 +205,27 @@ def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
     texts = [row.get(key) for key in ("input", "prediction", "reference")]
     references = row.get("references", [])
     texts += references if isinstance(references, list) else [None]
-    return all(isinstance(text, str) for text in texts) and all(_is_number(row.get(item)) for item in Metric)
+    logprobs = row.get("label_logprobs", {})
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(_is_number(row.get(item)) for item in Metric)
+        and isinstance(logprobs, dict)
+        and all(map(_is_number, logprobs.values()))
+    )
+
+
+def calibration_in(evaluation: Evaluation, contender: Contender) -> Calibration | None:
+    """The calibration of a contender's label probabilities; files of earlier versions do not have it."""
+    value = _values(evaluation["contenders"].get(contender, {})).get("calibration")
+    match value:
+        case {
+            "calibration_error": error,
+            "temperature": temperature,
+            "calibration_error_at_temperature": crossed,
+            "risk_coverage": list(covered),
+        } if all(map(_is_number, (error, temperature, crossed))) and all(map(_is_covered, covered)):
+            return cast(Calibration, value)
+    return None
 
 
 def is_evaluation(value: object) -> TypeGuard[Evaluation]:
@@ -227,6 +258,13 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
         scores["no_label_share"] = round(n_outside / len(rows), 5)
         scores["label_distance"] = round(label_distance(answers, references, task.labels), 5)
         scores["labels"] = label_counts(answers, references, task.labels)
+        scored = [row for row in rows if "label_logprobs" in row]
+        if scored:
+            scores["calibration"] = calibration_of(
+                [row["prediction"] for row in scored],
+                [row["reference"] for row in scored],
+                [row["label_logprobs"] for row in scored],
+            )
     return cast(ContenderScores, scores)
 
 
@@ -271,6 +309,13 @@ def _is_mean(value: object) -> bool:
     match value:
         case {"mean": mean, "interval_95": [low, high]}:
             return all(map(_is_number, (mean, low, high)))
+    return False
+
+
+def _is_covered(value: object) -> bool:
+    match value:
+        case {"share": share, "right": right, "least_probability": least}:
+            return all(map(_is_number, (share, right, least)))
     return False
 
 
