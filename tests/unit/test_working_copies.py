@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,13 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from disk import Disk, files_in
 from filelock import Timeout
 from gguf_models import write_model
+from messages import assert_says
+from tiny_models import write_tiny_llama
 
 import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
+from sg_local.errors import SgLocalError, outside_cause
 from sg_local.files import atomic_path, find_leftovers, partial_directory
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
@@ -210,3 +215,61 @@ def test_all_that_is_written_beside_the_copies_is_written_by_the_locks_holder(
     monkeypatch.setattr(weights, "write_json", checked)
     weights.generating_model(run)
     assert written == ["base.json", "speed.json"]
+
+
+COPIES: dict[str, Callable[[Run], Path]] = {
+    "hf": lambda run: weights.torch_weights(run.model),
+    "f16.gguf": lambda run: weights.f16_gguf(run.model, 1),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("way", ["killed", "no room"])
+def test_a_copy_is_whole_or_not_there_and_made_by_the_next(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, way: str
+) -> None:
+    """At every place where the directory of the copies is changed."""
+
+    def requantize(_source: Path, target: Path, _file_type: str, _n_threads: int) -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"weights")
+
+    monkeypatch.setattr(quantize, "requantize", requantize)
+    disk = Disk(monkeypatch)
+    failing = disk.killed_at if way == "killed" else disk.full_from
+    with failing(None):
+        COPIES[name](run)
+    unbroken, n_changes = files_in(weights.copies_root()), disk.count
+    assert n_changes >= 6
+    for number in range(1, n_changes + 1):
+        shutil.rmtree(weights.copies_root().parent, ignore_errors=True)
+        where = f"{way} at change {number} of {n_changes}"
+        with failing(number):
+            if way == "killed":
+                COPIES[name](run)
+            else:
+                with pytest.raises((SgLocalError, OSError)) as caught:
+                    COPIES[name](run)
+                told = outside_cause(caught.value) or str(caught.value)
+                assert_says(told, "No space left on device")
+                assert any(remedy in told for remedy in ("free some space", "free space", "SG_LOCAL_HOME"))
+        if way == "no room":
+            assert find_leftovers(weights.copies_root()) == [], where
+            assert not list(weights.copies_root().rglob("*.partial")), where
+        COPIES[name](run)
+        assert files_in(weights.copies_root()) == unbroken, where
+
+
+def test_llama_cpp_without_room_for_a_copy_says_so(tmp_path: Path) -> None:
+    """The system itself refuses to let the file grow."""
+    resource = pytest.importorskip("resource")
+    base = write_tiny_llama(tmp_path / "base.gguf")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(SgLocalError) as caught:
+            quantize.requantize(base, tmp_path / "copy.gguf", "F16", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_says(str(caught.value), str(tmp_path), "free some space")
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
