@@ -55,7 +55,15 @@ def answers(model: str, n_gpu_layers: str) -> dict[str, Any]:
     return {"answers": given, "leads": leads}
 
 
-def speed(model: str, n_steps: str, n_gpu_layers: str) -> dict[str, Any]:
+def sixteen_bit_copy(model: str, copy: str) -> dict[str, Any]:
+    """The same weights in 16 bits, with which llama.cpp does not quantize activations."""
+    from sg_local.llama.quantize import requantize
+
+    requantize(Path(model), Path(copy), "F16")
+    return {"bytes": Path(copy).stat().st_size}
+
+
+def speed(model: str, n_steps: str, n_gpu_layers: str, n_ctx: str) -> dict[str, Any]:
     """Tokens a second of what the stages ask for, beside the same number of steps of llama_decode alone."""
     import llama_cpp
 
@@ -66,7 +74,7 @@ def speed(model: str, n_steps: str, n_gpu_layers: str) -> dict[str, Any]:
     draw, count = random.Random(0), int(n_steps)
     found: dict[str, Any] = {"offers_gpu": bool(llama_cpp.llama_supports_gpu_offload())}
     with open_engine(
-        Path(model), n_ctx=8192, n_parallel=N_SEQUENCES, n_gpu_layers=int(n_gpu_layers)
+        Path(model), n_ctx=int(n_ctx), n_parallel=N_SEQUENCES, n_gpu_layers=int(n_gpu_layers)
     ) as engine:
         n_vocab = engine.tokenizer.n_vocab
         shared = (1, *tokens(draw, 200, n_vocab))
@@ -87,7 +95,7 @@ def speed(model: str, n_steps: str, n_gpu_layers: str) -> dict[str, Any]:
         timed("evaluate", [Request(prompt, count) for prompt in prompts])
         labels = [(*tokens(draw, 2, n_vocab), 2) for _ in range(4)]
         before_score = counters.seconds, counters.decode_seconds
-        label_logprobs(engine, prompts * 1, labels)
+        label_logprobs(engine, prompts, labels)
         found["scored_prompts_per_second"] = round(N_SEQUENCES / (counters.seconds - before_score[0]), 1)
         found["score_wall_over_decode"] = round(
             (counters.seconds - before_score[0]) / (counters.decode_seconds - before_score[1]), 3

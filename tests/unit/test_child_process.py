@@ -335,3 +335,18 @@ def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize(("given_value", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, given_value: str | None, expected: str
+) -> None:
+    plant("""
+def work():
+    assert not {"llama_cpp", "torch"} & set(sys.modules)
+    return os.environ["OMP_WAIT_POLICY"]
+""")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given_value is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given_value)
+    assert [*planted()] == [expected]
