@@ -112,7 +112,8 @@ def test_a_process_of_the_same_number_is_another_one(new_run: Run) -> None:
     recorded = []
     for _ in range(2):
         spec = importlib.util.find_spec(in_flight.__name__)
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         as_in_another = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(as_in_another)
         with pytest.raises(SystemExit):
