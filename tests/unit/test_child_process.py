@@ -90,10 +90,12 @@ def test_what_is_printed_goes_to_the_user_and_what_native_code_says_does_not(
 def test_what_the_users_encoding_lacks_is_told_as_an_escape(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plant("def work():\n    print('gr\\xf6\\xdfer')\n    return 0\n")
+    plant(
+        "def work():\n    for to in (sys.stdout, sys.stderr):\n        print('gr\\xf6\\xdfer', file=to, flush=True)\n    return 0\n"
+    )
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     assert list(planted()) == [0]
-    assert capfd.readouterr().err == "gr\\xf6\\xdfer\n"
+    assert capfd.readouterr().err == "gr\\xf6\\xdfer\n" * 2
 
 
 def test_only_functions_of_the_package_are_called() -> None:
