@@ -91,7 +91,8 @@ def test_what_the_users_encoding_lacks_is_told_as_an_escape(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plant(
-        "def work():\n    for to in (sys.stdout, sys.stderr):\n        print('gr\\xf6\\xdfer', file=to, flush=True)\n    return 0\n"
+        "def work():\n    for to in (sys.stdout, sys.stderr):\n"
+        "        print('gr\\xf6\\xdfer', file=to, flush=True)\n    return 0\n"
     )
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     assert list(planted()) == [0]
