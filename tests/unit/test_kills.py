@@ -1,7 +1,7 @@
 """Killed at every place where a stage changes the disk, and called again: the files of an unbroken run, and no other.
 
 A kill is simulated in this process (disk.py). There are 627 places in the cases below, and at each the second call is
-killed once more in its turn. The same with no room on the disk, from each of 250 writes on: one line says so, nothing
+killed once more in its turn. The same with no room on the disk, from each of 246 writes on: one line says so, nothing
 that was finished is lost, and with room again the stage goes on. For `bench` and `models pull`: test_kills_of_commands.
 """
 
