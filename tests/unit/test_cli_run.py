@@ -299,6 +299,19 @@ def test_a_template_that_fills_the_context_is_refused_before_anything_is_written
     template = "{% for m in messages %}{{ m.content }}{{ 'x ' * 4200 }}{% endfor %}"
     path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
     line = one_line(sg(command, task.parent if command == "bench" else task, "--model", path), 2)
-    assert_says(line, "chat template alone", 8401, "512 tokens", "--prompt-format vicuna")
+    assert_says(line, "chat template alone", 8401, "512 tokens", "a GGUF with a shorter template")
     assert not Path("runs").exists()
     assert not Path("benches").exists()
+
+
+def test_a_template_that_other_programs_would_render_otherwise_is_refused_before_anything_is_written(
+    sg: Call, task: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "dated.gguf"
+    template = (
+        "{% set form = '%Y' %}{{ strftime_now(form) }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
+    line = one_line(sg("run", task, "--model", path), 2)
+    assert_says(line, path, "other programs", "as transformers calls it, it writes '1999", "of '2024")
+    assert not Path("runs").exists()
