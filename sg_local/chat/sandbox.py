@@ -27,10 +27,21 @@ OTHER_DATE = datetime.date(1999, 1, 3)  # differs in year, month, day and day of
 
 # The variables that a template finds beside messages, tokens and add_generation_prompt. llama.cpp: common/chat.cpp;
 # llama-cpp-python: Jinja2ChatFormatter. "plain" is a program that knows no tools, no thinking and no date.
+DATE_TEXTS = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}  # which llama.cpp sets to today's
 PROGRAMS: dict[str, dict[str, object]] = {
-    "sg-local": {"tools": None, "documents": None, "enable_thinking": False, "strftime_now": DATE.strftime},
+    "sg-local": {
+        "tools": None,
+        "documents": None,
+        "enable_thinking": False,
+        "strftime_now": DATE.strftime,
+        **{name: DATE.strftime(form) for name, form in DATE_TEXTS.items()},
+    },
     "transformers": {"tools": None, "documents": None, "strftime_now": OTHER_DATE.strftime},
-    "llama.cpp": {"enable_thinking": True, "strftime_now": OTHER_DATE.strftime},
+    "llama.cpp": {
+        "enable_thinking": True,
+        "strftime_now": OTHER_DATE.strftime,
+        **{name: OTHER_DATE.strftime(form) for name, form in DATE_TEXTS.items()},
+    },
     "llama-cpp-python": {
         **dict.fromkeys(("functions", "function_call", "tools", "tool_choice")),
         "strftime_now": OTHER_DATE.strftime,

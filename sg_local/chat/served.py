@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from sg_local.chat.sandbox import DATE, PROGRAMS
+from sg_local.chat.sandbox import DATE, DATE_TEXTS, PROGRAMS
 from sg_local.chat.template import Call, ChatTemplate, Message, placeholder, run_calls, without_system
 from sg_local.errors import InputError
 from sg_local.selfguide.prompts import answer_messages
@@ -50,7 +50,12 @@ def served_template(
         source = source.removesuffix("\n")  # Jinja drops it at the end of a template only
         end = f"{{% if add_generation_prompt %}}{{{{ {_text(template.closing)} }}}}{{% endif %}}"
     # The last tag is an expression: after a block, Jinja would drop a newline of the base's template.
-    return f"{bos}{{%- set enable_thinking = false -%}}{inserted}{{{{- '' }}}}{source}{end}"
+    fixed = "{%- set enable_thinking = false -%}" + "".join(
+        f"{{%- set {name} = {_text(DATE.strftime(form))} -%}}"
+        for name, form in DATE_TEXTS.items()
+        if name in template.source
+    )
+    return f"{bos}{fixed}{inserted}{{{{- '' }}}}{source}{end}"
 
 
 def _with_system(system: Message, shown: Sequence[Message]) -> str:

@@ -60,6 +60,8 @@ class Call(NamedTuple):
 # templates that show it in the first turn alone, and those that put it into the last turn of the user.
 _WITH_SYSTEM = tuple(("system", "user", *("assistant", "user") * n_turns) for n_turns in range(3))
 
+_WITH_ANSWER = ("system", "user", "assistant")
+
 # A question, with and without the generation prompt, and its answer.
 _TURNS = (Call(("user",)), Call(("user",), False), Call(("user", "assistant"), False))
 
@@ -113,6 +115,8 @@ class ChatTemplate:
         """
         if messages[0]["role"] == "system" and not self.takes_system:
             messages = without_system(messages)
+        elif messages[0]["role"] == "system" and messages[-1]["role"] == "assistant":
+            messages = messages if _traits(self).shows_system_with_answer else _system_in_last_turn(messages)
         roles = tuple(message["role"] for message in messages)
         texts, numbers = self.split_at_messages(roles, add_generation_prompt=add_generation_prompt)
         if not _shows_each_once(roles, numbers) or re.search("[\ue0f0\ue0f1]", "".join(texts)):
@@ -153,6 +157,12 @@ def without_system(messages: list[Message]) -> list[Message]:
     """The system message as the beginning of the first turn."""
     system, first, *others = messages
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def _system_in_last_turn(messages: list[Message]) -> list[Message]:
+    """The system message as the beginning of the last question, where Mistral Nemo's template writes it."""
+    system, *others, question, answer = messages
+    return [*others, {**question, "content": f"{system['content']}\n\n{question['content']}"}, answer]
 
 
 def require_template(template: ChatTemplate, n_ctx: int) -> None:
@@ -237,17 +247,20 @@ class _Traits(NamedTuple):
     """What is known of a template from its output for a few conversations, by one process."""
 
     takes_system: bool
+    shows_system_with_answer: bool  # not so where it stands in a last turn of the user, and nowhere else
     closing: str
 
 
 @lru_cache(maxsize=64)
 def _traits(template: ChatTemplate) -> _Traits:
     # Cached here too, since _outputs keeps no errors, and a refusal is an error.
-    calls = [*map(Call, _WITH_SYSTEM), Call(("assistant", "user")), *_TURNS]
-    texts = run_calls(template, calls)
-    n_shown = len(_WITH_SYSTEM)
+    calls = [*map(Call, _WITH_SYSTEM), Call(("assistant", "user")), Call(_WITH_ANSWER, False), *_TURNS]
+    *shown, as_assistant, answered, asked, not_asked, turn = run_calls(template, calls)
     return _Traits(
-        takes_system=_shows_system(texts[:n_shown], texts[n_shown]), closing=_closing(*texts[n_shown + 1 :])
+        takes_system=_shows_system(shown, as_assistant),
+        shows_system_with_answer=isinstance(answered, str)
+        and _shows_each_once(_WITH_ANSWER, _PLACEHOLDER.findall(answered)),
+        closing=_closing(asked, not_asked, turn),
     )
 
 

@@ -20,6 +20,7 @@ from sg_local.chat.template import (
     without_template,
 )
 from sg_local.errors import InputError
+from sg_local.escape import one_line
 from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
@@ -33,6 +34,9 @@ from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, t
 
 # What a run that was killed while it was made may have left: these, and temporaries of the files.
 _FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
+
+
+_CONTROL = 3  # of tokenizer.ggml.token_type
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def begin_run(
         with_full_paths(settings),
         test_rows,
     )
-    say_about_export(base, settings)
+    say_about_export(base, settings, [task])
     return run, is_new
 
 
@@ -121,12 +125,32 @@ def require_chat_base(model: ModelFile, settings: Settings, tasks: Iterable[Task
     faults.raise_any()
 
 
-def say_about_export(model: ModelFile, settings: Settings) -> None:
+def say_about_export(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> None:
     """Says beforehand what a user may not expect of the exported file."""
     from sg_local.gguf_io.check_base import about_merging
 
     if note := about_merging(model.header, settings):
         say(note)
+    for task in tasks:
+        if found := _control_tokens_in(model.header, task, settings):
+            say(
+                f"the task {task.name} holds {', '.join(map(one_line, found[:3]))}: here that is plain text, but other "
+                "programs take it for the model's control token, and will not show model.gguf the trained prompt"
+            )
+
+
+def _control_tokens_in(header: GgufHeader, task: Task, settings: Settings) -> list[str]:
+    """The control tokens whose texts are in what the task writes into every prompt."""
+    tokens, kinds = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(kinds, list):
+        return []
+    shown = demonstrations_of(task, settings)
+    written = "\0".join([task.instruction, *(text for pair in shown for text in (pair.input, pair.output))])
+    return [
+        str(token)
+        for token, kind in zip(tokens, kinds, strict=False)
+        if kind == _CONTROL and str(token) in written
+    ]
 
 
 def _template_faults(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> Iterator[str]:

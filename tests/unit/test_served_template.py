@@ -32,6 +32,10 @@ DATED = (
     "{{ bos_token }}{%- if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% else %}"
     "{% set today = '26 Jul 2024' %}{% endif %}Today: {{ today }}\n" + CHATML
 )
+# As Llama 3's: llama.cpp sets the variable to today's date.
+DATED_BY_VARIABLE = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}" + (
+    "Today: {{ date_string }}\n" + CHATML
+)
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -56,6 +60,7 @@ KINDS = {
     "opens-thinking": OPENS_THINKING,
     "channels": CHANNELS,
     "dated": DATED,
+    "dated-by-variable": DATED_BY_VARIABLE,
     "no-system": NO_SYSTEM,
     "last-turn": LAST_TURN,
     "tools": TOOLS,
@@ -93,7 +98,10 @@ def test_for_a_message_alone_it_writes_the_trained_prompt(kind: str, shown: tupl
     expected = trained(template, AWKWARD, shown)
     assert AWKWARD in expected
     assert as_llama_cpp_python(source, [user("my parcel")]) == expected
-    assert as_llama_cpp_python(source, [user("my parcel")], enable_thinking=True) == expected
+    assert (
+        as_llama_cpp_python(source, [user("my parcel")], enable_thinking=True, date_string="today")
+        == expected
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,6 +144,15 @@ def test_an_instruction_in_the_last_turn_stays_there():
     assert trained(template, "Sort it.") == "<s>[INST]Sort it.\n\nmy parcel[/INST]"
     shown = trained(template, "Sort it.", SHOWN[:1])
     assert shown == "<s>[INST]a {{ b }}[/INST]yes</s>[INST]Sort it.\n\nmy parcel[/INST]"
+
+
+def test_an_instruction_in_the_last_turn_stays_there_with_an_answer():
+    messages = answer_messages("Sort it.", "my parcel", SHOWN[:1])
+    pieces = template_of(LAST_TURN).render(
+        [*messages, {"role": "assistant", "content": "delivery"}], add_generation_prompt=False
+    )
+    text = "".join(piece.text for piece in pieces)
+    assert text == f"{trained(template_of(LAST_TURN), 'Sort it.', SHOWN[:1])}delivery</s>"
 
 
 def test_a_system_message_that_only_short_conversations_show_is_put_into_the_first_turn():
