@@ -231,6 +231,9 @@ def serve(function: str, native_output: int) -> int:
     _parent = os.dup(1)
     _keep_streams_apart(native_output)
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # ggml starts a debugger at an abort
+    # OpenMP's threads, of llama.cpp and torch alike, spin while they wait for one another. Beside other work they spin
+    # away the very time that the others need: ten times as long. libgomp and libomp read this when they are loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _leave_no_core()
     try:
         _end_with_parent()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sg_local.finetune.environment import go_offline
+from sg_local.finetune.loss import head_logits
 
 MAX_TOKENS_AT_ONCE = 4096  # in a batch; each layer is converted to float32 once per batch
 
@@ -53,7 +54,7 @@ def reference_logits(
             ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             for row, (tokens, first) in zip(hidden, part, strict=True):
-                logits.append(causal.get_output_embeddings()(row[first : len(tokens)]).numpy())
+                logits.append(head_logits(causal, row[first : len(tokens)]).numpy())
     return logits
 
 

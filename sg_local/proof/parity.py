@@ -17,9 +17,9 @@ from typing import TypeAlias
 from sg_local.errors import SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.llama.asking import open_with
-from sg_local.llama.engine import Logits
 from sg_local.llama.library import load_model
-from sg_local.llama.scoring import log_softmax, sequence_logits
+from sg_local.llama.logits import Logits, log_softmax
+from sg_local.llama.scoring import sequence_logits
 from sg_local.llama.tokens import Tokenizer
 from sg_local.proof.working_copies import f16_gguf, place_of, torch_weights
 from sg_local.runs.directory import BaseModel, Run

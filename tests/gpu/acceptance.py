@@ -27,10 +27,11 @@ MIB = 2**20
 
 MAX_WALL_OVER_DECODE = 1.10
 MIN_SHARE_OF_LLAMA_DECODE = 0.8
-MAX_SCORE_DIFFERENCE_NATS = 0.3  # llama.cpp quantizes activations differently on a card
+MIN_SHARE_OF_BACKEND = 0.97  # of generation with backend samplers, that with numpy
 MAX_TIE_LOGITS = 0.2  # two tokens that are nearer than this may change places
 MAX_BUILD_SECONDS = 420
 MAX_MIB_LEFT = 64  # on the card when a process has ended
+SMALL_CARD_GIB = 7.36  # what programs can have of a card of 8 GB with a screen
 
 
 class Results:
@@ -85,6 +86,7 @@ class Acceptance:
         from random_model import TINY, TWO_LAYERS, VICUNA_7B, write_random_llama
 
         self.work, self.on_cpu, self.results = work, on_cpu, Results()
+        self.n_children = 0
         self.layers = "0" if on_cpu else "-1"
         self.small, self.large = work / "small.gguf", work / "large.gguf"
         started = time.time()
@@ -99,28 +101,40 @@ class Acceptance:
     def _child(self, name: str, *arguments: object, timeout: int = 180) -> dict[str, Any]:
         """A function of work.py; {"error": ...} where it failed."""
         started = time.time()
-        command = [sys.executable, "-u", str(HERE / "work.py"), name, *map(str, arguments)]
+        # A fault of native code tells where in Python it was.
+        command = [
+            sys.executable,
+            "-u",
+            "-X",
+            "faulthandler",
+            str(HERE / "work.py"),
+            name,
+            *map(str, arguments),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             return {"error": f"no end after {timeout} s"}
-        (self.work / f"{name}-{len(self.results.rows)}.log").write_text(done.stderr + done.stdout)
+        self.n_children += 1
+        (self.work / f"{self.n_children:02}-{name}.log").write_text(done.stderr + done.stdout)
         if done.returncode:
             return {"error": f"exit code {done.returncode}: " + " | ".join(done.stderr.splitlines()[-8:])}
         return {**json.loads(done.stdout.splitlines()[-1]), "seconds": round(time.time() - started, 1)}
 
     def _sg_local(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "SG_LOCAL_HOME": str(self.work / "home")}
+        environment = {**os.environ, "SG_LOCAL_HOME": str(self.work / "home"), "PYTHONFAULTHANDLER": "1"}
         command = [sys.executable, "-m", "sg_local", *map(str, arguments)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=self.work, check=False
         )
-        (self.work / f"sg-local-{arguments[0]}-{len(self.results.rows)}.log").write_text(
+        self.n_children += 1
+        (self.work / f"{self.n_children:02}-sg-local-{arguments[0]}.log").write_text(
             done.stderr + done.stdout
         )
         return done
 
     def _planned_mib(self, step: str, gpu_gib: float, *flags: str) -> float:
+        """What `plan` says that a step of the 7B takes of the card."""
         told = self._sg_local(
             "plan", "support-inbox", "--model", self.large, "--json", "--gpu-memory", gpu_gib, *flags
         )
@@ -148,22 +162,38 @@ class Acceptance:
         )
 
     def agreement(self) -> None:
-        """The same label scores and greedy answers on the card and on the processor."""
-        on, off = (self._child("scores", self.small, layers) for layers in (self.layers, "0"))
-        if "error" in on or "error" in off:
-            self.results.check("label scores on card and processor", False, card=on, processor=off)
+        """With 16-bit weights the card gives the processor's label scores; greedy answers are the same but for ties.
+
+        Quantized weights meet quantized activations, which llama.cpp rounds differently on a card: these distances are
+        told, and bound what the 16-bit ones may be.
+        """
+        copy = self.work / "small-f16.gguf"
+        places = {
+            "exact": (copy, "0"),
+            "processor": (self.small, "0"),
+            "card_16_bit": (copy, self.layers),
+            "card": (self.small, self.layers),
+        }
+        made = self._child("sixteen_bit_copy", self.small, copy)
+        scored = {name: self._child("scores", *place) for name, place in places.items()}
+        if faults := {name: one["error"] for name, one in scored.items() if "error" in one}:
+            self.results.check("label scores on card and processor", False, **faults, copy=made)
         else:
-            pairs = [
-                (a, b)
-                for x, y in zip(on["scores"], off["scores"], strict=True)
-                for a, b in zip(x, y, strict=True)
-            ]
-            worst = max(abs(a - b) for a, b in pairs)
+            flat = {name: [s for row in one["scores"] for s in row] for name, one in scored.items()}
+            exact = flat.pop("exact")
+            rms = {
+                f"{name}_rms_nats": (
+                    sum((a - b) ** 2 for a, b in zip(other, exact, strict=True)) / len(exact)
+                )
+                ** 0.5
+                for name, other in flat.items()
+            }
             self.results.check(
-                "label scores on card and processor",
-                worst <= MAX_SCORE_DIFFERENCE_NATS,
-                worst_nats=worst,
-                seconds=[on["seconds"], off["seconds"]],
+                "label scores with 16-bit weights: card and processor",
+                rms["card_16_bit_rms_nats"] <= rms["processor_rms_nats"],
+                **rms,
+                mean_score=sum(exact) / len(exact),
+                seconds=[one["seconds"] for one in scored.values()],
             )
         on, off = (self._child("answers", self.small, layers) for layers in (self.layers, "0"))
         if "error" in on or "error" in off:
@@ -184,7 +214,7 @@ class Acceptance:
     def speed(self) -> None:
         """Generation, annotation, evaluation and scoring of a 7B beside llama_decode alone; memory beside plan."""
         with Card() as card:
-            found = self._child("speed", self.large, 8 if self.on_cpu else 96, self.layers)
+            found = self._child("speed", self.large, 8 if self.on_cpu else 96, self.layers, 8192)
         if "error" in found:
             self.results.check("7B: 32 sequences", False, **found)
             return
@@ -209,6 +239,17 @@ class Acceptance:
             self.on_cpu or found["generate_tokens_per_second"] >= MIN_SHARE_OF_LLAMA_DECODE * alone,
             share=found["generate_tokens_per_second"] / alone,
         )
+        found = self._child("highest_logits", self.large, 8 if self.on_cpu else 96, self.layers, 8192)
+        self.results.check(
+            "7B: the highest logits are found where it is faster (open_engine's has_backend_top_k)",
+            found.get("generate_backend_top_k") == 40
+            and (
+                self.on_cpu
+                or found["generate_numpy_tokens_per_second"]
+                >= MIN_SHARE_OF_BACKEND * found["generate_backend_tokens_per_second"]
+            ),
+            **found,
+        )
         planned = self._planned_mib("generate", 24, "--n-ctx", "8192")
         self.results.check(
             "7B: generate within its plan, and the card as it was",
@@ -229,12 +270,24 @@ class Acceptance:
             "print('held', flush=True)\n"
             "time.sleep(600)\n"
         )
-        holder = subprocess.Popen([sys.executable, "-c", ballast, "7.36"], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", ballast, str(SMALL_CARD_GIB)]
+        holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert holder.stdout
             holder.stdout.readline()
-            found = self._child("speed", self.large, 8, "-1")
-            self.results.check("7B: 32 sequences in a card of 8 GB", "error" not in found, **found)
+            # The largest context that `plan` lets into such a card.
+            fitting = (
+                (n_ctx, self._planned_mib("generate", SMALL_CARD_GIB, "--n-ctx", str(n_ctx)))
+                for n_ctx in (8192, 6144, 4096, 2048, 1024)
+            )
+            n_ctx, planned = next(item for item in fitting if item[1] <= SMALL_CARD_GIB * 1024)
+            with Card() as card:
+                found = self._child("speed", self.large, 8, "-1", n_ctx)
+            self.results.check(
+                "7B: 32 sequences in a card of 8 GB",
+                "error" not in found and card.mib <= planned,
+                **{"n_ctx": n_ctx, "planned_mib": round(planned), "used_mib": card.mib, **found},
+            )
         finally:
             holder.kill()
             holder.wait()
@@ -246,7 +299,7 @@ class Acceptance:
             ("tree", "16", 0, 64, 32, 2, self.small),
             ("padded", "16", 0, 64, 32, -1, self.small),
             ("tree", "4", 22, 520, 256, 0, self.large),
-            ("tree", "4", 7.36, 128, 64, 2, self.large),
+            ("tree", "4", SMALL_CARD_GIB, 128, 64, 2, self.large),
         ]
         if self.on_cpu:
             cases = [("tree", "16", 0, 64, 32, 2, self.small), ("padded", "16", 0, 64, 32, -1, self.small)]
@@ -311,6 +364,12 @@ class Acceptance:
         model = self.work / "smollm2.gguf"
         if len(parts) == 2 and not model.exists():
             model.write_bytes(lzma.decompress(b"".join(part.read_bytes() for part in parts)))
+        if not model.exists() and not self.on_cpu:
+            print(
+                "     the loop needs both parts of SmolLM2 in build/gpu: bring them, and use --only loop",
+                flush=True,
+            )
+            return
         source: object = model if model.exists() else "smollm2-135m"
         size = ["--preset", "quick", *(["--n-inputs", "24", "--epochs", "1"] if self.on_cpu else [])]
         started = time.time()

@@ -15,6 +15,10 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 Q4_K, Q6_K = GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
 SCALE_OF_SIX_BITS = 32  # all sub-block scales alike
 
 
@@ -73,6 +77,7 @@ def write_random_llama(path: Path, shape: Shape, *, pad: int | None = None, seed
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(True)
+    writer.add_chat_template(CHAT_TEMPLATE)
     if pad is not None:
         writer.add_pad_token_id(pad)
 

@@ -43,6 +43,7 @@ LONG_FACTORS = {
     "rope_factors_long.weight": np.linspace(1, 40, 6),
     "rope_factors_short.weight": np.linspace(1, 3, 6),
 }
+GRANITE = {"embedding_scale": 3.0, "attention.scale": 0.5, "residual_scale": 0.7, "logit_scale": 0.5}
 # what is given to write_tiny_model
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -85,6 +86,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "vectors": LONG_FACTORS,
     },
+}
+VARIANTS |= {
+    "granite": {"metadata": GRANITE},
+    "granite, tied, biases": {"metadata": {"logit_scale": 0.5}, "tied": True, "biases": True},
+    "smollm3": {"n_layers": 4},
+    "smollm3, tied": {"n_layers": 9, "tied": True},
 }
 PROMPT = (1, *np.random.default_rng(1).integers(3, len(TOKENS), size=59).tolist())
 
@@ -216,6 +223,12 @@ def test_planted_errors_show(
         ("qwen3, tied, scaled", ("rope_parameters", "factor"), 1.0),
         ("qwen3, tied, scaled", ("rms_norm_eps",), 1e-1),
         ("phi3", ("sliding_window",), 16),
+        ("granite", ("embedding_multiplier",), 1.0),
+        ("granite", ("attention_multiplier",), 0.25),
+        ("granite", ("residual_multiplier",), 1.0),
+        ("granite", ("logits_scaling",), 1.0),
+        ("granite, tied, biases", ("attention_multiplier",), 1.0),
+        ("smollm3", ("no_rope_layers",), [1, 1, 1, 1]),
         ("phi3, tied, long factors", ("rope_parameters", "attention_factor"), 1.0),
         ("phi3, tied, long factors", ("rope_parameters", "partial_rotary_factor"), 1.0),
         (

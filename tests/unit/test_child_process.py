@@ -392,3 +392,18 @@ def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:
     assert [row["input"] for row in rows] == ["one a", "two b"]
     assert all(isinstance(row["output"], str) for row in rows)
     assert "predict: 2 inputs" in result.stderr
+
+
+@pytest.mark.parametrize(("given_value", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, given_value: str | None, expected: str
+) -> None:
+    plant("""
+def work():
+    assert not {"llama_cpp", "torch"} & set(sys.modules)
+    return os.environ["OMP_WAIT_POLICY"]
+""")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given_value is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given_value)
+    assert [*planted()] == [expected]
