@@ -52,9 +52,10 @@ SENT: tuple[list[Message], ...] = (
     [{"role": "system", "content": OTHER_INSTRUCTION}, {"role": "user", "content": INPUT}],
 )
 
-# Runs in an environment that has xllamacpp: [[path, [messages, ...]], ...] in, [[prompt or error, ...], ...] out.
+# Runs in an environment that has xllamacpp: [path, [messages, ...]] in, [prompt or error, ...] out. It ends without
+# closing the server, which may wait forever for its own connections.
 SERVER = """
-import json, sys, urllib.request, xllamacpp
+import json, os, sys, urllib.request, xllamacpp
 
 def post(address, messages):
     data = json.dumps({"messages": messages}).encode()
@@ -65,18 +66,15 @@ def post(address, messages):
     except urllib.error.HTTPError as error:
         return "error: " + error.read().decode()[:300]
 
-answers = []
-for path, conversations in json.load(sys.stdin):
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.n_ctx, parameters.port, parameters.warmup = path, 256, 0, False
-    parameters.cpuparams.n_threads = 1
-    try:
-        server = xllamacpp.Server(parameters)
-        answers.append([post(server.listening_address, messages) for messages in conversations])
-        del server
-    except Exception as error:
-        answers.append(["error: " + str(error)[:300]] * len(conversations))
-open(sys.argv[1], "w").write(json.dumps(answers))
+path, conversations = json.load(sys.stdin)
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.n_ctx, parameters.port, parameters.warmup = path, 256, 0, False
+parameters.cpuparams.n_threads = 1
+server = xllamacpp.Server(parameters)
+answers = [post(server.listening_address, messages) for messages in conversations]
+with open(sys.argv[1], "w") as file:
+    file.write(json.dumps(answers))
+os._exit(0)
 """
 
 
@@ -188,16 +186,19 @@ def _differences(texts: list[str], found: list[list[int]], trained: list[list[in
 
 def _ask_servers(python: str, tried: list[dict[str, Any]], directory: Path) -> None:
     """Adds what llama.cpp's server makes of the templates. It adds BOS as it tokenizes, and drops it from the text."""
-    made = [one for one in tried if "path" in one]
     answers_file = directory / "answers.json"
-    subprocess.run(
-        [python, "-c", SERVER, str(answers_file)],
-        input=json.dumps([[one["path"], SENT] for one in made]).encode(),
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for one, texts in zip(made, json.loads(answers_file.read_text("utf-8")), strict=True):
+    for one in tried:
+        if "path" not in one:
+            continue
+        subprocess.run(
+            [python, "-c", SERVER, str(answers_file)],
+            input=json.dumps([one["path"], SENT]).encode(),
+            check=True,
+            timeout=120,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        texts = json.loads(answers_file.read_text("utf-8"))
         with load_model(Path(one["path"]), vocab_only=True) as model:
             found = [_encode(model.vocab, text, add_special=True) for text in texts]
         one["programs"]["llama.cpp"] = _differences(texts, found, one["trained"])
