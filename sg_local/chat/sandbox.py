@@ -25,9 +25,10 @@ MAX_MEMORY_BYTES = 512 * 1024 * 1024
 DATE = datetime.date(2024, 7, 26)
 OTHER_DATE = datetime.date(1999, 1, 3)  # differs in year, month, day and day of the week
 
+DATE_TEXTS = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}  # variables that llama.cpp sets to today's
+
 # The variables that a template finds beside messages, tokens and add_generation_prompt. llama.cpp: common/chat.cpp;
 # llama-cpp-python: Jinja2ChatFormatter. "plain" is a program that knows no tools, no thinking and no date.
-DATE_TEXTS = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}  # which llama.cpp sets to today's
 PROGRAMS: dict[str, dict[str, object]] = {
     "sg-local": {
         "tools": None,
