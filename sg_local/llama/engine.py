@@ -321,17 +321,20 @@ def open_engine(
     n_gpu_layers: int = -1,
     adapter_path: Path | None = None,
     is_silent: bool = False,
+    is_repacked: bool = True,
     has_backend_top_k: bool = False,
 ) -> Iterator[Engine]:
     """Loads a model, attaches the adapter if one is given, and closes all of it in the right order.
 
-    is_silent: do not say on which device.
+    is_silent: do not say on which device. is_repacked: see `load_model`.
     has_backend_top_k: whether llama.cpp chooses the highest logits where it computes them. Off: on the CPU a step takes
     twice as long with it; CUDA with CCCL before 3.2 (the toolkit 13.0 has 3.0) sorts the vocabulary of each output for
     it, one after the other. tests/gpu/run compares both on a card.
     """
     with ExitStack() as stack:
-        model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
+        model = stack.enter_context(
+            load_model(model_path, n_gpu_layers=n_gpu_layers, is_repacked=is_repacked)
+        )
         if not is_silent:
             tell_device(model.device, n_gpu_layers != 0)
         # No sequence is longer than the trained context.

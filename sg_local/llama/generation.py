@@ -11,7 +11,8 @@ New prompts start as sequences end. Memory is reserved before a prompt is evalua
 and for its longest answer. A fork that finds no free sequence waits behind the branch that it left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,6 +55,17 @@ def generate(
 
     Raises SgLocalError before anything runs if a request can never fit the context.
     """
+    by_index: dict[int, Completion] = {}
+    with closing(completions(engine, requests)) as finished:
+        for index, completion in finished:
+            by_index[index] = completion
+            if on_finished:
+                on_finished(index)
+    return [by_index[index] for index in range(len(requests))]
+
+
+def completions(engine: Engine, requests: Sequence[Request]) -> Generator[tuple[int, Completion], None, None]:
+    """The same one by one, each with the index of its request, as soon as it is there."""
     prompts = [request.prompt or engine.tokenizer.beginning for request in requests]
     for prompt, request in zip(prompts, requests, strict=True):
         if request.max_new_tokens < 1:
@@ -64,12 +76,12 @@ def generate(
                 f"{engine.longest_sequence} tokens: {engine.room_advice(len(prompt) + request.max_new_tokens)}"
             )
     if not requests:
-        return []
+        return
     engine.counters.prompt_tokens += sum(map(len, prompts))
     counts = {n_candidates(request) for request in requests}
     engine.use_backend_top_k(counts.pop() if len(counts) == 1 else 0)
-    with engine.counters.timed():
-        return _Schedule(engine, prompts, requests, on_finished).run()
+    with engine.counters.timed(), closing(_Schedule(engine, prompts, requests).run()) as finished:
+        yield from finished
 
 
 @dataclass(eq=False)
@@ -113,19 +125,12 @@ class _Branch:
 
 
 class _Schedule:
-    """One call of `generate`."""
+    """One call of `completions`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: list[TokenIds],
-        requests: Sequence[Request],
-        on_finished: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, engine: Engine, prompts: list[TokenIds], requests: Sequence[Request]) -> None:
         self.engine = engine
         self.requests = requests
-        self.on_finished = on_finished
-        self.completions: list[Completion | None] = [None] * len(requests)
+        self.finished: list[tuple[int, Completion]] = []  # in the last step
         self.samplings: dict[int, Sampling] = {}
         self.stops = [tuple(stop.encode() for stop in request.stop if stop) for request in requests]
         self.pieces: dict[int, bytes | None] = {}  # token -> its text, None if it ends an answer
@@ -145,11 +150,13 @@ class _Schedule:
         self.free_sequences = list(range(engine.n_parallel, 0, -1))
         self.free_cells = engine.n_ctx - self.prefill.n_prefix
 
-    def run(self) -> list[Completion]:
+    def run(self) -> Generator[tuple[int, Completion], None, None]:
         counters = self.engine.counters
         try:
             while self.running or not self.prefill.is_done:
                 self._step()
+                finished, self.finished = self.finished, []
+                yield from finished
         except BaseException:
             self.engine.clear()  # the remaining cells belong to no request
             raise
@@ -157,7 +164,6 @@ class _Schedule:
             counters.in_flight = 0
             for sampling in self.samplings.values():
                 sampling.close()
-        return [completion for completion in self.completions if completion is not None]
 
     def _step(self) -> None:
         """One llama_decode: the next token of each branch, and as much of the prompts as fits."""
@@ -281,12 +287,10 @@ class _Schedule:
             return False
         # A cut inside a multi-byte character leaves no half of it behind.
         answer = text.decode("utf-8", "ignore" if reason == "length" else "replace")
-        self.completions[user] = Completion(answer, tuple(branch.tokens), reason)
+        self.finished.append((user, Completion(answer, tuple(branch.tokens), reason)))
         self.samplings.pop(user).close()
         branch.prompt.n_unanswered -= 1
         self.engine.counters.in_flight -= 1
-        if self.on_finished:
-            self.on_finished(user)
         return True
 
 

@@ -53,8 +53,8 @@ STAGE_FILES = {
             "adapter/adapter_config.json",
             "adapter/adapter_model.safetensors",
         ),
-        writes=("adapter.gguf", "model.gguf", "chat_template.jinja", "Modelfile"),
-        editable=("Modelfile",),
+        writes=("adapter.gguf", "model.gguf", "chat_template.jinja", "Modelfile", "Modelfile.adapter"),
+        editable=("Modelfile", "Modelfile.adapter"),
     ),
     "evaluate": StageFiles(
         reads=("task.toml", "test.jsonl", "train.jsonl", "adapter.gguf", "model.gguf"),

@@ -10,6 +10,7 @@ The values of a metric stand under the metric's key, the gain over an opponent u
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NotRequired, TypedDict, TypeGuard, cast
 
+from sg_local.selfguide.calibration import CALIBRATION_ERROR, Calibration, calibration_of
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.metrics import (
     METRICS,
@@ -23,6 +24,8 @@ from sg_local.selfguide.metrics import (
 from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
 from sg_local.task import Example, Task
 
+FROM_TEST_FILE = "the task's test file"  # in `rows_from`
+
 
 class PredictionRow(TypedDict):
     """An answer. Its scores stand beside these keys, one for each metric: see `scores_of`."""
@@ -30,6 +33,7 @@ class PredictionRow(TypedDict):
     input: str
     prediction: str
     reference: str
+    label_logprobs: NotRequired[dict[str, float]]  # in nats, of contenders whose labels are scored
 
 
 class ContenderScores(TypedDict):
@@ -42,6 +46,7 @@ class ContenderScores(TypedDict):
     no_label_share: NotRequired[float]
     label_distance: NotRequired[float]
     labels: NotRequired[dict[str, LabelCounts]]
+    calibration: NotRequired[Calibration]  # where the labels are scored
 
 
 class Gain(Difference):
@@ -82,10 +87,14 @@ def predictions_note(contender: Contender) -> str:
     return f"predictions/.{contender}.json"
 
 
-def prediction_row(text: str, prediction: str, reference: str) -> PredictionRow:
+def prediction_row(
+    text: str, prediction: str, reference: str, label_logprobs: Mapping[str, float] | None = None
+) -> PredictionRow:
     """An answer with its scores."""
     row: dict[str, object] = {"input": text, "prediction": prediction, "reference": reference}
     row |= {metric: round(metric.score(prediction, reference), 5) for metric in Metric}
+    if label_logprobs:
+        row["label_logprobs"] = dict(label_logprobs)
     return cast(PredictionRow, row)
 
 
@@ -121,6 +130,7 @@ def evaluation_of(
         "task": task.name,
         "metric": metric,
         **{str(item): item.definition for item in Metric if item.definition},
+        **({"calibration_error": CALIBRATION_ERROR} if task.is_classification else {}),
         "rows_from": source,
         "n_rows": len(answered[TUNED]),
         "contenders": contenders,
@@ -180,7 +190,27 @@ def gain_over_best(evaluation: Evaluation) -> Gain:
 def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
     """Whether a row has all keys of a row of predictions/, with the scores of all metrics."""
     texts = (row.get(key) for key in ("input", "prediction", "reference"))
-    return all(isinstance(text, str) for text in texts) and all(_is_number(row.get(item)) for item in Metric)
+    logprobs = row.get("label_logprobs", {})
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(_is_number(row.get(item)) for item in Metric)
+        and isinstance(logprobs, dict)
+        and all(map(_is_number, logprobs.values()))
+    )
+
+
+def calibration_in(evaluation: Evaluation, contender: Contender) -> Calibration | None:
+    """The calibration of a contender's label probabilities; files of earlier versions do not have it."""
+    value = _values(evaluation["contenders"].get(contender, {})).get("calibration")
+    match value:
+        case {
+            "calibration_error": error,
+            "temperature": temperature,
+            "calibration_error_at_temperature": crossed,
+            "risk_coverage": list(covered),
+        } if all(map(_is_number, (error, temperature, crossed))) and all(map(_is_covered, covered)):
+            return cast(Calibration, value)
+    return None
 
 
 def is_evaluation(value: object) -> TypeGuard[Evaluation]:
@@ -213,6 +243,13 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
         scores["no_label_share"] = round(n_outside / len(rows), 5)
         scores["label_distance"] = round(label_distance(answers, references, task.labels), 5)
         scores["labels"] = label_counts(answers, references, task.labels)
+        scored = [row for row in rows if "label_logprobs" in row]
+        if scored:
+            scores["calibration"] = calibration_of(
+                [row["prediction"] for row in scored],
+                [row["reference"] for row in scored],
+                [row["label_logprobs"] for row in scored],
+            )
     return cast(ContenderScores, scores)
 
 
@@ -251,6 +288,13 @@ def _is_mean(value: object) -> bool:
     match value:
         case {"mean": mean, "interval_95": [low, high]}:
             return all(map(_is_number, (mean, low, high)))
+    return False
+
+
+def _is_covered(value: object) -> bool:
+    match value:
+        case {"share": share, "right": right, "least_probability": least}:
+            return all(map(_is_number, (share, right, least)))
     return False
 
 

@@ -5,7 +5,7 @@ finished_run/ task.toml test.jsonl settings.toml inputs.jsonl ... adapter.gguf m
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,11 @@ def no_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if "real_child" in request.fixturenames:
         return
 
-    def call_here(_work: str, function: str, **arguments: Any) -> Iterator[Any]:
+    def call_here(_work: str, function: str, **arguments: Any) -> Generator[Any, Any, None]:
         for value in child_process.call(function, json.loads(json.dumps(arguments))):
-            yield json.loads(json.dumps(value))
+            sent = yield json.loads(json.dumps(value))
+            if sent is not None:
+                child_process._received.put(json.loads(json.dumps(sent)))
 
     monkeypatch.setattr(child_process, "values_from_child", call_here)
 

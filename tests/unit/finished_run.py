@@ -157,7 +157,8 @@ def _write_export(run: Run, message: str) -> None:
     run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS[:1]))
     run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS[:1]))
     run.file("chat_template.jinja").write_text(MODEL_TEMPLATE)
-    run.file("Modelfile").write_text(f"FROM ./model.gguf\n# {message}\n")
+    for name in ("Modelfile", "Modelfile.adapter"):
+        run.file(name).write_text(f"FROM ./model.gguf\n# {message}\n")
 
 
 def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: int) -> None:

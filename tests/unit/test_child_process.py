@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
     return write
 
 
-def planted(**arguments: Any) -> Iterator[Any]:
+def planted(**arguments: Any) -> Generator[Any, Any, None]:
     return values_from_child("work", "sg_local.planted.work", **arguments)
 
 
@@ -65,7 +65,7 @@ def test_values_come_one_by_one_and_as_they_were(plant: Plant) -> None:
     started = time.monotonic()
     values = planted(**arguments)
     assert next(values) == arguments
-    values.close()  # type: ignore[attr-defined]  # a generator
+    values.close()
     assert time.monotonic() - started < 30  # it was ended
 
 
@@ -394,16 +394,50 @@ def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:
     assert "predict: 2 inputs" in result.stderr
 
 
-@pytest.mark.parametrize(("given_value", "expected"), [(None, "passive"), ("active", "active")])
+TALKS = """
+    import sg_local.child_process as child_process
+    def work(path):
+        yield os.getpid()
+        for value in child_process.received_values():
+            if value == "fail":
+                raise child_process.InputError("as asked")
+            yield [value, value]
+"""
+
+
+def test_a_conversation_sends_a_value_for_each_that_comes(plant: Plant) -> None:
+    plant(TALKS)
+    values = planted(path="")
+    child = next(values)
+    assert values.send("Café\n") == ["Café\n", "Café\n"]
+    assert values.send({"a": 1}) == [{"a": 1}, {"a": 1}]
+    values.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    values = planted(path="")
+    next(values)
+    with pytest.raises(InputError, match="as asked"):
+        values.send("fail")
+
+
+@pytest.mark.parametrize(
+    ("name", "given_value", "expected"),
+    [
+        ("OMP_WAIT_POLICY", None, "passive"),
+        ("OMP_WAIT_POLICY", "active", "active"),
+        ("OPENBLAS_NUM_THREADS", None, "1"),
+        ("OPENBLAS_NUM_THREADS", "4", "4"),
+    ],
+)
 def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, given_value: str | None, expected: str
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, name: str, given_value: str | None, expected: str
 ) -> None:
     plant("""
-def work():
-    assert not {"llama_cpp", "torch"} & set(sys.modules)
-    return os.environ["OMP_WAIT_POLICY"]
+def work(name):
+    assert not {"llama_cpp", "torch", "numpy"} & set(sys.modules)
+    return os.environ[name]
 """)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv(name, raising=False)
     if given_value is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given_value)
-    assert [*planted()] == [expected]
+        monkeypatch.setenv(name, given_value)
+    assert [*planted(name=name)] == [expected]

@@ -160,7 +160,9 @@ def calls(
             ["predict", "--model", model, inputs],
             ["predict", "--model", model, "--task", task, inputs],
             ["predict", "--model", model, "--adapter", run.file("adapter.gguf"), inputs],
+            ["predict", "--model", run.path, "--abstain-below", "0.5", "--probabilities", inputs],
         ],
+        ("chat",): [["chat", run.path, "--compare"], ["chat", model]],
         ("verify",): [["verify", run.path, "--no-parity"], ["verify", run.path]],
         ("bench",): [bench, [*bench, "--json"]],
         ("export-adapter",): [["export-adapter", "--adapter", broken_adapter, "--model", model]],
@@ -197,7 +199,7 @@ def test_a_strangers_text_is_shown_and_does_nothing(
     sg: Call, calls: Calls, command: tuple[str, ...], tmp_path: Path
 ) -> None:
     for arguments in calls[command]:
-        result = sg(*arguments)
+        result = sg(*arguments, input="Let me in.\n")
         require_end(result)
         for shown in (result.stdout, result.stderr):
             hidden = {character for character in shown if not character.isprintable()} - {"\n"}
@@ -264,7 +266,7 @@ def test_no_command_opens_a_socket(
     sg: Call, calls: Calls, command: tuple[str, ...], sockets: Callable[[], str]
 ) -> None:
     for arguments in calls[command]:
-        require_end(sg(*arguments))
+        require_end(sg(*arguments, input="Let me in.\n"))
     assert sockets() == ""
 
 

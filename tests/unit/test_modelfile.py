@@ -4,12 +4,13 @@
 
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sg_local.chat.modelfile import modelfile
+from sg_local.chat.modelfile import beside_base, modelfile
 from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
@@ -52,7 +53,7 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
             kept = ""
         if after != state:
             if state == "name":
-                assert buffer.lower() in {"from", "system", "template", "parameter", "license"}, (
+                assert buffer.lower() in {"from", "adapter", "system", "template", "parameter", "license"}, (
                     f"Ollama: no {buffer!r}"
                 )
                 name, after = buffer.lower(), "parameter" if buffer.lower() == "parameter" else after
@@ -134,6 +135,25 @@ def test_the_whole_file():
         'LICENSE "Apache-2.0"\n'
     )
     assert read_modelfile(written(VICUNA, "Sort this."))[0] == ("from", "./model.gguf")
+
+
+def test_an_answer_has_the_length_that_was_trained():
+    text = modelfile(CHATML, "Sort.", (), stops=[], licence="MIT", max_new_tokens=12)
+    assert ("num_predict", "12") in read_modelfile(text)
+
+
+def test_base_and_adapter_are_asked_as_the_merged_model_is():
+    text = written(CHATML, 'Say """yes""".')
+    other = read_modelfile(beside_base(text, Path("/my models/base v1.gguf")))
+    assert other[:2] == [("from", "/my models/base v1.gguf"), ("adapter", "./adapter.gguf")]
+    assert other[2:] == read_modelfile(text)[1:]
+
+
+@pytest.mark.parametrize("path", ['/a"b.gguf', "/a\nb.gguf", "/a\u200bb.gguf"])
+def test_a_base_that_a_modelfile_cannot_name_is_to_be_copied(path: str):
+    text = beside_base(written(CHATML, "Sort."), Path(path))
+    assert read_modelfile(text)[0] == ("from", "./base.gguf")
+    assert "# Copy the base" in text
 
 
 INSTRUCTIONS = [

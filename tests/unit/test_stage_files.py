@@ -100,9 +100,12 @@ def test_what_no_person_edits_has_to_stay_as_it_was_written(
         list(verify_run(finished_run, with_parity=False))
 
 
-@pytest.mark.parametrize("stage", [stage for stage, files in STAGE_FILES.items() if files.editable])
-def test_what_a_person_may_edit_is_not_made_again_unless_it_is_empty(finished_run: Run, stage: str) -> None:
-    (name,) = STAGE_FILES[stage].editable
+@pytest.mark.parametrize(
+    ("stage", "name"), [(stage, name) for stage, files in STAGE_FILES.items() for name in files.editable]
+)
+def test_what_a_person_may_edit_is_not_made_again_unless_it_is_empty(
+    finished_run: Run, stage: str, name: str
+) -> None:
     edit(finished_run.file(name))
     assert finished_run.is_finished(stage)
     empty(finished_run.file(name))

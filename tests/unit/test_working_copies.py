@@ -13,6 +13,7 @@ import pytest
 from filelock import Timeout
 from gguf_models import write_model
 
+import sg_local.gguf_io.base_weights as base_weights
 import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
@@ -210,3 +211,37 @@ def test_all_that_is_written_beside_the_copies_is_written_by_the_locks_holder(
     monkeypatch.setattr(weights, "write_json", checked)
     weights.generating_model(run)
     assert written == ["base.json", "speed.json"]
+
+
+def torch_copy(_gguf: Path, path: Path) -> None:
+    path.mkdir()
+    (path / "model.safetensors").write_text("safetensors")
+
+
+def test_one_copy_is_there_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7B model has 13 GB of each: what a training loads is gone when it has loaded it."""
+    monkeypatch.setattr(base_weights, "write_base_weights", torch_copy)
+    names = {".lock", "base.json"}
+    copy = weights.f16_gguf(run.model, 1)
+    with weights.training_weights(run) as directory:
+        assert (directory / "model.safetensors").read_text() == "safetensors"
+        assert {path.name for path in place_of(run).iterdir()} == {*names, "hf"}
+        with pytest.raises(Timeout), weights.lock_copies(place_of(run), timeout_seconds=0):
+            pass  # another run of this base waits, and does not make room
+    assert {path.name for path in place_of(run).iterdir()} == names
+
+    with pytest.raises(ValueError, match="out of memory"), weights.training_weights(run):
+        raise ValueError("out of memory")
+    assert {path.name for path in place_of(run).iterdir()} == {*names, "hf"}  # for the next attempt
+    assert weights.f16_gguf(run.model, 1) == copy
+    assert {path.name for path in place_of(run).iterdir()} == {*names, "f16.gguf"}
+
+
+def test_a_link_in_the_place_of_the_other_copy_stays(run: Run, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "model.safetensors").write_text("theirs")
+    place_of(run).mkdir(parents=True)
+    (place_of(run) / "hf").symlink_to(theirs)
+    weights.f16_gguf(run.model, 1)
+    assert (place_of(run) / "hf" / "model.safetensors").read_text() == "theirs"
