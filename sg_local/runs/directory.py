@@ -2,7 +2,7 @@
 
     runs/support-inbox/
       task.toml  test.jsonl  settings.toml     copied and resolved once, never rewritten
-      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  Modelfile
+      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  chat_template.jinja  Modelfile
       evaluation.json  predictions/
       manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
 
