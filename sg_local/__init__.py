@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sg_local.answers import predict
     from sg_local.errors import InputError, SgLocalError, WorseThanBase
+    from sg_local.row_files import RowFile
     from sg_local.runs.loop import Result, run
     from sg_local.settings import Settings
     from sg_local.task import Example, Task, load_task
@@ -24,6 +25,7 @@ __all__ = [
     "Example",
     "InputError",
     "Result",
+    "RowFile",
     "Settings",
     "SgLocalError",
     "Task",
@@ -38,6 +40,7 @@ _MODULES = {
     **dict.fromkeys(("InputError", "SgLocalError", "WorseThanBase"), "errors"),
     **dict.fromkeys(("Example", "Task", "load_task"), "task"),
     **dict.fromkeys(("Result", "run"), "runs.loop"),
+    "RowFile": "row_files",
     "Settings": "settings",
     "predict": "answers",
 }

@@ -24,6 +24,7 @@ from sg_local.inputs import Answer, GivenRow, checked_text
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
 from sg_local.runs.directory import open_run
+from sg_local.runs.given import check_task
 from sg_local.settings import Settings
 from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
 
@@ -381,6 +382,8 @@ def _asked(carrier: GgufHeader, task_source: str | Path | Task | None, settings:
             )
         return _Asked(tuned.task, tuned.max_new_tokens, tuned.prompt_format)
     task = load_task(task_source)
+    if not task.examples:
+        task, _ = check_task(task)
     if tuned is None:
         return _Asked(task, settings.max_new_tokens, "auto")
     if task.name != tuned.task.name:

@@ -106,7 +106,7 @@ class GenerateSettings(CommonSettings):
     )
     n_inputs: int = _setting(
         400,
-        "Inputs to make, counted after the filters (paper: 40 x 10 before).",
+        "Inputs, real ones first, after the filters (paper: 40 x 10 before).",
         low=1,
         everyday=True,
     )

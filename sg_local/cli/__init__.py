@@ -15,6 +15,7 @@ from sg_local.progress import say
 
 # Command -> its module and one line of help, in the order of the work.
 COMMANDS = {
+    "init": ("init", "Write a task file, by questions."),
     "run": ("run", "All stages: data, training, export, scores."),
     "plan": ("plan", "What a run will need: memory, disk, tokens."),
     "generate": ("stages", "Stage 1: the model makes inputs."),

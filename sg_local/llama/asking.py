@@ -84,10 +84,14 @@ def longest_answer(tokenizer: Tokenizer, labels: Sequence[str], max_new_tokens: 
 
 
 def has_room(
-    engine: Engine, template: ChatTemplate, instruction: str, demonstrations: Sequence[Example]
+    engine: Engine,
+    template: ChatTemplate,
+    instruction: str,
+    demonstrations: Sequence[Example],
+    text: str = "",
 ) -> bool:
-    """Whether template, instruction and examples leave room for any input and its answer."""
-    messages = answer_messages(instruction, "", demonstrations)
+    """Whether template, instruction and examples leave room for the input `text`, or any input, and its answer."""
+    messages = answer_messages(instruction, text, demonstrations)
     return prompts_of(engine, template, [messages], MIN_ROOM_TOKENS) != [None]
 
 

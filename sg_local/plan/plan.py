@@ -17,7 +17,8 @@ from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.report import tables
-from sg_local.runs.begin import check_task, read_model, require_chat_base
+from sg_local.runs.begin import read_model, require_chat_base
+from sg_local.runs.given import check_task
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.
@@ -71,7 +72,7 @@ def plan_run(
     gpu_bytes: of the GPU to plan for, 0 for none; None is the first one here. Raises InputError where task or model
     is wrong.
     """
-    task, test_rows = check_task(task_source)
+    task, rows = check_task(task_source)
     file = read_model(resolve_model(model_source))
     require_chat_base(file, settings, [task])
     notes = [note for note in [about_merging(file.header, settings)] if note]
@@ -84,7 +85,7 @@ def plan_run(
             f"and not {tables.size(model.file_bytes)}"
         )
     settings = replace(settings, quant=quant)
-    tokens = task_tokens(task, settings, len(test_rows))
+    tokens = task_tokens(task, settings, len(rows.test))
     machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
     needs, faults = compare(model, settings, tokens, machine)
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"

@@ -16,6 +16,7 @@ from sg_local.runs.directory import Run
 from sg_local.selfguide.calibration import LEAST_TEMPERATURE
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import (
+    FROM_LABELLED,
     FROM_TEST_FILE,
     Evaluation,
     PredictionRow,
@@ -160,7 +161,7 @@ def tuned_temperature(run: Run) -> float:
         return 1.0
     evaluation = read_evaluation(run)
     calibration = calibration_in(evaluation, TUNED)
-    if calibration is None or evaluation["rows_from"] != FROM_TEST_FILE:
+    if calibration is None or evaluation["rows_from"] not in {FROM_TEST_FILE, FROM_LABELLED}:
         return 1.0
     return max(calibration["temperature"], LEAST_TEMPERATURE)
 

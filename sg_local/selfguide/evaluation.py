@@ -16,6 +16,7 @@ from sg_local.selfguide.metrics import (
     METRICS,
     LabelCounts,
     Metric,
+    exact_match,
     is_label,
     label_counts,
     label_distance,
@@ -25,6 +26,7 @@ from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
 from sg_local.task import Example, Task
 
 FROM_TEST_FILE = "the task's test file"  # in `rows_from`
+FROM_LABELLED = "held-out labelled rows: accuracy on labelled rows"
 
 
 class PredictionRow(TypedDict):
@@ -32,7 +34,8 @@ class PredictionRow(TypedDict):
 
     input: str
     prediction: str
-    reference: str
+    reference: str  # the right output; of several the first
+    references: NotRequired[list[str]]  # where several are right: all of them
     label_logprobs: NotRequired[dict[str, float]]  # in nats, of contenders whose labels are scored
 
 
@@ -88,14 +91,24 @@ def predictions_note(contender: Contender) -> str:
 
 
 def prediction_row(
-    text: str, prediction: str, reference: str, label_logprobs: Mapping[str, float] | None = None
+    text: str, prediction: str, *references: str, label_logprobs: Mapping[str, float] | None = None
 ) -> PredictionRow:
-    """An answer with its scores."""
-    row: dict[str, object] = {"input": text, "prediction": prediction, "reference": reference}
-    row |= {metric: round(metric.score(prediction, reference), 5) for metric in Metric}
+    """An answer with its scores. references: at least one right output; each metric takes the best of them."""
+    row: dict[str, object] = {"input": text, "prediction": prediction, "reference": references[0]}
+    if len(references) > 1:
+        row["references"] = list(references)
+    row |= {
+        metric: round(max(metric.score(prediction, reference) for reference in references), 5)
+        for metric in Metric
+    }
     if label_logprobs:
         row["label_logprobs"] = dict(label_logprobs)
     return cast(PredictionRow, row)
+
+
+def references_of(row: PredictionRow) -> list[str]:
+    """All right outputs of an answered row."""
+    return row.get("references") or [row["reference"]]
 
 
 def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) -> list[PredictionRow]:
@@ -108,7 +121,7 @@ def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) 
     if not any("\n" in row["prediction"] for row in rows):
         return []
     return [
-        prediction_row(row["input"], row["prediction"].partition("\n")[0].strip(), row["reference"])
+        prediction_row(row["input"], row["prediction"].partition("\n")[0].strip(), *references_of(row))
         for row in rows
     ]
 
@@ -189,7 +202,9 @@ def gain_over_best(evaluation: Evaluation) -> Gain:
 
 def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
     """Whether a row has all keys of a row of predictions/, with the scores of all metrics."""
-    texts = (row.get(key) for key in ("input", "prediction", "reference"))
+    texts = [row.get(key) for key in ("input", "prediction", "reference")]
+    references = row.get("references", [])
+    texts += references if isinstance(references, list) else [None]
     logprobs = row.get("label_logprobs", {})
     return (
         all(isinstance(text, str) for text in texts)
@@ -238,7 +253,7 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
     }
     if task.is_classification:
         answers = [row["prediction"] for row in rows]
-        references = [row["reference"] for row in rows]
+        references = [_matched_reference(row) for row in rows]
         n_outside = sum(not is_label(answer, task.labels) for answer in answers)
         scores["no_label_share"] = round(n_outside / len(rows), 5)
         scores["label_distance"] = round(label_distance(answers, references, task.labels), 5)
@@ -251,6 +266,12 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
                 [row["label_logprobs"] for row in scored],
             )
     return cast(ContenderScores, scores)
+
+
+def _matched_reference(row: PredictionRow) -> str:
+    """The right output that counts in tables of labels: of several the one that was answered, else the first."""
+    right = (text for text in references_of(row) if exact_match(row["prediction"], text))
+    return next(right, row["reference"])
 
 
 def _gain(answered: Mapping[Contender, Sequence[PredictionRow]], opponent: Contender, metric: Metric) -> Gain:

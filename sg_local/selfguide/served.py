@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sg_local.selfguide.contenders import TUNED, Contender
-from sg_local.selfguide.evaluation import PredictionRow, prediction_row, scores_of
+from sg_local.selfguide.evaluation import PredictionRow, prediction_row, references_of, scores_of
 from sg_local.selfguide.metrics import Metric, metric_of
 from sg_local.selfguide.statistics import Difference, Verdict, average, difference
 from sg_local.task import Task
@@ -80,7 +80,7 @@ def compare(
     n_rows, metric = len(answers), metric_of(task)
     firsts = {contender: rows[:n_rows] for contender, rows in recorded.items()}
     rows = [
-        prediction_row(row["input"], answer, row["reference"])
+        prediction_row(row["input"], answer, *references_of(row))
         for row, answer in zip(firsts[TUNED], answers, strict=True)
     ]
     equal = {

@@ -7,6 +7,7 @@ writes evaluation.json
      "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
        predictions/<contender>.jsonl
     {"input": "...", "prediction": "refund", "reference": "refund", "exact_match": 1.0, "rouge_l": 1.0}
+    where a test row has several right outputs, also "references"; each metric takes the best
     of base_label_scoring and tuned_merged also "label_logprobs": {"refund": -0.05, "login": -3.1}
 
 Contenders, all greedy through llama.cpp: base_zero_shot, base_few_shot, tuned_adapter (base + adapter.gguf),
@@ -47,6 +48,7 @@ from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.rows import read_pairs
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import (
+    FROM_LABELLED,
     FROM_TEST_FILE,
     PredictionRow,
     Served,
@@ -56,9 +58,10 @@ from sg_local.selfguide.evaluation import (
     prediction_row,
     predictions_file,
     predictions_note,
+    references_of,
 )
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, is_kept
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, Source, is_kept, source_of
 from sg_local.selfguide.selection import in_turns
 from sg_local.task import Example
 
@@ -146,7 +149,7 @@ def ways_to_answer(run: Run) -> dict[Contender, Way]:
 def _key(run: Run, way: Way, sha256: Sequence[str], rows: Sequence[Example]) -> str:
     """The key of a contender's answers. sha256: of the files that it answers with."""
     shown = [[example.input, example.output] for example in way.demonstrations]
-    asked = [[row.input, row.output] for row in rows]
+    asked = [[row.input, *row.outputs] for row in rows]
     limits = [run.settings.n_ctx, run.settings.max_new_tokens]
     how = ["probabilities"] if way.has_probabilities else way.scores_labels
     return key_of(task_facts(run), base_facts(run), list(sha256), shown, how, limits, asked)
@@ -156,19 +159,21 @@ def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow
     """The answers that an earlier call left for these rows; None where there are no such ones."""
     stored = read_rows(path) if path.exists() else []
     predictions = [row for row in stored if is_prediction(row)]
-    answered = [(row["input"], row["reference"]) for row in predictions]
-    is_complete = len(predictions) == len(stored) and answered == [(row.input, row.output) for row in rows]
+    answered = [(row["input"], *references_of(row)) for row in predictions]
+    is_complete = len(predictions) == len(stored) and answered == [(row.input, *row.outputs) for row in rows]
     return predictions if is_complete else None
 
 
 def _scored_rows(run: Run) -> tuple[list[Example], str]:
     if rows := run.test_rows:
         return rows, FROM_TEST_FILE
-    held_out = [
-        Example(row["input"], row["output"])
-        for row in read_pairs(run)
-        if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
+    pairs = [
+        row for row in read_pairs(run) if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
     ]
+    labelled = [row for row in pairs if source_of(row) == Source.LABELLED]
+    held_out = [Example(row["input"], str(row["output"])) for row in labelled or pairs]
+    if labelled:
+        return held_out, FROM_LABELLED
     if not held_out:
         raise InputError(
             f"{run.path} has no test rows and no made pair was held out: begin a new run with a test "
@@ -203,7 +208,7 @@ def _predict(
         counted = counters(engine)
     # What does not fit the context, or crashed, is no answer.
     predictions = [
-        prediction_row(row.input, reply.text, row.output, reply.label_logprobs)
+        prediction_row(row.input, reply.text, *row.outputs, label_logprobs=reply.label_logprobs)
         for row, reply in zip(rows, (reply or Reply("") for reply in replies), strict=True)
     ]
     return predictions, counted

@@ -119,6 +119,8 @@ def calls(
     ).replace_llama_cpp(monkeypatch)  # fmt: skip
     inputs = tmp_path / "inputs.jsonl"
     write_rows(inputs, [{"input": HOSTILE}])
+    labelled = tmp_path / "labelled.jsonl"
+    write_rows(labelled, [{"input": HOSTILE, "output": f"{n % 2} {HOSTILE_TASK}"[:30]} for n in range(9)])
     json_task = tmp_path / "json" / "tasks" / "boxes.json"
     json_task.parent.mkdir(parents=True)
     pairs = [{"input": HOSTILE_TASK, "output": "refund"}]
@@ -150,6 +152,7 @@ def calls(
     begun = ["run", task, "--model", model, "--run", run.path, "--n-inputs=7"]
     bench = ["bench", task.parent, "--model", model, "--preset=quick"]
     return {
+        ("init",): [["init", "new.toml"], ["init", "new.toml", "--labelled", labelled]],
         ("run",): [begun, [*begun, "--json"], ["run", task, "--model", model]],
         ("plan",): [["plan", task, "--model", model], ["plan", task, "--model", model, "--json"]],
         **{(stage,): [[stage, run.path]] for stage in STAGES[:-1]},

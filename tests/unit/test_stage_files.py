@@ -44,6 +44,18 @@ EARLIER_READS = {
 }
 
 
+@pytest.fixture
+def task(task: Path) -> Path:
+    """With all the files that a task may name."""
+    line = 'test = "inbox.test.jsonl"\n'
+    task.write_text(
+        task.read_text().replace(line, f'{line}inputs = "inbox.txt"\nlabelled = "inbox.labelled.jsonl"\n')
+    )
+    task.with_name("inbox.txt").write_text("were is my money\n")
+    write_rows(task.with_name("inbox.labelled.jsonl"), [{"input": "Let me in!", "output": "login"}])
+    return task
+
+
 def edit(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n")
 
@@ -61,7 +73,7 @@ def finished_stages(run: Run) -> list[str]:
 
 
 def test_stages_read_what_earlier_ones_wrote_or_the_run_began_with() -> None:
-    there = {"task.toml", "test.jsonl"}
+    there = {"task.toml", "test.jsonl", "given.jsonl", "labelled.jsonl"}
     for files in STAGE_FILES.values():
         assert set(files.reads) | set(files.looks_for) <= there
         there |= set(files.writes)
