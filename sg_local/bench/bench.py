@@ -111,7 +111,7 @@ def run_bench(
     with lock_run(path):
         failed = _begin(path, base, settings)
         runs = _begin_runs(path, tasks, model, settings)
-        say_about_export(model, settings)
+        say_about_export(model, settings, [task for task, _ in tasks])
         results = BenchResults(path)
         unfinished = [run for run in runs if not results.is_finished(run.task.name)]
         for run in runs:

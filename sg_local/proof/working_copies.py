@@ -61,7 +61,8 @@ def training_weights(run: Run) -> Iterator[Path]:
 
     with _working_copy(run.model, TORCH_COPY, make) as path:
         yield path
-        shutil.rmtree(path, ignore_errors=True)  # Windows keeps what is mapped; the next copy removes it
+        with suppress(OSError):  # Windows keeps what is mapped; the next copy removes it
+            remove_torch_copy(path)
 
 
 def check_given_weights(run: Run) -> None:
@@ -175,6 +176,13 @@ def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> I
         yield path
 
 
+def remove_torch_copy(path: Path) -> None:
+    """Removes it; for a holder of the lock. What a kill leaves of it passes for no copy, and is cleared away."""
+    partial = partial_directory(path)
+    os.replace(path, partial)
+    shutil.rmtree(partial)
+
+
 def _remove_other_copy(path: Path) -> None:
     """Makes room for this copy: there is one at a time. A link in the other's place is not ours."""
     other = path.with_name(F16_COPY if path.name == TORCH_COPY else TORCH_COPY)
@@ -182,7 +190,7 @@ def _remove_other_copy(path: Path) -> None:
         return
     with suppress(OSError):  # Windows, where another process has it open
         if other.is_dir():
-            shutil.rmtree(other)
+            remove_torch_copy(other)
         else:
             other.unlink(missing_ok=True)
 

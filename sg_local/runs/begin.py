@@ -11,8 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sg_local.chat.template import require_template, without_template
+from sg_local.chat.served import require_served
+from sg_local.chat.template import (
+    VICUNA_TEMPLATE,
+    ChatTemplate,
+    header_template,
+    may_be_vicuna,
+    require_template,
+    without_template,
+)
 from sg_local.errors import InputError
+from sg_local.escape import one_line
 from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
@@ -20,12 +29,16 @@ from sg_local.progress import say
 from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.runs.lock import lock_run, make_directory
+from sg_local.runs.prompt import demonstrations_of
 from sg_local.settings import Settings, as_flag
 from sg_local.task import FILE_KEYS, TASK_KEYS, Task, task_to_toml
 
 # What a run that was killed while it was made may have left: these, and temporaries of the files.
 _COPIES = {"test.jsonl": "test rows", "given.jsonl": "inputs", "labelled.jsonl": "labelled rows"}
 _FIRST_FILES = ("task.toml", *_COPIES, "settings.toml")
+
+
+_CONTROL = 3  # of tokenizer.ggml.token_type
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ def begin_run(
     if is_new:
         for note in rows.notes:
             say(f"{task.name}: {note}")
-    say_about_export(base, settings)
+    say_about_export(base, settings, [task])
     return run, is_new
 
 
@@ -102,26 +115,51 @@ def require_chat_base(model: ModelFile, settings: Settings, tasks: Iterable[Task
     except InputError as error:
         for line in str(error).splitlines():
             faults.add(line)
-    if model.prompt_format(settings) == "gguf":
-        for fault in _template_faults(model, settings):
-            faults.add(fault)
+    for fault in _template_faults(model, settings, tasks := list(tasks)):
+        faults.add(fault)
     room_faults = [fault for task in tasks for fault in _room_faults(model.header, settings, task)]
     for fault in dict.fromkeys(room_faults):
         faults.add(f"{model.path} {fault}")
     faults.raise_any()
 
 
-def say_about_export(model: ModelFile, settings: Settings) -> None:
+def say_about_export(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> None:
     """Says beforehand what a user may not expect of the exported file."""
     from sg_local.gguf_io.check_base import about_merging
 
     if note := about_merging(model.header, settings):
         say(note)
+    for task in tasks:
+        if found := _control_tokens_in(model.header, task, settings):
+            say(
+                f"the task {task.name} holds {', '.join(map(one_line, found[:3]))}: here that is plain text, but other "
+                "programs take it for the model's control token, and will not show model.gguf the trained prompt"
+            )
 
 
-def _template_faults(model: ModelFile, settings: Settings) -> Iterator[str]:
-    """What is wrong with the model's own chat template: there is none, it fails, or it fills the context."""
-    template = model.header.chat_template
+def _control_tokens_in(header: GgufHeader, task: Task, settings: Settings) -> list[str]:
+    """The control tokens whose texts are in what the task writes into every prompt."""
+    tokens, kinds = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(kinds, list):
+        return []
+    shown = demonstrations_of(task, settings)
+    written = "\0".join([task.instruction, *(text for pair in shown for text in (pair.input, pair.output))])
+    return [
+        str(token)
+        for token, kind in zip(tokens, kinds, strict=False)
+        if kind == _CONTROL and str(token) in written
+    ]
+
+
+def _template_faults(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> Iterator[str]:
+    """What is wrong with the chat template of the runs.
+
+    There is none, it fails, it fills the context, or none can be made of it that shows the trained prompts elsewhere.
+    """
+    if model.prompt_format(settings) == "vicuna":
+        template: ChatTemplate | None = ChatTemplate(VICUNA_TEMPLATE, "", "")
+    else:
+        template = header_template(model.header)
     if not template:
         yield f"{model.path} carries no chat template: {without_template(model.header)}"
         return
@@ -129,8 +167,16 @@ def _template_faults(model: ModelFile, settings: Settings) -> Iterator[str]:
     n_ctx = min(settings.n_ctx, trained_for) if isinstance(trained_for, int) else settings.n_ctx
     try:
         require_template(template, max(1, n_ctx))
+        for task in tasks:
+            require_served(template, task.instruction, demonstrations_of(task, settings))
     except InputError as error:
-        yield f"{model.path}: {error}"
+        own = model.prompt_format(settings) == "gguf"
+        also = (
+            "; a Vicuna v1.1 model takes --prompt-format vicuna"
+            if own and may_be_vicuna(model.header)
+            else ""
+        )
+        yield f"{model.path}: {error}{also}"
 
 
 def _room_faults(header: GgufHeader, settings: Settings, task: Task) -> Iterator[str]:

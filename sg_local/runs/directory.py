@@ -3,7 +3,7 @@
     runs/support-inbox/
       task.toml  settings.toml                 copied and resolved once, never rewritten
       test.jsonl  given.jsonl  labelled.jsonl  what the task's files hold, as far as it has them
-      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  Modelfile
+      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  chat_template.jinja  Modelfile
       evaluation.json  predictions/
       manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
 

@@ -54,7 +54,7 @@ STAGE_FILES = {
             "adapter/adapter_config.json",
             "adapter/adapter_model.safetensors",
         ),
-        writes=("adapter.gguf", "model.gguf", "Modelfile", "Modelfile.adapter"),
+        writes=("adapter.gguf", "model.gguf", "chat_template.jinja", "Modelfile", "Modelfile.adapter"),
         editable=("Modelfile", "Modelfile.adapter"),
     ),
     "evaluate": StageFiles(

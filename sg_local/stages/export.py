@@ -4,6 +4,7 @@ reads  adapter/ train.jsonl, from which the compared prompts are
 writes adapter.gguf   LoRA adapter for the base GGUF
        model.gguf     base and adapter merged, in the base's own types, Q8_0 where these cannot hold it, or --quant
        Modelfile      for `ollama create`; Modelfile.adapter: the same for base and adapter.gguf
+       chat_template.jinja    of model.gguf, for base and adapter.gguf: it writes the trained prompt (chat/served.py)
 
 Nothing gets its final name before llama.cpp with these files was compared with torch (parity.py).
 """
@@ -12,15 +13,16 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sg_local.chat.modelfile import beside_base, modelfile
+from sg_local.chat.served import require_served
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import canonical_json, own_directory, remove_tree, sha256_file, write_json, write_text
-from sg_local.gguf_header import read_header
+from sg_local.gguf_header import BASE_TEMPLATE_KEY, read_header
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.check_base import FINER, type_to_merge_in
 from sg_local.gguf_io.fingerprint import fingerprint
@@ -55,7 +57,8 @@ def run_export(run: Run) -> None:
         own_directory(work)
         try:
             metadata = _metadata(run)
-            text = _modelfile(run)
+            source, text = _chat_files(run)
+            write_text(work / "chat_template.jinja", source)
             write_text(work / "Modelfile", text)
             write_text(work / "Modelfile.adapter", beside_base(text, run.model.path))
             parity, too_coarse = _write_ggufs(
@@ -66,6 +69,7 @@ def run_export(run: Run) -> None:
                 metadata,
                 partial(measure_run, run),
                 partial(_command, "export", run.path),
+                {"tokenizer.chat_template": source, BASE_TEMPLATE_KEY: template_source(run)},
             )
             details["parity"] = parity.as_dict()
             if too_coarse:
@@ -147,8 +151,11 @@ def _write_ggufs(
     metadata: dict[str, str],
     measured: Callable[[Path, Path], Parity],
     export_as: ExportAs,
+    chat_templates: Mapping[str, str] | None = None,
 ) -> tuple[Parity, Parity | None]:
     """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured.
+
+    chat_templates: metadata of model.gguf alone.
 
     Where the base's types were too coarse for that, it returns what was measured of them too. Raises SgLocalError with
     a diagnosis where the files are not the trained model.
@@ -160,7 +167,7 @@ def _write_ggufs(
     def write_and_measure(quant: str) -> Parity:
         say(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})")
         merged.unlink(missing_ok=True)  # of another type; there may be no room for both
-        _write_merged(base, settings, adapter, merged, quant, metadata)
+        _write_merged(base, settings, adapter, merged, quant, {**metadata, **(chat_templates or {})})
         say("export: comparing llama.cpp with torch")
         parity = measured(adapter, merged)
         say(f"export: {parity.in_words()}")
@@ -262,14 +269,20 @@ def _manifest_sha256(run: Run) -> str:
     return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
 
 
-def _modelfile(run: Run) -> str:
+def _chat_files(run: Run) -> tuple[str, str]:
+    """The chat template for other programs, and the Modelfile."""
     with load_model(run.model.path, vocab_only=True) as model:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
-        messages = answer_messages(run.task.instruction, run.task.examples[0].input)
+        messages = answer_messages(run.task.instruction, run.task.examples[0].input, demonstrations(run))
+        begins_with = template.render(messages, add_generation_prompt=True)[0]
+        writes_bos = tokenizer.adds_bos and (
+            begins_with.is_data or not begins_with.text.startswith(template.bos_token)
+        )
+        source = require_served(template, run.task.instruction, demonstrations(run), writes_bos=writes_bos)
         end = tokenizer.encode_answer(template, messages, run.task.examples[0].output)[-1]
         stops = sorted({tokenizer.text_of(end), template.eos_token} - {""})
-        return modelfile(
+        text = modelfile(
             template,
             run.task.instruction,
             demonstrations(run),
@@ -278,3 +291,4 @@ def _modelfile(run: Run) -> str:
             max_new_tokens=longest_answer(tokenizer, run.task.labels, run.settings.max_new_tokens),
             adds_bos=tokenizer.adds_bos,
         )
+        return source, text

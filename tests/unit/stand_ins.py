@@ -124,6 +124,8 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, parity: Parity = GOOD) -> No
     monkeypatch.setattr(export, "require_base", lambda *_: None)
     monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
     monkeypatch.setattr(export, "merge_gguf", merge)
-    monkeypatch.setattr(export, "_modelfile", lambda run: f"FROM ./model.gguf\n# {run.task.name}\n")
+    monkeypatch.setattr(
+        export, "_chat_files", lambda run: ("{{ messages }}", f"FROM ./model.gguf\n# {run.task.name}\n")
+    )
     monkeypatch.setattr(export, "measure_run", lambda *_: parity)
     monkeypatch.setattr(export, "measure_on_texts", lambda *_: parity)

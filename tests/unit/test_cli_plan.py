@@ -102,4 +102,9 @@ def test_plan_judges_the_chat_template(
     path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
     result = sg("plan", task, "--model", path)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert_says(result.stderr, path, "chat template", fault, "--prompt-format vicuna")
+    assert_says(result.stderr, path, "chat template", fault, "use a GGUF with another template")
+    assert "vicuna" not in result.stderr
+    path.write_bytes(
+        tiny_gguf({**MODEL, "general.name": "Vicuna", "tokenizer.chat_template": template}, TENSORS)
+    )
+    assert_says(sg("plan", task, "--model", path).stderr, fault, "--prompt-format vicuna")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import Call, Contents, given
-from finished_run import HEADER, TENSORS
+from finished_run import HEADER, MODEL_TEMPLATE, TENSORS
 from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
 from stand_ins import replace_export
@@ -67,7 +67,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
         monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
         monkeypatch.setattr(export, "_write_merged", write_merged)
         monkeypatch.setattr(export, "measure_run", measure)
-        monkeypatch.setattr(export, "_modelfile", lambda _run: "FROM ./model.gguf\n")
+        monkeypatch.setattr(export, "_chat_files", lambda _run: ("{{ messages }}", "FROM ./model.gguf\n"))
         return tried
 
     return script
@@ -212,6 +212,38 @@ def test_run_with_another_type_says_how_a_finished_training_gets_it(
     assert_says(result.stderr, f"`{command}`", "--run DIR")
     # With another change it would not help.
     assert command not in sg(*given(finished_run, task), "--quant", "F16", "--rank", 8).stderr
+
+
+def test_the_merged_model_carries_the_template_for_other_programs_beside_that_of_its_base(
+    finished_run: Run, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted({"base": 0.01})
+    carried: list[Mapping[str, str]] = []
+    write_merged, write_adapter = export._write_merged, export.write_adapter_gguf
+
+    def merged(*arguments: Any) -> None:
+        carried.append(arguments[-1])
+        write_merged(*arguments)
+
+    def adapter(*arguments: Any) -> None:
+        carried.append(arguments[-1])
+        write_adapter(*arguments)
+
+    monkeypatch.setattr(export, "_write_merged", merged)
+    monkeypatch.setattr(export, "write_adapter_gguf", adapter)
+    assert run_stage(finished_run, "export", redo=True)
+    of_adapter, of_model = carried
+    assert not [key for key in of_adapter if "chat_template" in key]
+    assert of_model["tokenizer.chat_template"] == finished_run.file("chat_template.jinja").read_text()
+    assert of_model["tokenizer.chat_template.base"] == MODEL_TEMPLATE
+
+
+def test_the_template_of_a_tuned_model_is_its_bases(tmp_path: Path) -> None:
+    templates = {"tokenizer.chat_template": "for others", "tokenizer.chat_template.base": "the base's"}
+    for more, expected in (({}, "for others"), ({"sg_local.task": "{}"}, "the base's")):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(tiny_gguf({**HEADER, **templates, **more}, TENSORS))
+        assert read_header(path).chat_template == expected
 
 
 def test_the_adapter_of_a_run_carries_its_task_wherever_it_is_exported(

@@ -14,8 +14,10 @@ from finished_run import ScriptedStages, finish_run, write_inputs, write_outputs
 from scripted_engine import ScriptedEngine
 
 import sg_local.runs.directory as run_directory
+from sg_local.errors import InputError
 from sg_local.files import SAMPLED_BYTES, sha256_file, write_rows
 from sg_local.proof.verify import verify_run
+from sg_local.report.scores import read_evaluation
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run, Unfinished, open_run
 from sg_local.runs.pipeline import run_pipeline
@@ -122,6 +124,13 @@ def test_what_a_person_may_edit_is_not_made_again_unless_it_is_empty(
     assert finished_run.is_finished(stage)
     empty(finished_run.file(name))
     assert finished_run.first_unfinished() == Unfinished(stage, f"is not finished ({name} is empty)")
+
+
+def test_what_was_taken_back_is_not_shown(finished_run: Run) -> None:
+    finished_run.forget_from("train", keep_partial=False)
+    assert finished_run.file("evaluation.json").exists()
+    with pytest.raises(InputError, match=r"not finished: `sg-local evaluate .* makes it"):
+        read_evaluation(finished_run)
 
 
 def test_large_files_are_looked_at_in_samples(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ LAYERS = [
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
     {"runs.in_flight", "runs.made_from", "runs.prompt", "runs.rows"},
-    {"chat.modelfile"},
+    {"chat.modelfile", "chat.served"},
     {"selfguide"},
     {"chat"},
     {"runs.directory", "runs.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
