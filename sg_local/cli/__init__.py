@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
     "evaluate": ("stages", "Stage 6: score the tuned model beside the base."),
     "explain": ("explain", "One row: what each stage did with it, and why."),
+    "report": ("report", "A run as one page: scores, rows, data, proof."),
     "predict": ("predict", "Answer a file of inputs, in JSON lines."),
     "verify": ("verify", "Check a run again: hashes, fingerprint, parity."),
     "bench": ("bench", "Run many tasks, and compare them in one table."),

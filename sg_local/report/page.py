@@ -1,0 +1,308 @@
+"""The page of a run: one HTML file that asks for nothing else, to be read with the network off, shared, or printed.
+
+    write_report("runs/support-inbox")   -> runs/support-inbox/report.html, at most MAX_PAGE_BYTES
+
+Scores and what they rest on, test rows that training fixed or broke, the made rows and why others were dropped, the
+loss, the proof, and where all of it comes from. A part whose stage is not finished is left out, and the page says so.
+What the page shows is computed in page_data.py, drawn in charts.py, and laid out in page.html.j2.
+
+Every text from a task, a model or a file goes through `printable` and then through Jinja's autoescape; the page's
+Content-Security-Policy lets no script run but its own, and nothing be loaded.
+"""
+
+import hashlib
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from sg_local.errors import InputError
+from sg_local.escape import printable
+from sg_local.files import read_rows, write_text
+from sg_local.report import page_data as data
+from sg_local.report import tables
+from sg_local.report.made_data import data_report
+from sg_local.report.page_data import Change, Kind
+from sg_local.report.scores import read_evaluation, read_predictions
+from sg_local.runs.directory import Run, open_run
+from sg_local.selfguide.contenders import BASELINE, TUNED
+from sg_local.selfguide.evaluation import (
+    Evaluation,
+    gain_over_best,
+    gains,
+    metric_mean,
+    metrics_of,
+)
+from sg_local.selfguide.metrics import METRICS
+from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, is_kept
+from sg_local.settings import STAGES
+
+PAGE = "report.html"  # in the run's directory
+MAX_PAGE_BYTES = 2_000_000
+# Characters of a text, and rows of a table: the first that make a page small enough.
+_LIMITS = ((2000, 2000), (500, 2000), (150, 1000), (60, 300))
+
+Part = dict[str, Any]  # what the template shows of one part of the page
+
+
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the page of a run, and returns where: `out`, or report.html in the run's directory.
+
+    Raises InputError where the directory is no run, or a file that is to be shown is not as its stage wrote it.
+    """
+    path = Path(out) if out is not None else Path(run_dir) / PAGE
+    write_text(path, page_of(open_run(Path(run_dir))))
+    return path
+
+
+def page_of(run: Run) -> str:
+    """The page as HTML. Of a run with very long or very many rows, it shows less of each, and says so."""
+    parts = page_parts(run)
+    page = ""
+    for max_characters, max_rows in _LIMITS:
+        page = _rendered(parts, max_characters, max_rows)
+        if len(page.encode()) <= MAX_PAGE_BYTES:
+            break
+    return page
+
+
+def page_parts(run: Run) -> dict[str, Any]:
+    """Everything that the page shows; None for a part whose stage is not finished."""
+    stages = run.manifest()["stages"]
+    unfinished = run.first_unfinished()
+    evaluation = read_evaluation(run) if "evaluate" in stages else None
+    shown = data.shown_labels([row.output for row in run.test_rows], run.task.labels)
+    return {
+        "run": run,
+        "unfinished": f"{unfinished.stage} {unfinished.reason}" if unfinished else "",
+        "scores": _scores(evaluation) if evaluation else None,
+        "changes": _changes(run, evaluation, shown) if evaluation else None,
+        "made": _made(run, shown) if "curate" in stages else None,
+        "training": _training(stages["train"]) if "train" in stages else None,
+        "proof": _measured(stages["export"].get("parity")) if "export" in stages else None,
+        "stages": [
+            {"name": name, **_cost(stages[name]), "writes": stages[name]["writes"]}
+            for name in STAGES
+            if name in stages
+        ],
+        "versions": _versions(stages),
+        "settings": data.changed_settings(run.settings),
+        "given": {name: entry["given"] for name, entry in stages.items() if entry.get("given")},
+    }
+
+
+def _scores(evaluation: Evaluation) -> Part:
+    from sg_local.report.charts import interval_chart
+
+    metric, best = METRICS[evaluation["metric"]], gain_over_best(evaluation)
+    contenders = evaluation["contenders"]
+    means = {name: metric_mean(scores, metric) for name, scores in contenders.items()}
+    metrics = metrics_of(evaluation)
+    return {
+        "sentence": data.verdict_sentence(evaluation),
+        "verdict": best["verdict"],
+        "gain": data.gain_sentence(best),
+        "gains": [
+            {**gain, "over": data.heading(gain["over"])}
+            for gain in {gain["over"]: gain for gain in (*gains(evaluation).values(), best)}.values()
+        ],
+        "n_rows": evaluation["n_rows"],
+        "rows_from": evaluation["rows_from"],
+        "metrics": metrics,
+        "contenders": [
+            {
+                "heading": data.heading(name),
+                "key": name,
+                "means": [metric_mean(scores, item) for item in metrics],
+                "no_label_share": scores.get("no_label_share"),
+                "label_distance": scores.get("label_distance"),
+            }
+            for name, scores in contenders.items()
+        ],
+        "chart": interval_chart(
+            [(data.heading(name), mean["mean"], mean["interval_95"]) for name, mean in means.items()],
+            f"{metric.heading}, with 95 % interval",
+            "scores",
+            TUNED.heading,
+        ),
+    }
+
+
+def _changes(run: Run, evaluation: Evaluation, shown: Sequence[str]) -> Part:
+    """The tuned model's answers beside those of the base's best way, which the verdict is about."""
+    over = gain_over_best(evaluation)["over"]
+    opponent = data.CONTENDERS.get(over, BASELINE)
+    metric = METRICS[evaluation["metric"]]
+    before, after = (read_predictions(run, contender) for contender in (opponent, TUNED))
+    try:
+        rows = data.changes(before, after, metric)
+    except ValueError as error:
+        raise InputError(
+            f"{run.path}: {opponent} answers other rows than {TUNED}: `sg-local evaluate {run.path} --redo`"
+        ) from error
+    kinds = [kind for kind in Kind if any(row.kind == kind for row in rows)]
+    part: Part = {
+        "before": opponent.heading,
+        "rows": sorted(rows, key=_changed_first),
+        "kinds": {kind: sum(row.kind == kind for row in rows) for kind in kinds},
+        "scored": metric.heading if Kind.FIXED not in kinds and Kind.RIGHT not in kinds else "",
+    }
+    if labels := run.task.labels:
+        part["confusions"] = {
+            f"before: {opponent.heading}": data.confusion(before, labels, shown),
+            f"after: {TUNED.heading}": data.confusion(after, labels, shown),
+        }
+        part |= _distribution(
+            labels,
+            shown,
+            {
+                "truth": [row["reference"] for row in after],
+                "before": [row["prediction"] for row in before],
+                "after": [row["prediction"] for row in after],
+            },
+        )
+    return part
+
+
+def _changed_first(row: Change) -> tuple[int, int]:
+    order = (Kind.BROKEN, Kind.WORSE, Kind.FIXED, Kind.BETTER, Kind.WRONG, Kind.EQUAL, Kind.RIGHT)
+    return order.index(row.kind), row.number
+
+
+def _distribution(labels: Sequence[str], shown: Sequence[str], answers: Mapping[str, Sequence[str]]) -> Part:
+    from sg_local.report.charts import share_chart
+
+    shares = {name: data.label_shares(texts, labels, shown) for name, texts in answers.items()}
+    names = [*shown, *([data.OTHER_LABELS] if len(shown) < len(labels) else [])]
+    return {
+        "labels": names,
+        "shares": shares,
+        "label_chart": share_chart(names, shares, "share of the test rows", "labels"),
+    }
+
+
+def _made(run: Run, shown: Sequence[str]) -> Part:
+    from sg_local.report.charts import count_chart, length_chart, reliability_chart
+
+    inputs = read_rows(run.written_file("inputs.jsonl"), InputRow)
+    pairs = read_rows(run.written_file("train.jsonl"), PairRow)
+    of_inputs = {row["id"] for row in inputs}
+    outputs = [
+        row for row in read_rows(run.written_file("outputs.jsonl"), OutputRow) if row["id"] in of_inputs
+    ]
+    report = data_report(inputs, outputs, pairs, run.task)
+    dropped = data.drops(report, run.settings, shown)
+    rows = data.made_rows(inputs, outputs, pairs)
+    given = [row.input for row in run.test_rows]
+    kept = [row["input"] for row in pairs if is_kept(row) and row["id"] in of_inputs]
+    bins = data.annotation_reliability(inputs, outputs, run.task.labels, run.settings.calibrate)
+    return {
+        "report": report,
+        "drops": dropped,
+        "labels": shown,
+        "rows": rows,
+        "outcomes": list(dict.fromkeys(row.outcome for row in rows)),
+        "funnel_chart": count_chart(
+            [
+                ("asked for", report["attempts"]),
+                *((item.reason, item.n_rows) for item in dropped),
+                ("kept", report["kept"]),
+            ],
+            "inputs",
+            "funnel",
+        ),
+        "length_chart": length_chart(kept, given, "lengths") if kept else "",
+        "varieties": data.varieties(
+            {name: texts for name, texts in (("made, kept", kept), ("test", given)) if texts}
+        ),
+        "bins": bins,
+        "reliability_chart": reliability_chart(bins, "reliability") if bins else "",
+    }
+
+
+def _training(entry: Mapping[str, Any]) -> Part:
+    from sg_local.report.charts import loss_chart
+
+    recorded = entry.get("training")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    losses = recorded.get("losses")
+    is_whole = isinstance(losses, list) and losses and all(map(_is_number, losses))
+    counts = entry.get("counts")
+    return {
+        "numbers": _measured({key: recorded.get(key) for key in ("steps", "first_loss", "last_loss")}),
+        "tokens": _measured({key: recorded.get(key) for key in ("rows_tokens", "computed_tokens")}),
+        "rows": _measured(counts).get("rows"),
+        "device": recorded.get("device"),
+        "chart": loss_chart(cast(list[float], losses), "loss") if is_whole else "",
+    }
+
+
+def _measured(values: object) -> dict[str, float | int | str]:
+    """The numbers and words of a part of the manifest, which another version may have written."""
+    if not isinstance(values, dict):
+        return {}
+    return {key: value for key, value in values.items() if isinstance(value, str) or _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _cost(entry: Mapping[str, Any]) -> Part:
+    found = _measured({key: entry.get(key) for key in ("seconds", "peak_memory_bytes")})
+    memory = found.get("peak_memory_bytes")
+    return {"seconds": found.get("seconds"), "memory": tables.size(int(memory)) if memory else ""}
+
+
+def _versions(stages: Mapping[str, Any]) -> dict[str, str]:
+    """Package -> its version; several where stages ran with different ones."""
+    found: dict[str, list[str]] = {}
+    for entry in stages.values():
+        versions = entry.get("versions")
+        for name, version in versions.items() if isinstance(versions, dict) else ():
+            if version not in (seen := found.setdefault(str(name), [])):
+                seen.append(version)
+    return {name: ", ".join(map(str, versions)) for name, versions in found.items()}
+
+
+def _rendered(parts: Mapping[str, Any], max_characters: int, max_rows: int) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters |= {
+        "score": tables.score,
+        "share": tables.share,
+        "p_value": tables.p_value,
+        "gain": tables.gain,
+        "size": tables.size,
+        "shortened": partial(_shortened, max_characters=max_characters),
+        "picture": Markup,  # of what charts.py drew; nothing else is let through
+    }
+    script = (here / "page.js").read_text("utf-8")
+    return environment.get_template("page.html.j2").render(
+        **parts,
+        style=Markup((here / "page.css").read_text("utf-8")),
+        script=Markup(script),
+        script_sha256=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        max_rows=max_rows,
+    )
+
+
+def _shown(value: object) -> object:
+    """What stands for a value in the page: of a plain text, what is not plain to see as an escape."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _shortened(text: str, max_characters: int) -> str:
+    return text if len(text) <= max_characters else f"{text[:max_characters]}… ({len(text)} characters)"
