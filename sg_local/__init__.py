@@ -6,8 +6,6 @@
     (0.34, 0.69)
     >>> sg_local.predict(["Where is my parcel?"], model=result.model)
     ['delivery']
-    >>> sg_local.write_report(result.directory)
-    PosixPath('runs/support-inbox/report.html')
 
 `run`, `predict` and `write_report` are what the commands `run`, `predict` and `report` call. They show their progress
 on stderr. What you can do something about is an `SgLocalError`: an `InputError` where the call or a file is wrong.
