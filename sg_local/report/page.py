@@ -81,7 +81,7 @@ def page_parts(run: Run) -> dict[str, Any]:
         "changes": _changes(run, evaluation, shown) if evaluation else None,
         "made": _made(run, shown) if "curate" in stages else None,
         "training": _training(stages["train"]) if "train" in stages else None,
-        "proof": _measured(stages["export"].get("parity")) if "export" in stages else None,
+        "proof": _proof(stages["export"].get("parity")) if "export" in stages else None,
         "stages": [
             {"name": name, **_cost(stages[name]), "writes": stages[name]["writes"]}
             for name in STAGES
@@ -231,19 +231,24 @@ def _training(entry: Mapping[str, Any]) -> Part:
     is_whole = isinstance(losses, list) and losses and all(map(_is_number, losses))
     counts = entry.get("counts")
     return {
-        "numbers": _measured({key: recorded.get(key) for key in ("steps", "first_loss", "last_loss")}),
-        "tokens": _measured({key: recorded.get(key) for key in ("rows_tokens", "computed_tokens")}),
-        "rows": _measured(counts).get("rows"),
-        "device": recorded.get("device"),
+        "numbers": _numbers({key: recorded.get(key) for key in ("steps", "first_loss", "last_loss")}),
+        "tokens": _numbers({key: recorded.get(key) for key in ("rows_tokens", "computed_tokens")}),
+        "rows": _numbers(counts).get("rows"),
+        "device": device if isinstance(device := recorded.get("device"), str) else "",
         "chart": loss_chart(cast(list[float], losses), "loss") if is_whole else "",
     }
 
 
-def _measured(values: object) -> dict[str, float | int | str]:
-    """The numbers and words of a part of the manifest, which another version may have written."""
+def _proof(parity: object) -> Part:
+    merged_type = parity.get("merged_type") if isinstance(parity, dict) else None
+    return {**_numbers(parity), "type": merged_type if isinstance(merged_type, str) else ""}
+
+
+def _numbers(values: object) -> dict[str, float | int]:
+    """The numbers of a part of the manifest, which another version may have written."""
     if not isinstance(values, dict):
         return {}
-    return {key: value for key, value in values.items() if isinstance(value, str) or _is_number(value)}
+    return {key: cast(float, value) for key, value in values.items() if _is_number(value)}
 
 
 def _is_number(value: object) -> bool:
@@ -251,7 +256,7 @@ def _is_number(value: object) -> bool:
 
 
 def _cost(entry: Mapping[str, Any]) -> Part:
-    found = _measured({key: entry.get(key) for key in ("seconds", "peak_memory_bytes")})
+    found = _numbers({key: entry.get(key) for key in ("seconds", "peak_memory_bytes")})
     memory = found.get("peak_memory_bytes")
     return {"seconds": found.get("seconds"), "memory": tables.size(int(memory)) if memory else ""}
 
