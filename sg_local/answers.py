@@ -1,44 +1,115 @@
 """Answers by any GGUF model, with or without an adapter, for inputs from Python or from a file.
 
-    predict(["My parcel is late."], model="runs/support-inbox/model.gguf")    ["delivery"]
-
-read_inputs    {"input": "My parcel is late."}    or a plain line of text
-answer_line    {"input": "My parcel is late.", "output": "delivery"}
+    predict(["My parcel is late."], model="runs/support-inbox")    ["delivery"]
+    serve("runs/support-inbox").answered(["My parcel is late."])    (0, "delivery", None), as soon as it is there
 
 A tuned GGUF carries its task (`sg_local.task`), so its prompt is the one it was trained on; any other model gets the
-task's demonstrations.
+task's demonstrations. A run's directory stands for its model.gguf.
 """
 
-import json
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sg_local import child_process
-from sg_local.chat.template import VICUNA_TEMPLATE, without_template
+from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate, without_template
 from sg_local.errors import InputError
-from sg_local.escape import json_text, one_line
-from sg_local.files import Faults, read_text
+from sg_local.escape import one_line
+from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
+from sg_local.inputs import Answer, GivenRow, checked_text
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
+from sg_local.runs.directory import open_run
+from sg_local.runs.given import check_task
 from sg_local.settings import Settings
 from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
 
-MAX_INPUT_BYTES = 256 << 20
+if TYPE_CHECKING:
+    from sg_local.llama.engine import Engine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Served:
-    """What is asked, and how: as the tuned GGUF says that it was trained."""
+class Answered:
+    """What the model answers an input; text is None if it does not fit the context."""
 
+    index: int  # of the input
+    text: str | None
+    label_logprobs: Mapping[str, float] | None  # in nats, where they were asked for
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model and how it is asked: as the tuned GGUF says that it was trained, unless the call says otherwise."""
+
+    model: Path
+    adapter: Path | None
     task: Task
     max_new_tokens: int
-    prompt_format: str
+    template_source: str
+    settings: Settings
+    temperature: float = 1.0  # at which its label probabilities are as right as they are sure
+
+    def answered(
+        self, texts: Sequence[str], *, scores_labels: bool = False, shows_progress: bool = True
+    ) -> Iterator[Answered]:
+        """The answers, greedily, each as soon as it is there."""
+        if scores_labels and not self.task.labels:
+            raise InputError(
+                f"the task {self.task.name} has no labels, and free answers have no probabilities"
+            )
+        for values in child_process.values_from_child(
+            "predict",
+            f"{__name__}.answers_of_engine",
+            texts=_checked(texts),
+            **self.for_child(),
+            scores_labels=scores_labels,
+            shows_progress=shows_progress,
+        ):
+            yield Answered(*values)
+
+    def for_child(self) -> dict[str, Any]:
+        """The same as JSON, for the process in which llama.cpp works."""
+        return {
+            "model": str(self.model),
+            "adapter": self.adapter and str(self.adapter),
+            "settings": self.settings.as_dict(),
+            "template_source": self.template_source,
+            "instruction": self.task.instruction,
+            "labels": self.task.labels,
+            "examples": [asdict(example) for example in self.task.examples],
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def answer(self, answered: Answered, abstain_below: float = 0.0) -> Answer:
+        """An answer as it stands beside its input: with its probability, or why there is none."""
+        if answered.text is None:
+            return Answer(None, self.why_no_answer)
+        if answered.label_logprobs is None:
+            return Answer(answered.text)
+        from sg_local.selfguide.calibration import at_temperature, probability_of
+
+        probabilities = at_temperature(answered.label_logprobs, self.temperature)
+        probability = probability_of(answered.text, probabilities)
+        if probability < abstain_below:
+            reason = f"unsure: {answered.text} has a probability of {probability:.3f}"
+            return Answer(None, reason, probability, probabilities)
+        return Answer(answered.text, None, probability, probabilities)
+
+    @cached_property
+    def why_no_answer(self) -> str:
+        """Why an input got no answer, and what helps: more context only where the model has it."""
+        header = read_model_header(self.model)
+        ends_at = header.metadata.get(f"{header.architecture}.context_length")
+        advice = "raise --n-ctx, or shorten the input"
+        if isinstance(ends_at, int) and ends_at <= self.settings.n_ctx:
+            advice = f"--n-ctx does not help, the model itself ends at {ends_at} tokens; shorten the input"
+        return f"input and answer do not fit the context: {advice}"
 
 
 def predict(
@@ -83,33 +154,138 @@ def answers(
     max_new_tokens: int | None = None,
     shows_progress: bool = True,
 ) -> Iterator[str | None]:
-    """The same one by one, as soon as they are there."""
-    texts = _checked(inputs)
+    """The same one by one."""
+    served = serve(
+        model,
+        adapter=adapter,
+        task=task,
+        settings=settings,
+        prompt_format=prompt_format,
+        max_new_tokens=max_new_tokens,
+    )
+    results = ((item.index, item.text) for item in served.answered([*inputs], shows_progress=shows_progress))
+    yield from (text for _, text in in_order(results, {}))
+
+
+def in_order(results: Iterable[tuple[int, T]], waiting: dict[int, T]) -> Iterator[tuple[int, T]]:
+    """Numbered results in their order, from 0, each as soon as those before it are there; until then in `waiting`."""
+    first = 0
+    for index, value in results:
+        waiting[index] = value
+        while first in waiting:
+            yield first, waiting[first]
+            del waiting[first]
+            first += 1
+
+
+def summary(task: Task, rows: Sequence[GivenRow], answers: Sequence[Answer]) -> list[str]:
+    """How many rows got an answer, and how right those are whose right output is known; nothing where that is plain."""
+    answered = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.output is not None]
+    known = [(row.reference, answer.output) for row, answer in answered if row.reference is not None]
+    if len(answered) == len(rows) and not known:
+        return []
+    text = f"predict: {len(answered)} of {len(rows)} rows answered ({len(answered) / len(rows):.1%})"
+    if known:
+        from sg_local.selfguide.metrics import metric_of
+
+        metric = metric_of(task)
+        mean = sum(metric.score(str(output), reference) for reference, output in known) / len(known)
+        text += f"; {metric.heading} {mean:.3f} of the {len(known)} of them whose right output is known"
+    return [text]
+
+
+def serve(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    task: str | Path | Task | None = None,
+    settings: Settings | None = None,
+    prompt_format: str | None = None,
+    max_new_tokens: int | None = None,
+) -> ServedModel:
+    """The model and how it is asked; arguments and errors are those of `predict`."""
     settings = settings or Settings()
     if prompt_format is not None:
         settings = replace(settings, prompt_format=prompt_format)  # which checks it
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
-    model_path = resolve_model(str(model))
+    model_path, temperature = _model_file(model)
     adapter_path = Path(adapter) if adapter else None
     header = read_model_header(model_path)
     carrier = header if adapter_path is None else _adapter_header(adapter_path, model_path)
-    served = _served(carrier, task, settings)
-    source = _template_source(prompt_format or served.prompt_format, header)
-    yield from child_process.values_from_child(
-        "predict",
-        f"{__name__}.answers_of_engine",
-        texts=texts,
-        model=str(model_path),
-        adapter=adapter_path and str(adapter_path),
-        settings=settings.as_dict(),
-        template_source=source,
-        instruction=served.task.instruction,
-        labels=served.task.labels,
-        examples=[asdict(example) for example in served.task.examples],
-        max_new_tokens=max_new_tokens or served.max_new_tokens,
-        shows_progress=shows_progress,
+    asked = _asked(carrier, task, settings)
+    return ServedModel(
+        model_path,
+        adapter_path,
+        asked.task,
+        max_new_tokens or asked.max_new_tokens,
+        _template_source(prompt_format or asked.prompt_format, header),
+        settings,
+        temperature,
     )
+
+
+def _model_file(model: str | Path) -> tuple[Path, float]:
+    """The GGUF that is meant, of a run its model.gguf; and the temperature that the run's evaluation found for it."""
+    path = Path(model)
+    if not (path / "settings.toml").is_file():
+        return resolve_model(str(model)), 1.0
+    from sg_local.report.scores import tuned_temperature
+
+    run = open_run(path)
+    return run.written_file("model.gguf"), tuned_temperature(run)
+
+
+def serve_base(run_dir: Path, settings: Settings) -> ServedModel:
+    """The base of a run as it is without tuning: with the task's examples in its prompt."""
+    run = open_run(run_dir)
+    run.check_model()
+    limit = run.settings.max_new_tokens
+    return serve(
+        run.model.path,
+        task=replace(run.task, test=None),
+        settings=settings,
+        prompt_format=run.model.prompt_format,
+        max_new_tokens=limit,
+    )
+
+
+@contextmanager
+def conversation(served: ServedModel) -> Iterator[Callable[[str], str | None]]:
+    """A function that answers one input after another, each as if it were the first; None for one that is too long."""
+    values = child_process.values_from_child("chat", f"{__name__}.answers_one_by_one", **served.for_child())
+    with closing(values):
+        next(values)  # the model is loaded
+        yield values.send
+
+
+def answers_one_by_one(
+    model: str,
+    adapter: str | None,
+    settings: dict[str, Any],
+    template_source: str,
+    instruction: str,
+    labels: list[str],
+    examples: list[dict[str, Any]],
+    max_new_tokens: int,
+) -> Iterator[str | None]:
+    """The same in the process that was made for it; first "" when the model is loaded."""
+    from sg_local.llama.asking import answer_inputs, longest_answer, open_with
+
+    with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
+        template = engine.tokenizer.chat_template(template_source)
+        yield ""
+        for text in child_process.received_values():
+            [completion] = answer_inputs(
+                engine,
+                template,
+                instruction,
+                [text],
+                demonstrations=[Example(**example) for example in examples],
+                max_new_tokens=longest_answer(engine.tokenizer, labels, max_new_tokens),
+                on_finished=lambda _n_inputs: None,
+            )
+            yield completion.text.strip() if completion else None
 
 
 def answers_of_engine(
@@ -122,12 +298,13 @@ def answers_of_engine(
     labels: list[str],
     examples: list[dict[str, Any]],
     max_new_tokens: int,
+    scores_labels: bool,
     shows_progress: bool,
-) -> Iterator[str | None]:
-    """What llama.cpp answers, in the process that was made for it."""
+) -> Iterator[tuple[int, str | None, dict[str, float] | None]]:
+    """What llama.cpp answers, in the process that was made for it: the fields of `Answered`."""
     from sg_local.llama.asking import (
         INPUTS_PER_CALL,
-        answer_inputs,
+        finished_answers,
         has_room,
         longest_answer,
         open_with,
@@ -136,43 +313,37 @@ def answers_of_engine(
 
     with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
         template = engine.tokenizer.chat_template(template_source)
-        shown = [Example(**example) for example in examples]
-        if not has_room(engine, template, instruction, shown):
-            yield from [None] * len(texts)  # and no tokens are made of any of them
+        asked = Task("task", instruction, tuple(Example(**example) for example in examples), tuple(labels))
+        if not has_room(engine, template, instruction, asked.examples):
+            yield from (
+                (index, None, None) for index in range(len(texts))
+            )  # and no tokens are made of any of them
             return
-        limit = longest_answer(engine, labels, max_new_tokens)
+        limit = longest_answer(engine.tokenizer, labels, max_new_tokens)
         bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
         with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
             for start in range(0, len(texts), INPUTS_PER_CALL):
-                completions = answer_inputs(
-                    engine,
-                    template,
-                    instruction,
-                    texts[start : start + INPUTS_PER_CALL],
-                    demonstrations=shown,
-                    max_new_tokens=limit,
-                    on_finished=advance,
+                part = texts[start : start + INPUTS_PER_CALL]
+                scores = (
+                    _label_logprobs(engine, template, asked, part) if scores_labels else [None] * len(part)
                 )
-                yield from (completion.text.strip() if completion else None for completion in completions)
+                for index, completion in finished_answers(
+                    engine, template, instruction, part, demonstrations=asked.examples, max_new_tokens=limit
+                ):
+                    advance(1)
+                    yield start + index, completion.text.strip() if completion else None, scores[index]
 
 
-@cache
-def why_no_answer(model: str, settings: Settings) -> str:
-    """Why an input got no answer, and what helps: more context only where the model has it."""
-    header = read_model_header(resolve_model(model))
-    ends_at = header.metadata.get(f"{header.architecture}.context_length")
-    advice = "raise --n-ctx, or shorten the input"
-    if isinstance(ends_at, int) and ends_at <= settings.n_ctx:
-        advice = f"--n-ctx does not help, the model itself ends at {ends_at} tokens; shorten the input"
-    return f"input and answer do not fit the context: {advice}"
+def _label_logprobs(
+    engine: "Engine", template: ChatTemplate, asked: Task, inputs: Sequence[str]
+) -> list[dict[str, float] | None]:
+    from sg_local.llama.asking import QUESTIONS_PER_CALL, score_labels
 
-
-def answer_line(text: str, answer: str | None, error: str | None = None) -> str:
-    """A line of JSON for an input and its answer, or why there is none."""
-    row = {"input": text, "output": answer}
-    if error is not None:
-        row["error"] = error
-    return json_text(row)
+    scores: list[dict[str, float] | None] = []
+    for start in range(0, len(inputs), QUESTIONS_PER_CALL):
+        part = inputs[start : start + QUESTIONS_PER_CALL]
+        scores += score_labels(engine, template, asked, part, lambda _n_inputs: None)
+    return scores
 
 
 def _checked(inputs: Iterable[str]) -> list[str]:
@@ -181,22 +352,20 @@ def _checked(inputs: Iterable[str]) -> list[str]:
     texts = []
     for number, item in enumerate(inputs, 1):
         try:
-            texts.append(_text(item))
+            texts.append(checked_text(item))
         except ValueError as error:
             faults.add(f"input {number}: {error}")
     faults.raise_any()
     return texts
 
 
-def _text(value: object, fault: str = "there is no text") -> str:
-    """An input without white space around it. Raises ValueError, with `fault` where there is none."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(fault)
-    value.encode()  # fails where half of a surrogate pair stands alone
-    return value.strip()
+class _Asked(NamedTuple):
+    task: Task
+    max_new_tokens: int
+    prompt_format: str
 
 
-def _served(carrier: GgufHeader, task_source: str | Path | Task | None, settings: Settings) -> _Served:
+def _asked(carrier: GgufHeader, task_source: str | Path | Task | None, settings: Settings) -> _Asked:
     """How the model is asked: as it was tuned, for the given task."""
     told, reason = carrier.metadata.get("sg_local.task"), ""
     tuned: CarriedTask | None = None
@@ -211,15 +380,17 @@ def _served(carrier: GgufHeader, task_source: str | Path | Task | None, settings
             raise InputError(
                 f"{carrier.path} does not say what it was tuned for{words}: give the task with --task"
             )
-        return _Served(tuned.task, tuned.max_new_tokens, tuned.prompt_format)
+        return _Asked(tuned.task, tuned.max_new_tokens, tuned.prompt_format)
     task = load_task(task_source)
+    if not task.examples:
+        task, _ = check_task(task)
     if tuned is None:
-        return _Served(task, settings.max_new_tokens, "auto")
+        return _Asked(task, settings.max_new_tokens, "auto")
     if task.name != tuned.task.name:
         say(f"predict: {carrier.path} was tuned for {tuned.task.name}, and is asked for {task.name}")
     if not tuned.task.examples:  # what was trained without demonstrations is served without
         task = replace(task, examples=())
-    return _Served(task, tuned.max_new_tokens, tuned.prompt_format)
+    return _Asked(task, tuned.max_new_tokens, tuned.prompt_format)
 
 
 def _adapter_header(path: Path, model_path: Path) -> GgufHeader:
@@ -250,38 +421,3 @@ def _template_source(prompt_format: str, header: GgufHeader) -> str:
     if not source:
         raise InputError(f"{header.path} carries no chat template: {without_template(header)}")
     return source
-
-
-def read_inputs(file: Path) -> list[str]:
-    """The inputs of a file, or of standard input for "-". Raises InputError with the lines that are wrong."""
-    if str(file) == "-":
-        name, text = "standard input", _standard_input()
-    else:
-        name, text = str(file), read_text(file, MAX_INPUT_BYTES)
-    # Not splitlines(), which would also break an input at a form feed or U+2028.
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise InputError(f'{name} holds no inputs: give JSON lines with "input", or one input a line')
-    if file.suffix != ".jsonl" and not (str(file) == "-" and lines[0][1].startswith("{")):
-        return [line for _, line in lines]
-    faults = Faults()
-    inputs = []
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-            text_in = row.get("input") if isinstance(row, dict) else None
-            inputs.append(_text(text_in, 'there is no text under "input"'))
-        except (ValueError, RecursionError) as error:
-            faults.add(f"{name}, line {number}: {error}")
-    faults.raise_any()
-    return inputs
-
-
-def _standard_input() -> str:
-    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-    if len(data) > MAX_INPUT_BYTES:
-        raise InputError(f"standard input is over the limit of {MAX_INPUT_BYTES} bytes: split it")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error

@@ -94,6 +94,13 @@ _HEAD_NORMS = (
     TensorSpec("attn_q_norm.weight", "self_attn.q_norm.weight", ("head_dim",)),
     TensorSpec("attn_k_norm.weight", "self_attn.k_norm.weight", ("head_dim",)),
 )
+# Optional: a model has all four or none.
+_PERMUTED_BIASES = (
+    TensorSpec("attn_q.bias", "self_attn.q_proj.bias", ("q_rows",), "n_heads", _BIAS),
+    TensorSpec("attn_k.bias", "self_attn.k_proj.bias", ("kv_rows",), "n_kv_heads", _BIAS),
+    TensorSpec("attn_v.bias", "self_attn.v_proj.bias", ("kv_rows",), optional=_BIAS),
+    TensorSpec("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), optional=_BIAS),
+)
 _MLP = (
     TensorSpec("ffn_gate.weight", "mlp.gate_proj.weight", ("intermediate", "hidden")),
     TensorSpec("ffn_up.weight", "mlp.up_proj.weight", ("intermediate", "hidden")),
@@ -112,15 +119,7 @@ ARCHITECTURES = {
         class_name="LlamaForCausalLM",
         model_type="llama",
         tensors=(*_MODEL, TensorSpec("rope_freqs.weight", "", ("rope_pairs",), optional="rope_freqs")),
-        layer_tensors=(
-            *_NORMS,
-            *_PERMUTED_ATTENTION,
-            TensorSpec("attn_q.bias", "self_attn.q_proj.bias", ("q_rows",), "n_heads", _BIAS),
-            TensorSpec("attn_k.bias", "self_attn.k_proj.bias", ("kv_rows",), "n_kv_heads", _BIAS),
-            TensorSpec("attn_v.bias", "self_attn.v_proj.bias", ("kv_rows",), optional=_BIAS),
-            TensorSpec("attn_output.bias", "self_attn.o_proj.bias", ("hidden",), optional=_BIAS),
-            *_MLP,
-        ),
+        layer_tensors=(*_NORMS, *_PERMUTED_ATTENTION, *_PERMUTED_BIASES, *_MLP),
         config={
             "hidden_act": "silu",
             "attention_bias": HasTensor("blk.0.attn_q.bias"),
@@ -212,5 +211,37 @@ ARCHITECTURES = {
             "original_max_position_embeddings": _COMPUTED,
             "rope_parameters": _COMPUTED,
         },
+    ),
+    "granite": Architecture(
+        class_name="GraniteForCausalLM",
+        model_type="granite",
+        tensors=_MODEL,
+        layer_tensors=(*_NORMS, *_PERMUTED_ATTENTION, *_PERMUTED_BIASES, *_MLP),
+        config={
+            "hidden_act": "silu",
+            "attention_bias": HasTensor("blk.0.attn_q.bias"),
+            "mlp_bias": False,
+            "embedding_multiplier": _COMPUTED,
+            "attention_multiplier": _COMPUTED,
+            "residual_multiplier": _COMPUTED,
+            "logits_scaling": _COMPUTED,
+            "rope_parameters": _COMPUTED,
+        },
+    ),
+    "smollm3": Architecture(
+        class_name="SmolLM3ForCausalLM",
+        model_type="smollm3",
+        tensors=_MODEL,
+        layer_tensors=(*_NORMS, *_PERMUTED_ATTENTION, *_MLP),
+        config={
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "use_sliding_window": False,
+            "no_rope_layers": _COMPUTED,
+            "rope_parameters": _COMPUTED,
+        },
+        default_theta=2_000_000.0,
+        default_tied=True,
     ),
 }

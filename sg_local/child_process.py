@@ -14,12 +14,17 @@ parent, and so does the child. Its standard output carries lines of JSON:
     {"files": ["base.gguf", "adapter.gguf"]}   what native code works on from now on
     {"native_error": "CUDA error: out of memory"}
 
+A conversation sends more values to a function that reads them from `received_values`, one for each that it yields:
+
+    values = values_from_child("chat", ...); next(values); values.send("My parcel is late.")    "delivery"
+
 What the function prints goes to the user's stderr. What native code writes to stderr itself is kept from the user (a
 trace of a debugger, "terminate called after..."), and gives the last words.
 """
 
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -28,9 +33,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,10 +82,11 @@ def result_from_child(work: str, function: str, **arguments: Any) -> Any:
     return result
 
 
-def values_from_child(work: str, function: str, **arguments: Any) -> Iterator[Any]:
+def values_from_child(work: str, function: str, **arguments: Any) -> Generator[Any, Any, None]:
     """Yields what a function of the package yields in a process of its own, or the one value that it returns.
 
-    work: what the user calls it. Where the caller stops reading or is interrupted, the child is ended first.
+    What the caller sends is one of the function's `received_values`. work: what the user calls it. Where the caller
+    stops reading or is interrupted, the child is ended first.
     Raises SgLocalError, InputError or WorseThanBase as the function does, and ChildDied where a signal ended it.
     """
     with _native_output() as native_output:
@@ -95,7 +102,11 @@ def values_from_child(work: str, function: str, **arguments: Any) -> Iterator[An
                 for line in process.stdout:
                     message = json.loads(line)
                     if "value" in message:
-                        yield message["value"]
+                        sent = yield message["value"]
+                        if sent is not None:
+                            with suppress(BrokenPipeError):
+                                process.stdin.write(_line({"value": sent}))
+                                process.stdin.flush()
                     else:
                         messages.keep(message)
             finally:
@@ -218,6 +229,13 @@ def _last_words(lines: list[str]) -> str:
 _tells = threading.Lock()
 _parent: int | None = None  # descriptor of what the parent reads; None in a process that is no child
 _files: list[str] = []
+_received: "queue.SimpleQueue[Any]" = queue.SimpleQueue()
+
+
+def received_values() -> Iterator[Any]:
+    """What the parent sends, as it comes; the process ends with what sends it."""
+    while True:
+        yield _received.get()
 
 
 def serve(function: str, native_output: int) -> int:
@@ -234,6 +252,9 @@ def serve(function: str, native_output: int) -> int:
     # OpenMP's threads, of llama.cpp and torch alike, spin while they wait for one another. Beside other work they spin
     # away the very time that the others need: ten times as long. libgomp and libomp read this when they are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # numpy's own threads spin too: a merge takes four times as long with them. What is worth several threads here has
+    # its own (gguf_io), or is llama.cpp's or torch's.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _leave_no_core()
     try:
         _end_with_parent()
@@ -300,6 +321,8 @@ def _keep_streams_apart(native_output: int) -> None:
     """Python's stderr stays the user's, and what is printed goes there; native code's stderr is kept for the parent."""
     user = os.dup(2)
     os.dup2(user, 1)
+    if isinstance(sys.stdout, TextIOWrapper):  # a library's emoji are no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     if native_output < 0:
         return
     encoding = sys.stderr.encoding if sys.stderr else "utf-8"
@@ -330,7 +353,13 @@ def _end_with_parent() -> None:
         signal.signal(signal.SIGUSR1, signal.default_int_handler)
 
     def wait_for_end() -> None:
-        os.read(0, 1)
+        pending = b""
+        while data := os.read(
+            0, 1 << 16
+        ):  # not through sys.stdin, whose lock this thread would keep at the end
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                _received.put(json.loads(line)["value"])
         if has_signals:  # what it was writing is removed on the way out, unless native code keeps it
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             time.sleep(SECONDS_TO_END)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from sg_local.errors import says_write_failed
+
 STALL_SECONDS = 60.0
 STALL_BYTES = 1 << 17  # at least so much in STALL_SECONDS: 2 kB/s
 POLL_SECONDS = 0.2
@@ -33,6 +35,7 @@ class Failure(NamedTuple):
 
     reason: str
     may_go_on: bool  # what has arrived can be continued
+    remedy: str = "check the network"
 
 
 def download(
@@ -128,7 +131,8 @@ def _own_failure(said: IO[bytes], exit_code: int, max_file_bytes: int) -> Failur
     # pip says why in such a line, and may give advice after it; after an error of its own there is a traceback.
     reasons = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
     reason = [f"exit code {exit_code}", *lines[-1:], *reasons[-1:]][-1]
-    return Failure(reason[:MAX_REASON_CHARACTERS], may_go_on=True)
+    remedy = "free some space" if says_write_failed(reason) else "check the network"
+    return Failure(reason[:MAX_REASON_CHARACTERS], may_go_on=True, remedy=remedy)
 
 
 def _too_large(max_file_bytes: int) -> Failure:

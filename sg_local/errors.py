@@ -59,9 +59,14 @@ def outside_cause(error: BaseException) -> str | None:
         remedy = "free some space" if error.errno in _DISK_IS_FULL else "check the permissions"
         return f"{error.filename or 'writing the output'}: {error.strerror}: {remedy}"
     is_told = isinstance(error, SgLocalError)  # its message may quote the system's
-    if isinstance(error, Exception) and not is_told and _WRITE_FAILED.search(text := str(error)):
+    if isinstance(error, Exception) and not is_told and says_write_failed(text := str(error)):
         return f"a file could not be written ({text.splitlines()[0]:.200}): free some space"
     return None
+
+
+def says_write_failed(message: str) -> bool:
+    """Whether a library says with this that a file did not fit."""
+    return _WRITE_FAILED.search(message) is not None
 
 
 def signal_name(number: int) -> str:

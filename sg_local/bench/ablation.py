@@ -23,6 +23,7 @@ from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.begin import ModelFile, create_or_open_run, with_full_paths
 from sg_local.runs.directory import Run, open_run
+from sg_local.runs.given import TaskRows
 from sg_local.runs.lock import lock_run
 from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import reason_of_failure
@@ -31,7 +32,7 @@ from sg_local.selfguide.evaluation import metric_mean, predictions_file, predict
 from sg_local.selfguide.metrics import metric_of
 from sg_local.selfguide.statistics import Difference, average, difference
 from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
-from sg_local.task import Example, load_test_rows
+from sg_local.task_rows import load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
 # Settings that the base's greedy answers depend on; other ablations leave the answers as they are.
@@ -111,7 +112,7 @@ def run_ablation(ablation: Ablation, run: Run, bench: Path, model: ModelFile) ->
     """
     path = ablation.place(bench) / run.task.name
     settings = ablation.applied(run.settings)
-    ablated, _ = create_or_open_run(path, run.task, model, settings, _all_test_rows(run))
+    ablated, _ = create_or_open_run(path, run.task, model, settings, _rows(run))
     if is_current(ablation, run, ablated):
         return False
     say(f"{ablation.text}: {run.task.name}, {path}")
@@ -195,8 +196,10 @@ def _parsed(text: str, kind: Any) -> Any:
     return text
 
 
-def _all_test_rows(run: Run) -> list[Example]:
-    return load_test_rows(run.file("test.jsonl"), run.task.labels)
+def _rows(run: Run) -> TaskRows:
+    """What a run has of its task's files, all test rows among it."""
+    test = load_test_rows(run.file("test.jsonl"), run.task.labels)
+    return TaskRows(test, run.given_inputs, run.labelled_rows)
 
 
 def _copy_base_answers(run: Run, ablated: Run) -> None:

@@ -27,7 +27,6 @@ from sg_local.progress import say
 from sg_local.report.bench import Results
 from sg_local.runs.begin import (
     ModelFile,
-    check_task,
     create_or_open_run,
     describe_base,
     differences,
@@ -37,12 +36,13 @@ from sg_local.runs.begin import (
     with_full_paths,
 )
 from sg_local.runs.directory import BaseModel, Run, versions
+from sg_local.runs.given import TaskRows, check_task
 from sg_local.runs.lock import lock_run, make_directory
 from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import reason_of_failure
-from sg_local.selfguide.metrics import check_labels
 from sg_local.settings import Settings, resolve_settings, without_removed
-from sg_local.task import Example, Task, import_task
+from sg_local.task import Task
+from sg_local.task_import import import_task
 
 N_TEST_ROWS = 300  # drawn from a JSON file, as `sg-local task import` does
 MAX_BENCH_BYTES = 1 << 20
@@ -51,8 +51,8 @@ _OWN_FILES = ("bench.json", "results.json", "results.md", PLACE)
 
 def load_tasks(
     directory: Path, patterns: Sequence[str] = (), n_test_rows: int = N_TEST_ROWS
-) -> list[tuple[Task, list[Example]]]:
-    """The tasks of a directory with their test rows, in the order of the file names.
+) -> list[tuple[Task, TaskRows]]:
+    """The tasks of a directory with their rows, in the order of the file names.
 
     patterns: only files whose name without ending matches one of them ("task19*"). Raises InputError with the
     faults of all files.
@@ -65,7 +65,7 @@ def load_tasks(
         raise InputError(f"{place} holds no task files: give a directory with .toml or .json ones")
     if patterns:
         paths = _chosen(paths, patterns)
-    tasks: dict[str, tuple[Path, Task, list[Example]]] = {}
+    tasks: dict[str, tuple[Path, Task, TaskRows]] = {}
     faults = Faults(n_shown=50)
     for path in paths:
         try:
@@ -74,7 +74,7 @@ def load_tasks(
             for line in str(error).splitlines():
                 faults.add(line if str(path) in line else f"{path}: {line}")
             continue
-        if not rows:
+        if not rows.test:
             faults.add(f"{path}: {task.name} has no test rows, and made ones would not measure accuracy")
         elif task.name in _OWN_FILES:
             faults.add(f"{path}: the name {task.name} is taken by a file of the results: choose another")
@@ -111,7 +111,7 @@ def run_bench(
     with lock_run(path):
         failed = _begin(path, base, settings)
         runs = _begin_runs(path, tasks, model, settings)
-        say_about_export(model, settings)
+        say_about_export(model, settings, [task for task, _ in tasks])
         results = BenchResults(path)
         unfinished = [run for run in runs if not results.is_finished(run.task.name)]
         for run in runs:
@@ -168,12 +168,10 @@ def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
     return [path for path in paths if any(fnmatchcase(path.stem, pattern) for pattern in patterns)]
 
 
-def _load_task(path: Path, n_test_rows: int) -> tuple[Task, list[Example]]:
+def _load_task(path: Path, n_test_rows: int) -> tuple[Task, TaskRows]:
     if path.suffix == ".toml":
         return check_task(str(path))
-    task, rows = import_task(path, n_test_rows)
-    check_labels(task.labels)
-    return task, rows
+    return check_task(*import_task(path, n_test_rows))
 
 
 def _make_directory(path: Path) -> None:
@@ -214,7 +212,7 @@ def _begin(path: Path, base: BaseModel, settings: Settings) -> dict[str, str]:
 
 
 def _begin_runs(
-    path: Path, tasks: Sequence[tuple[Task, list[Example]]], model: ModelFile, settings: Settings
+    path: Path, tasks: Sequence[tuple[Task, TaskRows]], model: ModelFile, settings: Settings
 ) -> list[Run]:
     """A run for each task. Raises InputError with all tasks that changed since their runs began."""
     runs = []

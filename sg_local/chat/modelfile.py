@@ -1,12 +1,18 @@
 """An Ollama Modelfile whose TEMPLATE is the prompt that the model was tuned on.
 
     FROM ./model.gguf
-    TEMPLATE \"\"\"<|im_start|>user
-    Sort this message: {{ .Prompt }}<|im_end|>
+    SYSTEM "Sort this message."
+    TEMPLATE \"\"\"<|im_start|>system
+    {{ if .System }}{{ .System }}{{ else }}Sort this message.{{ end }}<|im_end|>
+    <|im_start|>user
+    {{ .Prompt }}<|im_end|>
     <|im_start|>assistant
     \"\"\"
 
-The instruction is part of the template, so the user types only `ollama run NAME "my parcel is lost"`.
+The user types only `ollama run NAME "my parcel is lost"`. Ollama renders this template, or the chat template in
+model.gguf where that can do more (tools, thinking). Both write the prompt that was trained, with SYSTEM and without it,
+and a system message of the user takes the place of the instruction. In later turns, where Ollama gives no system text
+to a template, the instruction stands again.
 Sources: ollama's docs/modelfile.md and parser/parser.go. The parser has no escapes: a text in triple quotation marks
 ends at the first line that ends with three, and characters that Go's strconv.IsPrint refuses are dropped. Templates are
 Go's text/template.
@@ -15,13 +21,14 @@ Go's text/template.
 import re
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
 
-# Placeholder for the user's text at the end of the last message.
-_PLACE = "\ue0f2"
+# Placeholders for the instruction, and for the user's text at the end of the last message.
+_SYSTEM_PLACE, _PLACE = "\ue0f3", "\ue0f2"
 
 
 def modelfile(
@@ -31,6 +38,7 @@ def modelfile(
     *,
     stops: Sequence[str],
     licence: str,
+    max_new_tokens: int | None = None,
     model_file: str = "./model.gguf",
     adds_bos: bool = False,
 ) -> str:
@@ -38,24 +46,45 @@ def modelfile(
 
     A stop text that Ollama cannot read is omitted, since the model's end token ends an answer anyway.
     adds_bos: whether the model's tokenizer adds BOS by itself, also in Ollama; if so, the template's BOS is omitted.
-    (SmolLM2's tokenizer does not; its BOS is the text that begins every turn.)
+    (SmolLM2's tokenizer does not; its BOS is the text that begins every turn.) max_new_tokens: of an answer.
     """
-    pieces = template.render(answer_messages(instruction, _PLACE, demonstrations), add_generation_prompt=True)
+    system = instruction.strip()
+    messages = answer_messages(_SYSTEM_PLACE, _PLACE, demonstrations)
+    pieces = template.render(messages, add_generation_prompt=True)
     texts = [piece.text for piece in pieces]
     if adds_bos and template.bos_token and not pieces[0].is_data:
         texts[0] = texts[0].removeprefix(template.bos_token)
     last = max(index for index, piece in enumerate(pieces) if piece.is_data)
-    before = "".join(texts[: last + 1]).removesuffix(_PLACE)
+    place = next(
+        index for index, piece in enumerate(pieces) if piece.is_data and piece.text.startswith(_SYSTEM_PLACE)
+    )
+    first = "".join(texts[:place])
+    between = "".join(texts[place : last + 1]).removeprefix(_SYSTEM_PLACE).removesuffix(_PLACE)
     after = "".join(texts[last + 1 :])
+    stated = f"{{{{ if .System }}}}{{{{ .System }}}}{{{{ else }}}}{_go_text(system)}{{{{ end }}}}"
     lines = [
         f"FROM {model_file}",
-        f'TEMPLATE """{_go_text(before)}{{{{ .Prompt }}}}{_go_text(after)}"""',
+        *([f"SYSTEM {_quoted(system)}"] if _is_quotable(system) else []),
+        f'TEMPLATE """{_go_text(first)}{stated}{_go_text(between)}{{{{ .Prompt }}}}{_go_text(after)}"""',
         "PARAMETER temperature 0",  # greedy, as it was scored
         "PARAMETER repeat_penalty 1",  # Ollama's default of 1.1 penalizes words of the prompt
+        *([] if max_new_tokens is None else [f"PARAMETER num_predict {max_new_tokens}"]),
         *(f"PARAMETER stop {_quoted(stop)}" for stop in stops if _is_quotable(stop)),
         f"LICENSE {_quoted(_as_quotable(licence))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def beside_base(text: str, base: Path, adapter_file: str = "./adapter.gguf") -> str:
+    """The same Modelfile for the base and its adapter, in the place of the merged model."""
+    path, note = str(base), "# For Ollama before 0.34.1: newer ones make no models of adapters.\n"
+    if not all(map(_is_kept, path)) or re.search('["\r\n]', path):
+        path, note = (
+            "./base.gguf",
+            f"{note}# Copy the base to this name: Ollama cannot read the one that it has.\n",
+        )
+    _merged, rest = text.split("\n", 1)
+    return f'{note}FROM "{path}"\nADAPTER {adapter_file}\n{rest}'
 
 
 def _go_text(text: str) -> str:

@@ -15,6 +15,7 @@ from sg_local.progress import say
 
 # Command -> its module and one line of help, in the order of the work.
 COMMANDS = {
+    "init": ("init", "Write a task file, by questions."),
     "run": ("run", "All stages: data, training, export, scores."),
     "plan": ("plan", "What a run will need: memory, disk, tokens."),
     "generate": ("stages", "Stage 1: the model makes inputs."),
@@ -24,9 +25,10 @@ COMMANDS = {
     "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
     "evaluate": ("stages", "Stage 6: score the tuned model beside the base."),
     "explain": ("explain", "One row: what each stage did with it, and why."),
-    "report": ("report", "A run as one page: scores, rows, data, proof."),
-    "predict": ("predict", "Answer a file of inputs, in JSON lines."),
-    "verify": ("verify", "Check a run again: hashes, fingerprint, parity."),
+    "report": ("report", "A run as one HTML page."),
+    "predict": ("predict", "Answer a file of inputs."),
+    "chat": ("chat", "Try it in the terminal."),
+    "verify": ("verify", "Check a run, or a server that has it."),
     "bench": ("bench", "Run many tasks, and compare them in one table."),
     "export-adapter": ("export_adapter", "Write any PEFT LoRA adapter as GGUF files, with proof."),
     "models": ("models", "Models by name: list, pull, show."),

@@ -8,6 +8,8 @@ import sys
 
 import click
 
+from sg_local.escape import printable
+
 _ESCAPE = "sg_local.escape"
 
 
@@ -26,6 +28,19 @@ def escape_what_stdout_lacks() -> None:
     """From now on no text ends a command because stdout has no such character."""
     if hasattr(sys.stdout, "reconfigure"):  # it is None where it was closed
         sys.stdout.reconfigure(errors=_ESCAPE)
+
+
+def echo_utf8(text: str, line_end: str = "\n") -> None:
+    """Writes a line of data, at once: in UTF-8 whatever the locale; to a terminal as that shows it."""
+    if sys.stdout is None:  # the caller closed it
+        return
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None or sys.stdout.isatty():
+        click.echo(printable(text))
+        return
+    sys.stdout.flush()
+    stream.write((text + line_end).encode())
+    stream.flush()
 
 
 def echo_json(text: str) -> None:

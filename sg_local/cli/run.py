@@ -70,7 +70,7 @@ def run(
             f"{result.modelfile}  ({create})",
         ]
         page = shlex.join(["sg-local", "report", str(result.directory)])
-        files.append(f"{page}  (one page of all this)")
+        files.append(f"{page}  (this as a page)")
         click.echo(printable("\n".join([score_table(result.run), "", *files])))
     if gate:
         result.gate()

@@ -28,17 +28,21 @@ def check_command(task_source: str, as_json: bool) -> None:
     Checks a task file and its test file, and shows what they hold.
     """
     from sg_local.escape import json_text, one_line, printable
-    from sg_local.runs.begin import check_task
+    from sg_local.progress import say
+    from sg_local.runs.given import check_task
+    from sg_local.selfguide.given import n_held_out_labelled
     from sg_local.selfguide.metrics import metric_of
 
-    checked_task, test_rows = check_task(task_source)
+    checked_task, rows = check_task(task_source)
     if as_json:
         facts = {
             "name": checked_task.name,
             "labels": list(checked_task.labels),
             "metric": metric_of(checked_task),
             "n_examples": len(checked_task.examples),
-            "n_test_rows": len(test_rows),
+            "n_test_rows": len(rows.test),
+            "n_inputs": len(rows.inputs),
+            "n_labelled": len(rows.labelled),
         }
         echo_json(json_text(facts, indent=1))
         return
@@ -51,10 +55,18 @@ def check_command(task_source: str, as_json: bool) -> None:
         f"{checked_task.name}: {kind}; {len(checked_task.examples)} examples; scored by {metric_of(checked_task)}"
     ]
     if checked_task.test:
-        lines.append(f"{checked_task.test}: {len(test_rows)} test rows")
+        lines.append(f"{checked_task.test}: {len(rows.test)} test rows")
+    elif n_held_out := n_held_out_labelled(len(rows.labelled)):
+        lines.append(f"no test file: {n_held_out} of the labelled rows will be held out, and scored on")
     else:
         lines.append("no test file: a part of the made data will be held out, and agreement with it reported")
+    if checked_task.inputs:
+        lines.append(f"{checked_task.inputs.path}: {len(rows.inputs)} real inputs")
+    if rows.labelled:
+        lines.append(f"{len(rows.labelled)} labelled rows")
     click.echo(printable("\n".join(lines)))
+    for note in rows.notes:
+        say(note)
 
 
 @task.command("import", short_help="Make a task file from Super-NaturalInstructions JSON.")
@@ -81,7 +93,8 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from sg_local.errors import InputError, SgLocalError
     from sg_local.escape import printable
     from sg_local.files import write_rows, write_text
-    from sg_local.task import import_task, task_to_toml
+    from sg_local.task import task_to_toml
+    from sg_local.task_import import import_task
 
     imported, rows = import_task(file, n_test_rows, seed)
     target = out / f"{imported.name}.toml"
@@ -94,7 +107,7 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     except OSError as error:
         raise SgLocalError(f"{out} cannot be made ({error.strerror}): give another with --out") from error
     if rows:
-        write_rows(test, [vars(row) for row in rows])
+        write_rows(test, [row.as_row() for row in rows])
     write_text(target, task_to_toml(replace(imported, test=Path(test.name) if rows else None)))
     tested = f"{len(rows)} test rows in {test}" if rows else "no test rows"
     click.echo(printable(f"{target}: {len(imported.examples)} examples, {tested}"))

@@ -74,9 +74,15 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
         use_cache=False,
     ).last_hidden_state
     read = hidden.flatten(0, 1)[inputs["sources"]]
-    logits = causal.get_output_embeddings()(read).float()
+    logits = head_logits(causal, read).float()
     nll = torch.nn.functional.cross_entropy(logits, inputs["targets"], reduction="none")
     return (nll * inputs["weights"]).sum() / inputs["weights"].sum()
+
+
+def head_logits(causal: Any, hidden: Any) -> Any:
+    """What the model's own forward pass makes of its last hidden states (..., hidden): logits (..., n_vocab)."""
+    logits = causal.get_output_embeddings()(hidden)
+    return logits / getattr(causal.config, "logits_scaling", 1.0)  # Granite's
 
 
 def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any) -> TreeCheck:

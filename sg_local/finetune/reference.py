@@ -1,25 +1,35 @@
 """Logits of the trained model in torch, with which an exported file is compared.
 
-    reference_logits(weights_dir, adapter_dir, [((1, 9690, ...), 45)])  -> [array (n_tokens - 45, n_vocab)]
+    reference_logits(weights, adapter_dir, [((1, 9690, ...), 45)])  -> [array (n_tokens - 45, n_vocab)]
 
 Transformers and PEFT compute them on the CPU, without Unsloth: a second implementation, which reads the adapter from
-disk. Weights stay in 16 bits, as on disk; those of a layer are float32 only while it computes. So a 7B model needs
-14 GB and not 28.
+disk. The model is made without weights; those of a layer are read when it computes and forgotten after it. So a 7B
+model needs about 2 GiB. They are rounded to 16 bits, as in the 16-bit GGUF, and computed with in float32.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sg_local.finetune.environment import go_offline
+from sg_local.finetune.loss import head_logits
 
-MAX_TOKENS_AT_ONCE = 4096  # in a batch; each layer is converted to float32 once per batch
+MAX_TOKENS_AT_ONCE = 4096  # in a batch; each layer is read once per batch
+
+
+class Weights(Protocol):
+    """Where the base's weights are: gguf_io.base_weights.BaseWeights."""
+
+    config: dict[str, object]
+
+    def read(self, names: Iterable[str]) -> Mapping[str, "np.ndarray[Any, Any]"]:
+        """The values by their names in transformers' model."""
 
 
 def reference_logits(
-    weights_dir: Path,
+    weights: Weights,
     adapter_dir: Path | None,
     sequences: Sequence[tuple[tuple[int, ...], int]],
     lora_fields: Mapping[str, Any] | None = None,
@@ -30,13 +40,9 @@ def reference_logits(
     """
     go_offline()
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        str(weights_dir), dtype=torch.float16, local_files_only=True, use_safetensors=True
-    )
-    _restore_float32(model, weights_dir)
-    _compute_in_float32(model)
+    model = _model_without_weights(weights.config)
+    _read_when_called(model, weights)
     causal = model
     if adapter_dir is not None:
         from peft import LoraConfig, PeftModel
@@ -52,8 +58,9 @@ def reference_logits(
             # Padded at the end, where no token of the row sees it.
             ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in part])
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-            for row, (tokens, first) in zip(hidden, part, strict=True):
-                logits.append(causal.get_output_embeddings()(row[first : len(tokens)]).numpy())
+            rows = [row[first : len(tokens)] for row, (tokens, first) in zip(hidden, part, strict=True)]
+            of_all = head_logits(causal, torch.cat(rows))
+            logits += [values.numpy() for values in of_all.split([len(row) for row in rows])]
     return logits
 
 
@@ -72,32 +79,45 @@ def _parts(
         yield part
 
 
-def _restore_float32(model: Any, weights_dir: Path) -> None:
-    """Loads in float32 what the files hold in float32: norms, biases, and matrices that float16 cannot hold."""
-    from safetensors import safe_open
+def _model_without_weights(config: dict[str, object]) -> Any:
+    """Transformers' model with a single number in the place of each weight, and its buffers as they should be."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    parameters = dict(model.named_parameters())
-    for path in sorted(weights_dir.glob("*.safetensors")):
-        with safe_open(str(path), "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dict
-                if file.get_slice(name).get_dtype() == "F32":
-                    parameters[name].data = file.get_tensor(name)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config))
+    nothing = torch.zeros((), dtype=torch.float32)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.nn.Parameter(nothing.expand(parameter.shape), requires_grad=False)
+            setattr(module, name, empty)
+    model.tie_weights()
+    return model
 
 
-def _compute_in_float32(model: Any) -> None:
-    """Makes layers, embedding and output matrix compute in float32: each is converted only while it is called."""
-    narrow: dict[Any, Any] = {}
+def _read_when_called(model: Any, weights: Weights) -> None:
+    """Gives layers, embedding and output matrix their weights while they are called; the few others have them now."""
+    import torch
 
-    def widen(module: Any, *_: Any) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    without: dict[Any, Any] = {}
+
+    def read(parameters: Iterable[Any]) -> None:
+        wanted = {names[parameter]: parameter for parameter in parameters if parameter in names}
+        for name, values in weights.read(wanted).items():
+            without[wanted[name]] = wanted[name].data
+            wanted[name].data = torch.from_numpy(values).float()
+
+    def forget(module: Any, *_: Any) -> None:
         for parameter in module.parameters():
-            narrow[parameter] = parameter.data
-            parameter.data = parameter.data.float()
-
-    def restore(module: Any, *_: Any) -> None:
-        for parameter in module.parameters():
-            parameter.data = narrow.pop(parameter)
+            if parameter in without:
+                parameter.data = without.pop(parameter)
 
     decoder = getattr(model, model.base_model_prefix)
-    for module in (*decoder.layers, model.get_input_embeddings(), model.get_output_embeddings()):
-        module.register_forward_pre_hook(widen)
-        module.register_forward_hook(restore)
+    modules = (*decoder.layers, model.get_input_embeddings(), model.get_output_embeddings())
+    for module in modules:
+        module.register_forward_pre_hook(lambda module, *_: read(module.parameters()))
+        module.register_forward_hook(forget)
+    of_modules = {parameter for module in modules for parameter in module.parameters()}
+    read(parameter for parameter in names if parameter not in of_modules)

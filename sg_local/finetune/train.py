@@ -41,15 +41,16 @@ def train_adapter(
     on_step: Callable[[int], None],
     *,
     card: str = "",
+    on_loaded: Callable[[], None] = lambda: None,
 ) -> dict[str, object]:
     """Trains on the rows and saves the adapter in adapter_dir. Call `prepare_process` first.
 
     Works in the current directory, which `prepare_process` made. If checkpoints_dir has a complete checkpoint of the
     same training (rows, settings, `base`: the base's hash), it goes on from there.
 
-    on_step gets the number of optimizer steps since its last call. card is the name of the card that the training
-    should use, "" for none. Returns steps, losses, token counts, and whether trees were used. Raises InputError if the
-    training diverged (a loss is NaN).
+    on_step gets the number of optimizer steps since its last call; on_loaded is called when weights_dir is not needed
+    any more. card is the name of the card that the training should use, "" for none. Returns steps, losses, token
+    counts, and whether trees were used. Raises InputError if the training diverged (a loss is NaN).
     """
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)
@@ -61,6 +62,7 @@ def train_adapter(
             weights_dir, vocabulary, target_modules, settings, longest * settings.batch_size
         )
         require_same_positions(model, weights_dir)
+        on_loaded()
 
         import torch
         from transformers import PrinterCallback

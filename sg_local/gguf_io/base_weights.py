@@ -11,7 +11,7 @@ there. Not done here: the tokenizer. Rows are tokenized by llama.cpp.
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sg_local.gguf_io.hf_config import hf_config
 from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
+    in_threads,
     model_tensors,
     rope_row_order,
     row_blocks,
@@ -36,13 +37,44 @@ FLOAT16_MAX = 65504.0
 FLOAT16_MIN_NORMAL = 2.0**-14
 
 
+class BaseWeights:
+    """The weights of a GGUF as a Hugging Face checkpoint has them, dequantized when they are read.
+
+    Matrices are float16, or float32 if float16 would lose more than its rounding: a value over 65504, or a BF16 tensor
+    with values under float16's normal range. Vectors are float32.
+    """
+
+    def __init__(self, gguf_path: Path) -> None:
+        """Raises InputError if the file is no model of a supported architecture, or transformers cannot express it."""
+        self._header = read_model_header(gguf_path)
+        require_supported(self._header)
+        self.config = checkpoint_config(self._header)
+        expected = model_tensors(self._header, read_dimensions(self._header))
+        pairs = [(tensor, expected[tensor.name]) for tensor in self._header.tensors]
+        self._tensors = {wanted.hf: (tensor, wanted) for tensor, wanted in pairs if wanted.hf}
+
+    def largest_bytes(self) -> dict[str, int]:
+        """Hugging Face's name → the most bytes that its values may take, in the order of the file."""
+        return {
+            name: math.prod(wanted.shape) * (4 if tensor.type_name in ("F32", "BF16") else 2)
+            for name, (tensor, wanted) in self._tensors.items()
+        }
+
+    def read(self, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+        """The values by Hugging Face's names, in its shapes and row order. Raises InputError if one is NaN."""
+        names = list(names)
+        return dict(zip(names, in_threads(self._read_one, 0, names), strict=True))
+
+    def _read_one(self, name: str) -> npt.NDArray[Any]:
+        return _weights(self._header, *self._tensors[name])
+
+
 def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
     """Writes the dequantized weights of a GGUF model as a checkpoint directory for AutoModelForCausalLM.
 
-    A shard has at most 1 GiB, or one larger tensor; one shard is in memory at a time. Matrices are float16, or
-    float32 if float16 would lose more than its rounding: a value over 65504, or a BF16 tensor with values under
-    float16's normal range. The directory is written as `.<name>.partial` beside `out_dir` and renamed at the
-    end. A partial directory of a killed call is replaced, so only one process at a time may write an `out_dir`.
+    A shard has at most 1 GiB, or one larger tensor; one shard is in memory at a time. The directory is written as
+    `.<name>.partial` beside `out_dir` and renamed at the end. A partial directory of a killed call is replaced, so only
+    one process at a time may write an `out_dir`.
 
     Raises:
         InputError: the file is no model of a supported architecture, transformers cannot express it (all reasons,
@@ -51,18 +83,14 @@ def write_base_weights(gguf_path: Path, out_dir: Path) -> None:
     """
     if out_dir.exists():
         raise InputError(f"{out_dir} exists already: remove it, or give another directory")
-    header = read_model_header(gguf_path)
-    require_supported(header)
-    config = checkpoint_config(header)
-    expected = model_tensors(header, read_dimensions(header))
-
+    weights = BaseWeights(gguf_path)
     partial = partial_directory(out_dir)
     try:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()
-        _write_shards(header, expected, partial)
-        write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        _write_shards(weights, partial)
+        write_text(partial / "config.json", json.dumps(weights.config, indent=2) + "\n")
         partial.rename(out_dir)
     except OSError as error:
         raise SgLocalError(
@@ -133,17 +161,24 @@ def _check_tensors(
             )
 
 
-def _write_shards(header: GgufHeader, expected: dict[str, ModelTensor], directory: Path) -> None:
+def _write_shards(weights: BaseWeights, directory: Path) -> None:
+    # Only finetuning has safetensors installed.
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    parts: list[list[str]] = [[]]
+    part_bytes = 0
+    for name, largest_bytes in weights.largest_bytes().items():
+        if parts[-1] and part_bytes + largest_bytes > MAX_SHARD_BYTES:
+            parts.append([])
+            part_bytes = 0
+        parts[-1].append(name)
+        part_bytes += largest_bytes
     shards: list[tuple[Path, list[str]]] = []
-    arrays: dict[str, npt.NDArray[Any]] = {}
     total_bytes = 0
-
-    def write_shard() -> None:
-        # Only finetuning has safetensors installed.
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
-        path = directory / f"{len(shards)}.safetensors"
+    for number, names in enumerate(parts):
+        path = directory / f"{number}.safetensors"
+        arrays = weights.read(names)
         with atomic_path(path) as temporary:
             try:
                 save_file(arrays, temporary, metadata={"format": "pt"})
@@ -151,19 +186,9 @@ def _write_shards(header: GgufHeader, expected: dict[str, ModelTensor], director
                 raise SgLocalError(
                     f"{directory} could not be written: {error}: free some space on this disk"
                 ) from error
-        shards.append((path, list(arrays)))
-        arrays.clear()
-
-    for tensor in header.tensors:
-        wanted = expected[tensor.name]
-        if not wanted.hf:
-            continue
-        coming_bytes = math.prod(wanted.shape) * (4 if tensor.type_name in ("F32", "BF16") else 2)
-        if arrays and sum(array.nbytes for array in arrays.values()) + coming_bytes > MAX_SHARD_BYTES:
-            write_shard()
-        arrays[wanted.hf] = _weights(header, tensor, wanted)
-        total_bytes += arrays[wanted.hf].nbytes
-    write_shard()
+        shards.append((path, names))
+        total_bytes += sum(array.nbytes for array in arrays.values())
+        del arrays
 
     weight_map: dict[str, str] = {}
     for index, (path, tensor_names) in enumerate(shards, start=1):
@@ -192,7 +217,9 @@ def _weights(header: GgufHeader, tensor: TensorInfo, wanted: ModelTensor) -> npt
             for first, earlier in row_blocks(header, tensor):
                 matrix[order[first : first + len(earlier)]] = earlier
             break
-        matrix[order[start : start + len(block)]] = block
+        rows = slice(start, start + len(block))
+        # Converted first: while it assigns by index, numpy converts three times as slowly.
+        matrix[order[rows] if wanted.n_heads else rows] = block.astype(matrix.dtype)
     return matrix
 
 

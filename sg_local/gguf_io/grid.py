@@ -25,7 +25,12 @@ import numpy.typing as npt
 from sg_local.gguf_io.tensors import Floats
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
-Integers: TypeAlias = npt.NDArray[np.int16]
+Places: TypeAlias = npt.NDArray[np.uint8]  # of values in the range of their block: q
+
+_FOUR, _LOW_FOUR, _SIGN = np.uint8(4), np.uint8(15), np.uint8(128)
+
+# Rows are added to in parts of about so many values: a dozen arrays of that size fit a core's cache.
+PART_ELEMENTS = 64 * 1024
 
 
 class Grid(NamedTuple):
@@ -35,8 +40,8 @@ class Grid(NamedTuple):
     block_elements: int
     highest: int
     steps: Callable[[Bytes], Floats]  # blocks (n, block_bytes) -> (n, steps of a block)
-    read: Callable[[Bytes], Integers]  # blocks -> q (n, block_elements)
-    write: Callable[[Bytes, Integers], None]  # puts q into the blocks
+    read: Callable[[Bytes], Places]  # blocks -> q (n, block_elements)
+    write: Callable[[Bytes, Places], None]  # puts q into the blocks
 
 
 def _float16(blocks: Bytes, at: int) -> Floats:
@@ -49,41 +54,44 @@ def _first_float16(blocks: Bytes) -> Floats:
     return _float16(blocks, 0)
 
 
-def _read_nibbles(qs: Bytes) -> Integers:
-    """(n, 16) bytes -> (n, 32): low halves first."""
-    return np.concatenate([qs & 15, qs >> 4], axis=1).astype(np.int16)
+def _read_nibbles(qs: Bytes) -> Places:
+    """(n, m) bytes -> (n, 2 · m): low halves first."""
+    q = np.empty((len(qs), 2, qs.shape[1]), np.uint8)
+    np.bitwise_and(qs, 15, out=q[:, 0])
+    np.right_shift(qs, 4, out=q[:, 1])
+    return q.reshape(len(qs), -1)
 
 
-def _write_nibbles(q: Integers) -> Bytes:
-    half = q.shape[1] // 2
-    return (q[:, :half] | (q[:, half:] << 4)).astype(np.uint8)
+def _write_nibbles(q: Places) -> Bytes:
+    halves = q.reshape(len(q), 2, -1)
+    qs: Bytes = halves[:, 1] << _FOUR
+    qs |= halves[:, 0]
+    return qs
 
 
 def _nibble_grid(block_bytes: int, qs_at: int, qh_at: int | None) -> Grid:
     """Q4_0, Q4_1 (four bits at byte qs_at) and Q5_0, Q5_1 (fifth bits in a 32-bit word at qh_at)."""
 
-    def read(blocks: Bytes) -> Integers:
+    def read(blocks: Bytes) -> Places:
         q = _read_nibbles(blocks[:, qs_at:])
         if qh_at is not None:
-            fifth = np.unpackbits(blocks[:, qh_at : qh_at + 4], axis=1, bitorder="little")
-            q |= fifth.astype(np.int16) << 4
+            q |= np.unpackbits(blocks[:, qh_at : qh_at + 4], axis=1, bitorder="little") << 4
         return q
 
-    def write(blocks: Bytes, q: Integers) -> None:
-        blocks[:, qs_at:] = _write_nibbles(q & 15)
+    def write(blocks: Bytes, q: Places) -> None:
+        blocks[:, qs_at:] = _write_nibbles(q & _LOW_FOUR)
         if qh_at is not None:
-            fifth = (q >> 4).astype(np.uint8)
-            blocks[:, qh_at : qh_at + 4] = np.packbits(fifth, axis=1, bitorder="little")
+            blocks[:, qh_at : qh_at + 4] = np.packbits(q >> 4, axis=1, bitorder="little")
 
     return Grid(block_bytes, 32, 15 if qh_at is None else 31, _first_float16, read, write)
 
 
-def _read_q8_0(blocks: Bytes) -> Integers:
-    return blocks[:, 2:].view(np.int8).astype(np.int16) + 128
+def _read_q8_0(blocks: Bytes) -> Places:
+    return blocks[:, 2:] ^ _SIGN  # a signed byte and 128
 
 
-def _write_q8_0(blocks: Bytes, q: Integers) -> None:
-    blocks[:, 2:] = (q - 128).astype(np.int8).view(np.uint8)
+def _write_q8_0(blocks: Bytes, q: Places) -> None:
+    blocks[:, 2:] = q ^ _SIGN
 
 
 def _k_steps(blocks: Bytes) -> Floats:
@@ -95,37 +103,34 @@ def _k_steps(blocks: Bytes) -> Floats:
     return _float16(blocks, 0) * scales
 
 
-def _read_k_nibbles(qs: Bytes) -> Integers:
+def _read_k_nibbles(qs: Bytes) -> Places:
     """(n, 128) bytes -> (n, 256): each 32 bytes hold 64 values, low halves first."""
-    return _read_nibbles(qs.reshape(-1, 32)).reshape(len(qs), 256)
+    return _read_nibbles(np.ascontiguousarray(qs).reshape(-1, 32)).reshape(len(qs), 256)
 
 
-def _write_k_nibbles(q: Integers) -> Bytes:
+def _write_k_nibbles(q: Places) -> Bytes:
     return _write_nibbles(q.reshape(-1, 64)).reshape(len(q), 128)
 
 
-def _read_q4_k(blocks: Bytes) -> Integers:
+def _read_q4_k(blocks: Bytes) -> Places:
     return _read_k_nibbles(blocks[:, 16:])
 
 
-def _write_q4_k(blocks: Bytes, q: Integers) -> None:
+def _write_q4_k(blocks: Bytes, q: Places) -> None:
     blocks[:, 16:] = _write_k_nibbles(q)
 
 
-def _read_q5_k(blocks: Bytes) -> Integers:
+def _read_q5_k(blocks: Bytes) -> Places:
     q = _read_k_nibbles(blocks[:, 48:])
     # bit j of byte i is the fifth bit of value i of the j-th 32
     fifth = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little")  # (n, 32, 8)
-    return q | (fifth.transpose(0, 2, 1).reshape(len(blocks), 256).astype(np.int16) << 4)
+    return q | (fifth.transpose(0, 2, 1).reshape(len(blocks), 256) << _FOUR)
 
 
-def _write_q5_k(blocks: Bytes, q: Integers) -> None:
-    blocks[:, 48:] = _write_k_nibbles(q & 15)
-    fifth = (q >> 4).astype(np.uint8).reshape(len(q), 8, 32).transpose(0, 2, 1)
+def _write_q5_k(blocks: Bytes, q: Places) -> None:
+    blocks[:, 48:] = _write_k_nibbles(q & _LOW_FOUR)
+    fifth = (q >> 4).reshape(len(q), 8, 32).transpose(0, 2, 1)
     blocks[:, 16:48] = np.packbits(fifth, axis=2, bitorder="little")[:, :, 0]
-
-
-_TWO_BITS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)  # where each of four rows has its bits in a byte
 
 
 def _q6_k_steps(blocks: Bytes) -> Floats:
@@ -134,22 +139,24 @@ def _q6_k_steps(blocks: Bytes) -> Floats:
     return _float16(blocks, 208) * scales
 
 
-def _read_q6_k(blocks: Bytes) -> Integers:
+def _read_q6_k(blocks: Bytes) -> Places:
     # Two halves of 128 values; in each, two rows of 32 bytes hold four bits of 128 values, one row two bits.
     low = blocks[:, 0:128].reshape(-1, 2, 2, 32)
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    q = np.stack([low[:, :, 0] & 15, low[:, :, 1] & 15, low[:, :, 0] >> 4, low[:, :, 1] >> 4], axis=2)
-    top = (high >> _TWO_BITS) & 3
-    values: Integers = (q | (top << 4)).reshape(len(blocks), 256).astype(np.int16)
-    return values
+    high = blocks[:, 128:192].reshape(-1, 2, 32)
+    q = np.empty((len(blocks), 2, 4, 32), np.uint8)
+    np.bitwise_and(low, 15, out=q[:, :, 0:2])
+    np.right_shift(low, 4, out=q[:, :, 2:4])
+    for row in range(4):
+        q[:, :, row] |= ((high >> (2 * row)) & 3) << 4
+    return q.reshape(len(blocks), 256)
 
 
-def _write_q6_k(blocks: Bytes, q: Integers) -> None:
-    parts = q.reshape(-1, 2, 4, 32).astype(np.uint8)
+def _write_q6_k(blocks: Bytes, q: Places) -> None:
+    parts = q.reshape(-1, 2, 4, 32)
     low, top = parts & 15, parts >> 4
-    rows = np.stack([low[:, :, 0] | (low[:, :, 2] << 4), low[:, :, 1] | (low[:, :, 3] << 4)], axis=2)
-    blocks[:, 0:128] = rows.reshape(len(q), 128)
-    blocks[:, 128:192] = np.bitwise_or.reduce(top << _TWO_BITS, axis=2).reshape(len(q), 64)
+    blocks[:, 0:128] = (low[:, :, 0:2] | (low[:, :, 2:4] << 4)).reshape(len(q), 128)
+    high = top[:, :, 0] | (top[:, :, 1] << 2) | (top[:, :, 2] << 4) | (top[:, :, 3] << 6)
+    blocks[:, 128:192] = high.reshape(len(q), 64)
 
 
 GRIDS = {
@@ -172,30 +179,45 @@ def add_on_grid(rows: Bytes, change: Floats, type_name: str, rng: np.random.Gene
 
     Raises ValueError if a step is NaN or infinite.
     """
+    result = rows.copy()
+    n_rows = max(1, PART_ELEMENTS // change.shape[1])
+    for start in range(0, len(rows), n_rows):
+        part = slice(start, start + n_rows)
+        _add_to_part(result[part].reshape(-1, GRIDS[type_name].block_bytes), change[part], type_name, rng)
+    return result
+
+
+def _add_to_part(blocks: Bytes, change: Floats, type_name: str, rng: np.random.Generator) -> None:
+    """`add_on_grid` on a few rows, in place: blocks (n, block_bytes), change (n_rows, n_columns)."""
     grid = GRIDS[type_name]
-    blocks = rows.reshape(-1, grid.block_bytes).copy()
     with np.errstate(invalid="ignore", over="ignore"):  # a damaged block may hold anything
-        steps = grid.steps(blocks)[:, :, None]
+        steps = grid.steps(blocks)
     if not np.isfinite(steps).all():
         raise ValueError(f"a block of {type_name} has a scale that is NaN or infinite")
-    q = grid.read(blocks)
-    wanted = np.zeros((*steps.shape[:2], q.shape[1] // steps.shape[1]), np.float32)
-    with np.errstate(over="ignore"):  # a change over a tiny step; limited in the next line
-        np.divide(change.reshape(wanted.shape), steps, out=wanted, where=steps != 0)
-    # Without the limit, whole steps would be given to values that cannot move.
-    possible = np.clip(wanted.reshape(q.shape), -q, grid.highest - q)
+    steps[steps == 0] = np.inf  # over it, a change is 0
+    values = np.empty_like(change)
+    with np.errstate(over="ignore"):  # a change over a tiny step; limited below
+        np.divide(change.reshape(steps.size, -1), steps.reshape(-1, 1), out=values.reshape(steps.size, -1))
+    places = grid.read(blocks).reshape(change.shape)
+    q = places.astype(np.float32)
+    # Without the limits, whole steps would be given to values that cannot move.
+    np.maximum(values, -q, out=values)
+    np.minimum(values, grid.highest - q, out=values)
     # Sizes, without signs: a signed sum goes up and down. It passes a whole number many times in one row and never in
     # the next, which makes an adapter 3 to 8 times noisier in its strongest direction. Double precision, since a row
     # may have tens of thousands of columns with changes of a thousandth of a step.
-    sums = np.abs(possible, dtype=np.float64).reshape(len(rows), -1)
+    sums = np.abs(values, dtype=np.float64)
     np.cumsum(sums, axis=1, out=sums)
-    sums += rng.random((len(rows), 1))
-    passed = np.floor(sums, out=sums).astype(np.int32)
-    passed[:, 1:] -= passed[:, :-1].copy()
-    taken = np.copysign(passed.astype(np.float32).reshape(q.shape), possible)
+    sums += rng.random((len(change), 1))
+    passed = sums.astype(np.int32)  # rounds down: no sum is below 0
+    taken = passed.astype(np.float32)
+    np.subtract(passed[:, 1:], passed[:, :-1], out=taken[:, 1:], casting="unsafe")
+    np.copysign(taken, values, out=taken)
+    q += taken
     # A sum that was rounded up to a whole number could move a value one step too far.
-    grid.write(blocks, np.clip(q + taken, 0, grid.highest).astype(np.int16))
-    return blocks.reshape(rows.shape)
+    np.clip(q, 0, grid.highest, out=q)
+    np.copyto(places, q, casting="unsafe")
+    grid.write(blocks, places.reshape(len(blocks), -1))
 
 
 def round_to_bfloat16(values: Floats, rng: np.random.Generator) -> Bytes:

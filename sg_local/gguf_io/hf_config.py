@@ -187,10 +187,46 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
     return {"original_max_position_embeddings": original, "rope_parameters": rope}
 
 
+def _granite(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    """Four scalars beside the rotation. llama.cpp takes 0 for "not scaled", and needs the logits' own."""
+    metadata = header.metadata
+    if metadata.get("granite.rope.scaling.finetuned", True) is False:
+        fault(
+            "granite.rope.scaling.finetuned is false: it rotates nothing, which transformers cannot express"
+        )
+
+    def scale(key: str, not_scaled: float) -> float:
+        value = metadata.get(f"granite.{key}", 0.0)
+        if not isinstance(value, float) or not 0 <= value < 1e6:
+            fault(f"granite.{key} is {value!r:.40}, not a number that scales{_DAMAGED}")
+            return not_scaled
+        return _shortest(value) if value else not_scaled
+
+    if "granite.logit_scale" not in metadata:
+        fault(f"granite.logit_scale is missing{_DAMAGED}")
+    return {
+        **_rotation_alone(header, dimensions, fault),
+        "embedding_multiplier": scale("embedding_scale", 1.0),
+        "attention_multiplier": scale("attention.scale", dimensions.head_dim**-0.5),
+        "residual_multiplier": scale("residual_scale", 1.0),
+        "logits_scaling": scale("logit_scale", 1.0),  # transformers divides by it too
+    }
+
+
+def _smollm3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    # llama.cpp rotates all but every fourth layer, and reads no key for it.
+    return {
+        **_rotation_alone(header, dimensions, fault),
+        "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(dimensions.n_layers)],
+    }
+
+
 # architecture → the function that computes its keys of config.json, if there are more than the rotation
 _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
     "gemma3": _gemma3,
+    "granite": _granite,
     "phi3": _phi3,
+    "smollm3": _smollm3,
 }
 
 

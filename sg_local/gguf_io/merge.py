@@ -1,9 +1,11 @@
-"""Merges a LoRA adapter into its base: two GGUF files in, the merged model out, a block of rows at a time.
+"""Merges a LoRA adapter into its base: two GGUF files in, the merged model out, several tensors at a time.
 
     blk.0.attn_q.weight (576, 576) Q4_1: + alpha/rank · B · A, on the grid of its blocks (see grid.py)
     blk.0.attn_norm.weight (576,) F32: no LoRA, its bytes are copied
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The metadata is copied from the base, byte for byte.
+Each tensor has its place in the file and its own seed, so threads write them in any order; a block of rows of each is
+in memory.
 """
 
 import math
@@ -27,8 +29,8 @@ from sg_local.gguf_header import (
 from sg_local.gguf_io.adapter import Adapter, base_matrices, read_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.grid import GRIDS, add_on_grid, round_to_bfloat16
-from sg_local.gguf_io.layout import OutputTensor, pad, raw_metadata, string_value, uint32_value, write_header
-from sg_local.gguf_io.tensors import Floats, byte_rows, not_finite, quantization, row_blocks
+from sg_local.gguf_io.layout import OutputTensor, raw_metadata, string_value, uint32_value, write_header
+from sg_local.gguf_io.tensors import Floats, byte_rows, in_threads, not_finite, quantization, row_blocks
 
 FINGERPRINT_KEY = "sg_local.base_fingerprint"
 
@@ -45,6 +47,7 @@ def merge_gguf(
     metadata: Mapping[str, str],
     matrix_type: str | None = None,
     force: bool = False,
+    n_threads: int = 0,
 ) -> None:
     """Writes the base model with the adapter added to its weights. The same arguments give the same bytes.
 
@@ -52,6 +55,7 @@ def merge_gguf(
     matrix_type: "F16" (or F32, BF16): every matrix gets this type, and general.file_type says so; the input of
         llama_model_quantize. None: every tensor keeps its type, and without LoRA also its bytes.
     force: merge even if the adapter is for another base (its key sg_local.base_fingerprint).
+    n_threads: tensors in the making at a time, 0 for one on each processor; the bytes do not depend on it.
 
     Raises:
         InputError: a file cannot be read, the adapter is for another base, or its tensors do not fit. All
@@ -76,10 +80,21 @@ def merge_gguf(
     assert isinstance(alignment_bytes, int)  # read_model_header checked it
     with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
         write_header(file, values, outputs, alignment_bytes)
-        for tensor, output in zip(base.tensors, outputs, strict=True):
-            for data in _tensor_data(base, tensor, adapter, output.type_name):
-                file.write(data.data)
-            pad(file, alignment_bytes)
+        places = []
+        position = file.tell()
+        for output in outputs:
+            places.append(position)
+            position += output.size_bytes + -output.size_bytes % alignment_bytes
+        file.truncate(position)  # what nothing is written to, between tensors, is zeros
+
+        def write(tensor: TensorInfo, output: OutputTensor, place: int) -> None:
+            with open(temporary, "r+b") as part:
+                part.seek(place)
+                for data in _tensor_data(base, tensor, adapter, output.type_name):
+                    part.write(data.data)
+
+        for _ in in_threads(write, n_threads, base.tensors, outputs, places):
+            pass
 
 
 def unmergeable_types(header: GgufHeader, names: Iterable[str]) -> list[str]:

@@ -8,9 +8,11 @@ them in the reverse order.
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import gguf
 import numpy as np
@@ -22,6 +24,9 @@ from sg_local.errors import InputError
 from sg_local.gguf_header import GgufHeader, TensorInfo
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Result = TypeVar("Result")
+
+MAX_THREADS = 8  # that work on tensors: more wait for memory, and for Python between numpy's calls
 
 # Of a block of rows. Dequantizing or adding needs several arrays of this size at once. They fit the processor's cache,
 # which is twice as fast as blocks of 4 million.
@@ -78,6 +83,22 @@ def rope_row_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
     """
     order = np.arange(n_rows)
     return order.reshape(n_heads, 2, -1).swapaxes(1, 2).reshape(-1) if n_heads else order
+
+
+def in_threads(work: Callable[..., Result], n_threads: int, *arguments: Iterable[Any]) -> Iterator[Result]:
+    """`map(work, *arguments)` by several threads, results in order; numpy computes without Python's lock.
+
+    n_threads: 0 for one on each processor that this process may use. The first error ends it, in the order of the
+    arguments; what was not begun then is left.
+    """
+    if not n_threads:
+        can_tell = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+        n_threads = len(os.sched_getaffinity(0)) if can_tell else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(min(n_threads, MAX_THREADS))
+    try:
+        yield from pool.map(work, *arguments)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def byte_rows(header: GgufHeader, tensor: TensorInfo) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:

@@ -6,16 +6,17 @@
 `evaluate` and `predict` call answer_inputs in the same order, so both give the same answers for the same file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sg_local.chat.template import ChatTemplate, Message
 from sg_local.llama.engine import Engine, open_engine
-from sg_local.llama.generation import Completion, Request, generate
+from sg_local.llama.generation import Completion, Request, completions
 from sg_local.llama.scoring import label_logprobs
+from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
-from sg_local.selfguide.prompts import PromptVariant, answer_messages, prompt_variants
+from sg_local.selfguide.prompts import INSTRUCTION_PLACES, PromptVariant, answer_messages
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
@@ -26,7 +27,12 @@ LABEL_SLACK_TOKENS = 8  # more than the longest label has: an answer that goes o
 
 
 def open_with(
-    settings: Settings, model_path: Path, adapter_path: Path | None = None, n_parallel: int | None = None
+    settings: Settings,
+    model_path: Path,
+    adapter_path: Path | None = None,
+    n_parallel: int | None = None,
+    *,
+    is_repacked: bool = True,
 ) -> AbstractContextManager[Engine]:
     """`open_engine` with the settings of a run."""
     return open_engine(
@@ -36,6 +42,7 @@ def open_with(
         n_threads=settings.n_threads,
         n_gpu_layers=settings.n_gpu_layers,
         adapter_path=adapter_path,
+        is_repacked=is_repacked,
     )
 
 
@@ -68,19 +75,23 @@ def speed(engine: Engine) -> str:
     return ", ".join(parts)
 
 
-def longest_answer(engine: Engine, labels: Sequence[str], max_new_tokens: int) -> int:
+def longest_answer(tokenizer: Tokenizer, labels: Sequence[str], max_new_tokens: int) -> int:
     """The most tokens that an answer may have."""
     if not labels:
         return max_new_tokens
-    longest = max(len(engine.tokenizer.encode_plain(label)) for label in labels)
+    longest = max(len(tokenizer.encode_plain(label)) for label in labels)
     return min(max_new_tokens, longest + LABEL_SLACK_TOKENS)
 
 
 def has_room(
-    engine: Engine, template: ChatTemplate, instruction: str, demonstrations: Sequence[Example]
+    engine: Engine,
+    template: ChatTemplate,
+    instruction: str,
+    demonstrations: Sequence[Example],
+    text: str = "",
 ) -> bool:
-    """Whether template, instruction and examples leave room for any input and its answer."""
-    messages = answer_messages(instruction, "", demonstrations)
+    """Whether template, instruction and examples leave room for the input `text`, or any input, and its answer."""
+    messages = answer_messages(instruction, text, demonstrations)
     return prompts_of(engine, template, [messages], MIN_ROOM_TOKENS) != [None]
 
 
@@ -111,15 +122,34 @@ def answer_inputs(
 
     on_finished gets the number of inputs finished since its last call.
     """
+    by_index: dict[int, Completion | None] = {}
+    for index, answer in finished_answers(
+        engine, template, instruction, inputs, demonstrations=demonstrations, max_new_tokens=max_new_tokens
+    ):
+        by_index[index] = answer
+        on_finished(1)
+    return [by_index[index] for index in range(len(inputs))]
+
+
+def finished_answers(
+    engine: Engine,
+    template: ChatTemplate,
+    instruction: str,
+    inputs: Sequence[str],
+    *,
+    demonstrations: Sequence[Example],
+    max_new_tokens: int,
+) -> Iterator[tuple[int, Completion | None]]:
+    """The same one by one, each with the index of its input, as soon as it is there."""
     conversations = [answer_messages(instruction, text, demonstrations) for text in inputs]
     prompts = prompts_of(engine, template, conversations, max_new_tokens)
     requests = {
         index: Request(prompt, max_new_tokens) for index, prompt in enumerate(prompts) if prompt is not None
     }
-    completions = generate(engine, [*requests.values()], lambda _request: on_finished(1))
-    on_finished(len(inputs) - len(requests))
-    by_index = dict(zip(requests, completions, strict=True))
-    return [by_index.get(index) for index in range(len(inputs))]
+    yield from ((index, None) for index, prompt in enumerate(prompts) if prompt is None)
+    indices = [*requests]
+    for number, completion in completions(engine, [*requests.values()]):
+        yield indices[number], completion
 
 
 def score_labels(
@@ -134,7 +164,7 @@ def score_labels(
 
     None if an input does not fit the context. on_finished gets the number of inputs finished since its last call.
     """
-    place, demonstrations = variant or prompt_variants(task.examples, 1)[0]
+    place, demonstrations = variant or PromptVariant(INSTRUCTION_PLACES[0], task.examples)
     messages = [answer_messages(task.instruction, text, demonstrations, place) for text in inputs]
     answers = [tuple(engine.tokenizer.encode_answer(template, messages[0], label)) for label in task.labels]
     room = max(map(len, answers))

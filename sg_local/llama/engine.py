@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from ctypes import addressof, string_at
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from sg_local.llama.library import (
     tell_device,
     usable_cores,
 )
+from sg_local.llama.logits import Logits
 from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
 
-Logits = np.ndarray[Any, np.dtype[np.float32]]
+Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 # Sequences for scoring labels, which reserve no cells for an answer; llama.cpp allows 256.
 SCORING_SEQUENCES = 64
@@ -113,7 +115,14 @@ class Engine:
     """One context on one loaded model. Use `open_engine`, which closes what it opened."""
 
     def __init__(
-        self, model: LoadedModel, *, n_ctx: int, n_parallel: int, n_batch: int = 512, n_threads: int = 0
+        self,
+        model: LoadedModel,
+        *,
+        n_ctx: int,
+        n_parallel: int,
+        n_batch: int = 512,
+        n_threads: int = 0,
+        has_backend_top_k: bool = False,
     ) -> None:
         self.n_sequences = max(n_parallel, SCORING_SEQUENCES) + 1  # sequence 0 is the common prefix
         params = llama_cpp.llama_context_default_params()
@@ -122,6 +131,7 @@ class Engine:
         params.n_ubatch = min(n_batch, 512)
         params.n_seq_max = self.n_sequences
         params.kv_unified = True  # forks share cells
+        params.n_outputs_max_per_seq = 0  # as many as there are: a prompt may end within another one
         params.swa_full = True  # with a sliding window too, what a fork may need is kept
         params.no_perf = True
         params.n_threads = params.n_threads_batch = n_threads or usable_cores()
@@ -141,6 +151,11 @@ class Engine:
             )
         self.memory = llama_cpp.llama_get_memory(self.context)
         self._prefix: TokenIds = ()  # what sequence 0 holds between calls
+        self._has_backend_top_k = has_backend_top_k
+        self._samplers: list[Any] = []  # attached to the context
+        self.backend_top_k = 0  # of these; 0: none
+        self._outputs: list[int] = []  # of the last batch
+        self._view: tuple[Any, Logits] = None, np.empty((0, 0), np.float32)  # of its logits
         batch = self._batch = llama_cpp.llama_batch_init(n_batch, 0, self.n_sequences)
         # Views of the batch's arrays; access through ctypes' pointers takes ten times as long.
         self._tokens = np.ctypeslib.as_array(batch.token, (n_batch,))
@@ -151,6 +166,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees the context. Whoever loaded the model frees it."""
+        self._detach_samplers()
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.context)
 
@@ -212,15 +228,47 @@ class Engine:
             self._prefix = prefix
         return len(prefix)
 
+    def use_backend_top_k(self, k: int) -> None:
+        """Has llama.cpp choose the k highest logits of each output where it computes them; 0: all come here.
+
+        Where it cannot, all come here as before, and `backend_top_k` stays 0. What is attached stays: each change has
+        llama.cpp plan its work anew. The sequences of `generate` have samplers then, those above them none.
+        """
+        k = k if k < self.model.n_vocab else 0
+        if k == self.backend_top_k or not self._has_backend_top_k:
+            return
+        self._detach_samplers()
+        if not k:
+            return
+        for number in range(self.n_parallel + 1):  # with the prefix, whose last token may be a prompt's
+            sampler = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+            top_k = llama_cpp.llama_sampler_init_top_k(k)
+            llama_cpp.llama_sampler_chain_add(sampler, top_k)
+            self._samplers.append(sampler)
+            is_attached = llama_cpp.llama_set_sampler(self.context, number, sampler)
+            # llama.cpp names it "+top-k" then, and "-top-k" where the device lacks an operation.
+            if not is_attached or not llama_cpp.llama_sampler_name(top_k).startswith(b"+"):
+                self._has_backend_top_k = False
+                return self._detach_samplers()
+        self.backend_top_k = k
+
+    def _detach_samplers(self) -> None:
+        for number, sampler in enumerate(self._samplers):
+            llama_cpp.llama_set_sampler(self.context, number, None)
+            llama_cpp.llama_sampler_free(sampler)
+        self._samplers, self.backend_top_k = [], 0
+
     def decode(self, tokens: Sequence[BatchToken]) -> None:
-        """Evaluates 1..n_batch tokens. Until the next call, `logits_at` gives the logits of a token, by its index."""
+        """Evaluates 1..n_batch tokens. Those that want logits are the outputs, to be read until the next call."""
         if not 0 < len(tokens) <= self.n_batch:
             raise ValueError(f"{len(tokens)} tokens do not make a batch of 1..{self.n_batch}")
         count = len(tokens)
         self._tokens[:count] = [item.token for item in tokens]
         self._positions[:count] = [item.position for item in tokens]
         self._n_seq_id[:count] = [len(item.sequences) for item in tokens]
-        self._wants[:count] = [item.wants_logits for item in tokens]
+        wants = [item.wants_logits for item in tokens]
+        self._wants[:count] = wants
+        self._outputs = [index for index, is_wanted in enumerate(wants) if is_wanted]
         for seq_ids, item in zip(self._seq_id, tokens, strict=False):
             for place, sequence in enumerate(item.sequences):
                 seq_ids[place] = sequence
@@ -242,10 +290,25 @@ class Engine:
                 f"({last_messages()}): {advice}"
             )
 
-    def logits_at(self, index: int) -> Logits:
-        """The logits (n_vocab,) of the token at this index of the last `decode`; valid until the next one."""
-        pointer = llama_cpp.llama_get_logits_ith(self.context, index)
-        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+    def logits(self) -> Logits:
+        """The logits of the last batch's outputs, (n_outputs, n_vocab), unless backend_top_k chose among them."""
+        pointer = llama_cpp.llama_get_logits(self.context)
+        shape = len(self._outputs), self.model.n_vocab
+        key = addressof(pointer.contents), shape
+        if self._view[0] != key:  # a view takes as long as 10 tokens' samplers; it is mostly the same
+            self._view = key, np.ctypeslib.as_array(pointer, shape=shape)
+        return self._view[1]
+
+    def highest_logits(self) -> tuple[Ids, Logits]:
+        """What backend_top_k chose of the last batch's outputs: ids and logits, (n_outputs, k), in any order."""
+        context, size = self.context, 4 * self.backend_top_k
+        ids, logits = llama_cpp.llama_get_sampled_candidates_ith, llama_cpp.llama_get_sampled_logits_ith
+        shape = len(self._outputs), self.backend_top_k
+        chosen = b"".join(string_at(ids(context, index), size) for index in self._outputs)
+        values = b"".join(string_at(logits(context, index), size) for index in self._outputs)
+        return np.frombuffer(chosen, np.int32).reshape(shape), np.frombuffer(values, np.float32).reshape(
+            shape
+        )
 
 
 @contextmanager
@@ -258,13 +321,20 @@ def open_engine(
     n_gpu_layers: int = -1,
     adapter_path: Path | None = None,
     is_silent: bool = False,
+    is_repacked: bool = True,
+    has_backend_top_k: bool = False,
 ) -> Iterator[Engine]:
     """Loads a model, attaches the adapter if one is given, and closes all of it in the right order.
 
-    is_silent: do not say on which device.
+    is_silent: do not say on which device. is_repacked: see `load_model`.
+    has_backend_top_k: whether llama.cpp chooses the highest logits where it computes them. Off: on the CPU a step takes
+    twice as long with it; CUDA with CCCL before 3.2 (the toolkit 13.0 has 3.0) sorts the vocabulary of each output for
+    it, one after the other. tests/gpu/run compares both on a card.
     """
     with ExitStack() as stack:
-        model = stack.enter_context(load_model(model_path, n_gpu_layers=n_gpu_layers))
+        model = stack.enter_context(
+            load_model(model_path, n_gpu_layers=n_gpu_layers, is_repacked=is_repacked)
+        )
         if not is_silent:
             tell_device(model.device, n_gpu_layers != 0)
         # No sequence is longer than the trained context.
@@ -273,6 +343,7 @@ def open_engine(
             n_ctx=min(n_ctx, model.n_ctx_train * n_parallel),
             n_parallel=n_parallel,
             n_threads=n_threads,
+            has_backend_top_k=has_backend_top_k,
         )
         stack.callback(engine.close)
         if adapter_path is not None:

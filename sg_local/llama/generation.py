@@ -11,14 +11,15 @@ New prompts start as sequences end. Memory is reserved before a prompt is evalua
 and for its longest answer. A fork that finds no free sequence waits behind the branch that it left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import BatchToken, Engine
 from sg_local.llama.prefill import Prefill
-from sg_local.llama.sampling import Choice, Sampling
+from sg_local.llama.sampling import Sampling, n_candidates, sample, sample_highest
 from sg_local.llama.tree import Node, TokenIds, mark_wanted, release
 
 
@@ -26,16 +27,14 @@ from sg_local.llama.tree import Node, TokenIds, mark_wanted, release
 class Request:
     """One answer to be generated; an empty prompt stands for BOS, or what the model has in its place.
 
-    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch these samplers off.
+    temperature 0 is greedy. top_k 0 and min_p 0 switch these samplers off.
     """
 
     prompt: TokenIds
     max_new_tokens: int
     temperature: float = 0.0
     top_k: int = 0
-    top_p: float = 1.0
     min_p: float = 0.0
-    repeat_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
 
@@ -56,6 +55,17 @@ def generate(
 
     Raises SgLocalError before anything runs if a request can never fit the context.
     """
+    by_index: dict[int, Completion] = {}
+    with closing(completions(engine, requests)) as finished:
+        for index, completion in finished:
+            by_index[index] = completion
+            if on_finished:
+                on_finished(index)
+    return [by_index[index] for index in range(len(requests))]
+
+
+def completions(engine: Engine, requests: Sequence[Request]) -> Generator[tuple[int, Completion], None, None]:
+    """The same one by one, each with the index of its request, as soon as it is there."""
     prompts = [request.prompt or engine.tokenizer.beginning for request in requests]
     for prompt, request in zip(prompts, requests, strict=True):
         if request.max_new_tokens < 1:
@@ -66,10 +76,12 @@ def generate(
                 f"{engine.longest_sequence} tokens: {engine.room_advice(len(prompt) + request.max_new_tokens)}"
             )
     if not requests:
-        return []
+        return
     engine.counters.prompt_tokens += sum(map(len, prompts))
-    with engine.counters.timed():
-        return _Schedule(engine, prompts, requests, on_finished).run()
+    counts = {n_candidates(request) for request in requests}
+    engine.use_backend_top_k(counts.pop() if len(counts) == 1 else 0)
+    with engine.counters.timed(), closing(_Schedule(engine, prompts, requests).run()) as finished:
+        yield from finished
 
 
 @dataclass(eq=False)
@@ -107,22 +119,21 @@ class _Branch:
         """Of the token that is evaluated next."""
         return len(self.prompt.tokens) + len(self.tokens) - 1
 
+    def part(self, users: list[int]) -> "_Branch":
+        """A copy for some of its users, which go on with another token."""
+        return _Branch(self.prompt, users, self.tokens.copy(), self.text, self.sequence)
+
 
 class _Schedule:
-    """One call of `generate`."""
+    """One call of `completions`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: list[TokenIds],
-        requests: Sequence[Request],
-        on_finished: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, engine: Engine, prompts: list[TokenIds], requests: Sequence[Request]) -> None:
         self.engine = engine
         self.requests = requests
-        self.on_finished = on_finished
-        self.completions: list[Completion | None] = [None] * len(requests)
+        self.finished: list[tuple[int, Completion]] = []  # in the last step
         self.samplings: dict[int, Sampling] = {}
+        self.stops = [tuple(stop.encode() for stop in request.stop if stop) for request in requests]
+        self.pieces: dict[int, bytes | None] = {}  # token -> its text, None if it ends an answer
         users: dict[TokenIds, list[int]] = {}
         for index, prompt in enumerate(prompts):
             users.setdefault(prompt, []).append(index)
@@ -139,11 +150,13 @@ class _Schedule:
         self.free_sequences = list(range(engine.n_parallel, 0, -1))
         self.free_cells = engine.n_ctx - self.prefill.n_prefix
 
-    def run(self) -> list[Completion]:
+    def run(self) -> Generator[tuple[int, Completion], None, None]:
         counters = self.engine.counters
         try:
             while self.running or not self.prefill.is_done:
                 self._step()
+                finished, self.finished = self.finished, []
+                yield from finished
         except BaseException:
             self.engine.clear()  # the remaining cells belong to no request
             raise
@@ -151,7 +164,6 @@ class _Schedule:
             counters.in_flight = 0
             for sampling in self.samplings.values():
                 sampling.close()
-        return [completion for completion in self.completions if completion is not None]
 
     def _step(self) -> None:
         """One llama_decode: the next token of each branch, and as much of the prompts as fits."""
@@ -165,12 +177,12 @@ class _Schedule:
         self.engine.decode(batch)
         self.prefill.settle()
         self.engine.counters.evaluated_prompt_tokens += len(batch) - n_grown
-        grown, self.running = self.running, []
-        for index, branch in enumerate(grown):
-            self._choose(branch, index)
+        branches, self.running = self.running, []
         for end in ended:
             prompt = self.prompts[end.prompt]
-            self._choose(_Branch(prompt, prompt.users, [], b"", self.sequences[end.sequence]), end.index)
+            branches.append(_Branch(prompt, prompt.users, [], b"", self.sequences[end.sequence]))
+        if branches:
+            self._choose(branches)
 
     def _admit(self, number: int) -> int | None:
         """A sequence for the next prompt; None if no sequence is free, or no memory for the prompt and an answer."""
@@ -202,64 +214,86 @@ class _Schedule:
                 self.engine.fork(source.number, branch.sequence.number, branch.position)
                 self.running.append(source.forks.pop(0))
 
-    def _choose(self, branch: _Branch, index: int) -> None:
-        """Each user samples a token; equal ones go on together, the first group in the branch's sequence."""
-        choice = Choice(self.engine.logits_at(index), branch.prompt.tokens, branch.tokens)
-        groups: dict[int, list[int]] = {}
-        for user in branch.users:
-            groups.setdefault(choice.sample(self.samplings[user]), []).append(user)
-        self.engine.counters.generated_tokens += len(branch.users)
-        going_on = []
-        for token, users in groups.items():
-            is_end = self.engine.tokenizer.is_end(token)
-            text = branch.text if is_end else branch.text + self.engine.tokenizer.piece_bytes(token)
-            tokens = [*branch.tokens, token]
-            unfinished = [
-                user for user in users if not self._finish(user, branch.prompt, tokens, text, is_end)
+    def _choose(self, branches: list[_Branch]) -> None:
+        """Each user samples a token; branches are the outputs of the batch, in its order."""
+        outputs = [output for output, branch in enumerate(branches) for _ in branch.users]
+        samplings = [self.samplings[user] for branch in branches for user in branch.users]
+        if self.engine.backend_top_k:
+            tokens = iter(sample_highest(*self.engine.highest_logits(), outputs, samplings))
+        else:
+            tokens = iter(sample(self.engine.logits(), outputs, samplings))
+        self.engine.counters.generated_tokens += len(samplings)
+        for branch in branches:
+            groups: dict[int, list[int]] = {}
+            for user in branch.users:
+                groups.setdefault(next(tokens), []).append(user)
+            parts = [branch]
+            if len(groups) > 1:
+                parts += [branch.part(users) for users in [*groups.values()][1:]]
+            going_on = [
+                part
+                for part, (token, users) in zip(parts, groups.items(), strict=True)
+                if self._grow(part, token, users)
             ]
-            if unfinished:
-                going_on.append(_Branch(branch.prompt, unfinished, tokens, text, branch.sequence))
+            branch.sequence.forks += going_on[1:]
+            if going_on:
+                self.running.append(going_on[0])
+            else:
+                self._leave(branch)
+
+    def _grow(self, branch: _Branch, token: int, users: list[int]) -> bool:
+        """Adds a token to the answers of these users, the branch's own from now on; whether one of them goes on."""
+        piece = self._piece(token)
+        branch.tokens.append(token)
+        if piece is not None:
+            branch.text += piece
+        branch.users = [user for user in users if not self._finish(user, branch, piece is None)]
+        return bool(branch.users)
+
+    def _piece(self, token: int) -> bytes | None:
+        """A token's text, None if it ends an answer."""
+        if token not in self.pieces:
+            tokenizer = self.engine.tokenizer
+            self.pieces[token] = None if tokenizer.is_end(token) else tokenizer.piece_bytes(token)
+        return self.pieces[token]
+
+    def _leave(self, branch: _Branch) -> None:
+        """Gives the sequence of a branch that has ended to the latest fork, which shares the most with it, or back."""
         sequence = branch.sequence
-        sequence.forks += going_on[1:]
-        if going_on:
-            self.running.append(going_on[0])
-        elif sequence.forks:  # the latest fork shares the most with this sequence
+        if sequence.forks:
             fork = sequence.forks.pop()
             self.engine.cut(sequence.number, fork.position)
             self.running.append(fork)
-        else:
-            self.engine.cut(sequence.number, 0)
-            self.free_cells += sequence.cells
-            del self.sequences[sequence.number]
-            self.free_sequences.append(sequence.number)
-            if branch.prompt.n_unanswered == 0:
-                self.free_cells += release(branch.prompt.end)
+            return
+        self.engine.cut(sequence.number, 0)
+        self.free_cells += sequence.cells
+        del self.sequences[sequence.number]
+        self.free_sequences.append(sequence.number)
+        if branch.prompt.n_unanswered == 0:
+            self.free_cells += release(branch.prompt.end)
 
-    def _finish(self, user: int, prompt: _Prompt, tokens: list[int], text: bytes, is_end: bool) -> bool:
+    def _finish(self, user: int, branch: _Branch, is_end: bool) -> bool:
         """Whether this token ends the answer to a request; if so, the answer is stored."""
-        request = self.requests[user]
+        text, stops = branch.text, self.stops[user]
         reason: Literal["end", "stop", "length"]
-        stop_place = -1 if is_end else _first_stop(text, request.stop)
+        stop_place = _first_stop(text, stops) if stops and not is_end else -1
         if is_end:
             reason = "end"
         elif stop_place >= 0:
             reason, text = "stop", text[:stop_place]
-        elif len(tokens) >= request.max_new_tokens:
+        elif len(branch.tokens) >= self.requests[user].max_new_tokens:
             reason = "length"
         else:
             return False
         # A cut inside a multi-byte character leaves no half of it behind.
         answer = text.decode("utf-8", "ignore" if reason == "length" else "replace")
-        self.completions[user] = Completion(answer, tuple(tokens), reason)
+        self.finished.append((user, Completion(answer, tuple(branch.tokens), reason)))
         self.samplings.pop(user).close()
-        prompt.n_unanswered -= 1
+        branch.prompt.n_unanswered -= 1
         self.engine.counters.in_flight -= 1
-        if self.on_finished:
-            self.on_finished(user)
         return True
 
 
-def _first_stop(text: bytes, stops: Sequence[str]) -> int:
+def _first_stop(text: bytes, stops: Sequence[bytes]) -> int:
     """Where the first stop string begins, -1 if there is none. The whole text is searched: it is short."""
-    places = [text.find(stop.encode()) for stop in stops if stop]
-    return min((place for place in places if place >= 0), default=-1)
+    return min((text.find(stop) for stop in stops if stop in text), default=-1)

@@ -127,10 +127,14 @@ def interrupt_later() -> Iterator[None]:
 
 
 @contextmanager
-def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) -> Iterator[LoadedModel]:
+def load_model(
+    path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False, is_repacked: bool = True
+) -> Iterator[LoadedModel]:
     """Loads a GGUF model after the bounded header check, and frees it at the end.
 
     n_gpu_layers: layers to offload where llama.cpp was built with a GPU backend; -1 means all.
+    is_repacked: llama.cpp may hold quantized weights in another order too, which is faster on some processors, and
+    takes as much memory as they do. Else they stay pages of the file, which the system can take back.
     Raises InputError when the file is no model that can be run here.
     """
     header = read_model_header(path)
@@ -145,6 +149,7 @@ def load_model(path: Path, *, n_gpu_layers: int = -1, vocab_only: bool = False) 
     params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
     params.main_gpu = -1 if vocab_only or params.n_gpu_layers == 0 else 0
     params.vocab_only = vocab_only
+    params.use_extra_bufts = is_repacked
     with native_code_uses(path):
         with interrupt_later():
             pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)

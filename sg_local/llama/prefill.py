@@ -2,7 +2,7 @@
 
     prefill = Prefill(engine, [(1, 5, 6), (1, 5, 7)], max_prefix=2)
     batch = []
-    prefill.fill(batch, 512, admit)     -> [EndedPrompt(prompt=0, sequence=9, index=1), ...], [WantedToken(...)]
+    prefill.fill(batch, 512, admit)     -> [EndedPrompt(prompt=0, sequence=9), ...], [(node, 1), ...]
     engine.decode(batch)
     prefill.settle()
 
@@ -21,21 +21,11 @@ SPINE = 0
 
 
 @dataclass(frozen=True)
-class WantedToken:
-    """A token of the batch whose logits are needed: its place in the batch and in the tree."""
-
-    index: int
-    node: Node
-    position: int
-
-
-@dataclass(frozen=True)
 class EndedPrompt:
     """A prompt whose last token is in the batch."""
 
     prompt: int
     sequence: int
-    index: int  # of its last token in the batch
 
 
 class Prefill:
@@ -66,10 +56,14 @@ class Prefill:
 
     def fill(
         self, batch: list[BatchToken], n_batch: int, admit: Callable[[int], int | None]
-    ) -> tuple[list[EndedPrompt], list[WantedToken]]:
-        """Appends tokens, up to n_batch. admit(prompt) returns a sequence for the next prompt; None: it has to wait."""
+    ) -> tuple[list[EndedPrompt], list[tuple[Node, int]]]:
+        """Appends tokens, up to n_batch. admit(prompt) returns a sequence for the next prompt; None: it has to wait.
+
+        Returns the prompts whose last token is in the batch, and node and position of the tokens whose logits are
+        wanted, both in the order of the batch.
+        """
         ended: list[EndedPrompt] = []
-        wanted: list[WantedToken] = []
+        wanted: list[tuple[Node, int]] = []
         while len(batch) < n_batch:
             if self._sequence < 0:
                 sequence = admit(self._next) if self._next < len(self.prompts) else None
@@ -88,11 +82,11 @@ class Prefill:
                     )
                     self._in_batch[position] = token
                     if token.wants_logits:
-                        wanted.append(WantedToken(len(batch), node, position))
+                        wanted.append((node, position))
                     batch.append(token)
             self._position = stop
             if stop == len(prompt):
-                ended.append(EndedPrompt(number, self._sequence, len(batch) - 1))
+                ended.append(EndedPrompt(number, self._sequence))
                 self._sequence = -1
         return ended, wanted
 

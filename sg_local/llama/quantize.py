@@ -11,7 +11,7 @@ from pathlib import Path
 import llama_cpp
 
 from sg_local.child_process import native_code_uses
-from sg_local.errors import SgLocalError
+from sg_local.errors import SgLocalError, says_write_failed
 from sg_local.files import atomic_path
 from sg_local.llama.library import last_messages, start_library
 
@@ -28,4 +28,8 @@ def requantize(source: Path, target: Path, file_type: str, n_threads: int = 0) -
     params.nthread = n_threads
     with atomic_path(target) as path, native_code_uses(source):
         if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), params) != 0:
-            raise SgLocalError(f"{source} could not be written as {file_type}: {last_messages()}")
+            reason = last_messages()
+            remedy = ": free some space on that disk" if says_write_failed(reason) else ""
+            raise SgLocalError(
+                f"{source} could not be written as {file_type} to {target.parent}: {reason}{remedy}"
+            )

@@ -1,30 +1,27 @@
 """From logits to the next token, by llama.cpp's samplers, in its order.
 
-    repeat penalty -> top-k | -> top-p -> min-p -> temperature -> a draw with the request's seed
+    the highest logits of each output | -> top-k -> min-p -> temperature -> a draw with the request's seed
 
-The part before the bar depends only on the tokens so far. It is done once for all requests that share them, and leaves
-the top-k candidates of the whole vocabulary. The part after the bar has a state: the random numbers of the request.
+The part before the bar is the same for all requests that sample at an output, and looks at the whole vocabulary. It is
+done here in numpy for all outputs of a batch at once, or where the logits are, by llama.cpp's backend samplers
+(`Engine.use_backend_top_k`). The part after the bar has a state: the random numbers of the request. Greedy is top-k 1.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
-from sg_local.llama.tree import TokenIds
+from sg_local.llama.logits import Logits, Places, near_top
 
-PENALIZED_TOKENS = (
-    64  # the repeat penalty counts the last 64, with those of the prompt, as llama.cpp's server does
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+
+# llama.h: llama_token_data, llama_token_data_array
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+_ARRAY = np.dtype(
+    [("data", np.uintp), ("size", np.uintp), ("selected", np.int64), ("sorted", np.bool_)], align=True
 )
-
-GROUP_SIZE = 64  # logits; near_top looks at the maximum of each group first
-
-_CANDIDATE = np.dtype(
-    [("id", np.int32), ("logit", np.float32), ("p", np.float32)]
-)  # llama.h, llama_token_data
 
 
 class Parameters(Protocol):
@@ -35,26 +32,27 @@ class Parameters(Protocol):
     @property
     def top_k(self) -> int: ...
     @property
-    def top_p(self) -> float: ...
-    @property
     def min_p(self) -> float: ...
     @property
-    def repeat_penalty(self) -> float: ...
-    @property
     def seed(self) -> int: ...
+
+
+def n_candidates(parameters: Parameters) -> int:
+    """How many of the highest logits a request chooses from; 0: from all."""
+    return 1 if parameters.temperature <= 0 else max(parameters.top_k, 0)
 
 
 class Sampling:
     """The samplers of one request, which have a state. Close it after use."""
 
     def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
-        self.chain: Any = None  # none for greedy
-        if parameters.temperature <= 0:
+        self.n_candidates = n_candidates(parameters)
+        self.chain: Any = None
+        if self.n_candidates == 1:
             return
         self.chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        if parameters.top_p < 1:
-            self._add(llama_cpp.llama_sampler_init_top_p(parameters.top_p, 1))
+        if self.n_candidates:
+            self._add(llama_cpp.llama_sampler_init_top_k(self.n_candidates))
         if parameters.min_p > 0:
             self._add(llama_cpp.llama_sampler_init_min_p(parameters.min_p, 1))
         self._add(llama_cpp.llama_sampler_init_temp(parameters.temperature))
@@ -70,71 +68,64 @@ class Sampling:
             self.chain = None
 
 
-class Choice:
-    """The logits after one sequence of tokens, for all requests that sample there."""
-
-    def __init__(self, logits: npt.NDArray[np.float32], prompt: TokenIds, answer: Sequence[int]) -> None:
-        self._logits = logits  # (n_vocab,)
-        self._prompt = prompt
-        self._answer = answer
-        self._candidates: dict[tuple[float, int], tuple[npt.NDArray[Any], bool]] = {}
-
-    def sample(self, sampling: Sampling) -> int:
-        """The next token of one request."""
-        parameters = sampling.parameters
-        if sampling.chain is None and parameters.repeat_penalty == 1:
-            return int(self._logits.argmax())
-        key = (parameters.repeat_penalty, 0 if sampling.chain is None else parameters.top_k)
-        if key not in self._candidates:
-            self._candidates[key] = self._shared(*key)
-        candidates, is_sorted = self._candidates[key]
-        if sampling.chain is None:
-            return int(candidates["id"][candidates["logit"].argmax()])
-        copied = candidates.copy()  # the chain works in place
-        array = _token_data_array(copied, is_sorted)
-        llama_cpp.llama_sampler_apply(sampling.chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        llama_cpp.llama_sampler_accept(sampling.chain, token)
-        return token
-
-    def _shared(self, repeat_penalty: float, top_k: int) -> tuple[npt.NDArray[Any], bool]:
-        """The candidates that the samplers of each request start from, and whether they are sorted."""
-        # After a penalty a token from far below may be at the top, so all tokens stay candidates.
-        ids = near_top(self._logits, top_k) if repeat_penalty == 1 else np.arange(len(self._logits))
-        candidates = np.zeros(len(ids), _CANDIDATE)
-        candidates["id"] = ids
-        candidates["logit"] = self._logits[ids]
-        array = _token_data_array(candidates, False)
-        if repeat_penalty != 1:
-            penalties = llama_cpp.llama_sampler_init_penalties(
-                len(self._logits), PENALIZED_TOKENS, repeat_penalty, 0.0, 0.0
-            )
-            for token in (*self._prompt[-PENALIZED_TOKENS:], *self._answer)[-PENALIZED_TOKENS:]:
-                llama_cpp.llama_sampler_accept(penalties, token)
-            llama_cpp.llama_sampler_apply(penalties, ctypes.byref(array))
-            llama_cpp.llama_sampler_free(penalties)
-        if top_k > 0:
-            sampler = llama_cpp.llama_sampler_init_top_k(top_k)
-            llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
-            llama_cpp.llama_sampler_free(sampler)
-        return candidates[: array.size].copy(), bool(array.sorted)
+def sample(logits: Logits, outputs: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
+    """The next token of each request, given the logits (n_outputs, n_vocab) of a batch and the output it samples at."""
+    tokens = [0] * len(samplings)
+    by_count: dict[int, list[int]] = {}
+    for user, sampling in enumerate(samplings):
+        by_count.setdefault(sampling.n_candidates, []).append(user)
+    for count, users in by_count.items():
+        if count == 1:
+            best = logits.argmax(axis=1).tolist()
+            found = [best[outputs[user]] for user in users]
+        elif not 0 < count < logits.shape[1]:  # from all: one by one, for a copy has three times a row's size
+            found = [_sample_all(logits[outputs[user]], samplings[user]) for user in users]
+        else:
+            places = near_top(logits, count)
+            rows, ids = np.divmod(places, logits.shape[1])
+            starts = np.searchsorted(rows, np.arange(len(logits) + 1))
+            chains = [samplings[user].chain for user in users]
+            found = _draw(ids, logits.ravel()[places], starts, [outputs[user] for user in users], chains)
+        for user, token in zip(users, found, strict=True):
+            tokens[user] = token
+    return tokens
 
 
-def near_top(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """The ids of the k highest logits and a few others, ascending; all ids if k is 0 or large.
-
-    The vocabulary is split into groups. At least k logits reach the k-th highest maximum of a group, so no lower
-    logit is among the k highest. To copy and sort the whole vocabulary takes ten times as long.
-    """
-    n_groups = len(logits) // GROUP_SIZE
-    if not 0 < k < n_groups:
-        return np.arange(len(logits))
-    maxima = logits[: n_groups * GROUP_SIZE].reshape(GROUP_SIZE, n_groups).max(axis=0)
-    bound = np.partition(maxima, n_groups - k)[n_groups - k]
-    ids = np.flatnonzero(logits >= bound)
-    return ids if len(ids) >= k else np.arange(len(logits))  # there are fewer if logits are NaN
+def _sample_all(logits: Logits, sampling: Sampling) -> int:
+    """The same for one request, given the logits (n_vocab,) of its output: it chooses from all."""
+    starts = np.array([0, len(logits)])
+    return _draw(np.arange(len(logits)), logits, starts, [0], [sampling.chain])[0]
 
 
-def _token_data_array(candidates: npt.NDArray[Any], is_sorted: bool) -> Any:
-    data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
-    return llama_cpp.llama_token_data_array(data, len(candidates), -1, is_sorted)
+def sample_highest(
+    ids: Ids, logits: Logits, outputs: Sequence[int], samplings: Sequence[Sampling]
+) -> list[int]:
+    """The same, given the highest logits alone, (n_outputs, k): all requests have top-k k."""
+    n_outputs, count = ids.shape
+    if count == 1:
+        best = ids[:, 0].tolist()
+        return [best[output] for output in outputs]
+    starts = np.arange(0, n_outputs * count + 1, count)
+    return _draw(ids.ravel(), logits.ravel(), starts, outputs, [sampling.chain for sampling in samplings])
+
+
+def _draw(
+    ids: Ids | Places, logits: Logits, starts: Places, outputs: Sequence[int], chains: Sequence[Any]
+) -> list[int]:
+    """A token for each chain out of the candidates of its output: those at starts[output]:starts[output + 1]."""
+    sizes = np.diff(starts)[outputs]
+    ends = sizes.cumsum()
+    # Chains work in place, so each has a copy.
+    places = np.arange(ends[-1]) + np.repeat(starts[outputs] - ends + sizes, sizes)
+    candidates = np.zeros(len(places), _CANDIDATE)
+    candidates["id"], candidates["logit"] = ids[places], logits[places]
+    arrays = np.zeros(len(chains), _ARRAY)
+    arrays["data"] = candidates.ctypes.data + _CANDIDATE.itemsize * (ends - sizes)
+    arrays["size"], arrays["selected"] = sizes, -1
+    # None of these samplers learns from the token that was chosen, so there is no llama_sampler_accept.
+    for chain, array in zip(
+        chains, (llama_cpp.llama_token_data_array * len(chains)).from_buffer(arrays), strict=True
+    ):
+        llama_cpp.llama_sampler_apply(chain, array)
+    tokens: list[int] = candidates["id"][ends - sizes + arrays["selected"]].tolist()
+    return tokens

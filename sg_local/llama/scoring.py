@@ -13,16 +13,14 @@ evaluated once. A label's last token is not evaluated, since no logits are neede
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from sg_local.errors import SgLocalError
-from sg_local.llama.engine import BatchToken, Engine, Logits
+from sg_local.llama.engine import BatchToken, Engine
+from sg_local.llama.logits import Logits, log_sum_exp
 from sg_local.llama.prefill import Prefill
 from sg_local.llama.tree import Node, TokenIds, mark_wanted, nodes_between, release
-
-Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def label_logprobs(
@@ -67,6 +65,7 @@ def _scores(
     pairs = [(prompt or engine.tokenizer.beginning, answer) for prompt, answer in pairs]
     # Counted as if each answer were scored alone, with its whole prompt.
     engine.counters.prompt_tokens += sum(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
+    engine.use_backend_top_k(0)
     with engine.counters.timed():
         return _tree_scores(engine, pairs, owners, on_finished)
 
@@ -130,11 +129,10 @@ def _evaluate(
             engine.decode(batch)
             prefill.settle()
             engine.counters.evaluated_prompt_tokens += len(batch)
-            for item in wanted:
-                logits = engine.logits_at(item.index)
-                logprobs[item.node, item.position] = (logits[tokens] - _log_sum_exp(logits)).astype(
-                    np.float32
-                )
+            if wanted:
+                logits = engine.logits()
+                rows = (logits[:, tokens] - log_sum_exp(logits)[:, None]).astype(np.float32)
+                logprobs.update(zip(wanted, rows, strict=True))
             for end in ended:
                 engine.cut(end.sequence, 0)
                 free_sequences.append(end.sequence)
@@ -151,6 +149,7 @@ def _evaluate(
 
 def sequence_logits(engine: Engine, tokens: TokenIds, first: int) -> Logits:
     """Logits (len(tokens) - first, n_vocab) of one sequence from position `first` on; it is evaluated alone."""
+    engine.use_backend_top_k(0)
     engine.clear()
     rows: list[Logits] = []
     for start in range(0, len(tokens), engine.n_batch):
@@ -159,20 +158,7 @@ def sequence_logits(engine: Engine, tokens: TokenIds, first: int) -> Logits:
             for index, token in enumerate(tokens[start : start + engine.n_batch])
         ]
         engine.decode(part)
-        rows += [engine.logits_at(index).copy() for index, item in enumerate(part) if item.wants_logits]
+        if part[-1].wants_logits:
+            rows.append(engine.logits().copy())
     engine.clear()
-    return np.stack(rows)
-
-
-def log_softmax(logits: Logits) -> Logits:
-    """Log-probabilities of logits (..., n_vocab), in double precision inside."""
-    result: Logits = (logits.astype(np.float64) - _log_sum_exp(logits)).astype(np.float32)
-    return result
-
-
-def _log_sum_exp(logits: Logits) -> Doubles:
-    """log(sum(exp(logits))) over the last axis, which is kept with size 1."""
-    highest = logits.max(axis=-1, keepdims=True)
-    total = np.exp(logits - highest).sum(axis=-1, keepdims=True, dtype=np.float64)
-    result: Doubles = np.log(total) + highest
-    return result
+    return np.concatenate(rows)

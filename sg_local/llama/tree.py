@@ -15,6 +15,8 @@ from itertools import pairwise
 
 TokenIds = tuple[int, ...]
 
+_STEP = 32  # tokens
+
 
 @dataclass(eq=False)
 class Node:
@@ -51,9 +53,12 @@ def shared_lengths(prompts: Sequence[TokenIds]) -> list[int]:
     lengths = [0] if prompts else []
     for before, prompt in pairwise(prompts):
         length, limit = 0, min(len(before), len(prompt))
+        # In steps first: Python compares slices 20 times as fast as their tokens one by one.
+        while length < limit and before[length : length + _STEP] == prompt[length : length + _STEP]:
+            length += _STEP
         while length < limit and before[length] == prompt[length]:
             length += 1
-        lengths.append(length)
+        lengths.append(min(length, limit))
     return lengths
 
 

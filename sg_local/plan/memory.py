@@ -65,7 +65,7 @@ class Need:
     # Pages of files that were read. They count as resident, and the system takes them back where it needs room.
     cache: dict[str, int] = field(default_factory=dict)
     run_disk: dict[str, int] = field(default_factory=dict)
-    store_disk: dict[str, int] = field(default_factory=dict)  # made once for a model, in the store
+    store_disk: dict[str, int] = field(default_factory=dict)  # the model's 16-bit copy, one at a time
     tokens: int = 0
 
     @property
@@ -106,7 +106,7 @@ def estimate(
         _engine("generate", model, settings, on_gpu, 2 * model.n_parameters if copies else model.file_bytes),
         store_disk=copy if copies else {},
     )
-    export = _export(model, settings, tokens, on_gpu)
+    export = replace(_export(model, settings, tokens, on_gpu), store_disk=copy)
     return [
         replace(makes, tokens=prefix + n_inputs * tokens.input),
         replace(
@@ -116,7 +116,7 @@ def estimate(
             store_disk={},
         ),
         _train(model, settings, tokens, on_gpu),
-        export if copies else replace(export, store_disk=copy),
+        export,
         replace(
             _engine("evaluate", model, settings, on_gpu, model.file_bytes),
             tokens=sum(contender.is_expected(with_labels=tokens.labels > 0) for contender in Contender)
@@ -259,35 +259,54 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     if settings.quant not in KEEPS_TYPES:
         merged = int(QUANT_BYTES[settings.quant] * model.n_parameters)
     longest = tokens.instruction + tokens.demonstrations + tokens.input + tokens.answer
+    # One process does all of it, and has CUDA's libraries once a model was on the card.
+    process = {"process": PROOF_PROCESS_BYTES, **({"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {})}
     # Of torch and three llama.cpp models, one for each token of an answer; and one prompt's in the making.
     logits = 4 * model.vocab * (4 * PROOF_PROMPTS * tokens.answer + longest)
-    # One process does all of it, and has CUDA's libraries once a model was on the card.
-    libraries = {"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {}
     # No gradients, so one layer's at a time, for as many prompts as are computed at once (finetune/reference.py).
     at_once = max(longest, min(PROOF_PROMPTS * longest, PROOF_TOKENS_AT_ONCE))
     q = model.n_heads * model.head_dim
-    largest_part = max(model.layer_parameters // model.n_layers, model.vocab * model.hidden)
     torch_host = {
-        "process": PROOF_PROCESS_BYTES,
-        **libraries,
-        "weights": 2 * model.n_parameters,
-        "a part in float32": 4 * largest_part,
+        **process,
+        # One layer is read at a time, or the output matrix: in 16 bits, and then in 32.
+        "a part of the weights": (2 + 4) * _largest_part(model),
         "LoRA weights": 2 * 4 * lora,
         "logits": logits,
         "activations": 4 * at_once * (4 * model.hidden + 4 * q + 3 * model.intermediate),
     }
-    served = _engine("export", model, replace(settings, n_parallel=1), on_gpu, merged)
-    in_16_bit = _engine("export", model, replace(settings, n_parallel=1), False, 2 * model.n_parameters)
-    hosts = [torch_host, served.host, libraries | in_16_bit.host]
+    needed = replace(settings, n_parallel=1, n_ctx=max(LEAST_N_CTX, longest))
+    served = _engine("export", model, needed, on_gpu, merged)
+    in_16_bit = _engine("export", model, needed, False, 2 * model.n_parameters)
+    hosts, resident = [torch_host], [sum(torch_host.values())]
+    for engine in (served, in_16_bit):
+        parts = {**engine.host, **process}
+        if not engine.gpu:  # nothing is repacked there, so all weights are pages of the file
+            parts.pop("weights")
+        hosts.append(parts)
+        resident.append(sum(process.values()) + engine.resident_bytes - engine.host["process"])
+    host = max(hosts, key=lambda parts: sum(parts.values()))
     between = {"one while another is written": merged} if settings.quant not in (*KEEPS_TYPES, "F16") else {}
     return Need(
         "export",
         served.gpu,
-        max(hosts, key=lambda host: sum(host.values())),
-        {},  # weights that stay as they are on disk are its pages
+        host,
+        {"file pages": max(resident) - sum(host.values())},
         run_disk={"adapter.gguf": 4 * lora, "model.gguf": merged, **between},
         tokens=PROOF_PROMPTS * 4 * longest,
     )
+
+
+def finer_disk_bytes(model: ModelSizes) -> int:
+    """Disk for model.gguf in Q8_0, which `auto` makes where the base's types are measured to be too coarse.
+
+    The base in that type is there while it is written.
+    """
+    return 2 * int(QUANT_BYTES["Q8_0"] * model.n_parameters)
+
+
+def _largest_part(model: ModelSizes) -> int:
+    """Weights of a layer, or of the output matrix."""
+    return max(model.layer_parameters // model.n_layers, model.vocab * model.hidden)
 
 
 def _shard_bytes(model: ModelSizes) -> int:

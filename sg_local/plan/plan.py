@@ -11,13 +11,14 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sg_local.gguf_io.check_base import about_merging, type_to_merge_in
+from sg_local.gguf_io.check_base import FINER, about_merging, type_to_merge_in
 from sg_local.models import model_store, resolve_model
 from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
-from sg_local.plan.memory import Need, batch_tokens, estimate, remedies
+from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.report import tables
-from sg_local.runs.begin import check_task, read_model, require_chat_base
+from sg_local.runs.begin import read_model, require_chat_base
+from sg_local.runs.given import check_task
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.
@@ -71,13 +72,20 @@ def plan_run(
     gpu_bytes: of the GPU to plan for, 0 for none; None is the first one here. Raises InputError where task or model
     is wrong.
     """
-    task, test_rows = check_task(task_source)
+    task, rows = check_task(task_source)
     file = read_model(resolve_model(model_source))
     require_chat_base(file, settings, [task])
     notes = [note for note in [about_merging(file.header, settings)] if note]
-    settings = replace(settings, quant=type_to_merge_in(file.header, settings))
     model = model_sizes(file.header)
-    tokens = task_tokens(task, settings, len(test_rows))
+    quant = type_to_merge_in(file.header, settings)
+    if (settings.quant, quant) == ("auto", "base"):
+        notes.append(
+            f"if the types of {file.path.name} prove too coarse for what was trained, model.gguf is made in {FINER}: "
+            f"{tables.size(finer_disk_bytes(model))} of disk for it while it is written, "
+            f"and not {tables.size(model.file_bytes)}"
+        )
+    settings = replace(settings, quant=quant)
+    tokens = task_tokens(task, settings, len(rows.test))
     machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
     needs, faults = compare(model, settings, tokens, machine)
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"
@@ -157,11 +165,11 @@ def _changes(before: Settings, after: Settings) -> str:
 
 def _disk_faults(needs: list[Need], machine: Machine) -> list[str]:
     run_bytes = sum(sum(need.run_disk.values()) for need in needs)
-    store_bytes = sum(sum(need.store_disk.values()) for need in needs)
+    store_bytes = max(sum(need.store_disk.values()) for need in needs)  # one copy at a time
     places = [
         ("the run", run_bytes, machine.run_disk_bytes, "another --run DIR"),
         (
-            "16-bit copies of the model",
+            "a 16-bit copy of the model",
             store_bytes,
             machine.store_disk_bytes,
             "SG_LOCAL_HOME on another disk",
@@ -170,7 +178,7 @@ def _disk_faults(needs: list[Need], machine: Machine) -> list[str]:
     if machine.is_one_disk:
         places = [
             (
-                "the run with its 16-bit copies",
+                "the run with a 16-bit copy of the model",
                 run_bytes + store_bytes,
                 machine.run_disk_bytes,
                 "another disk",

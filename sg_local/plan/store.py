@@ -26,7 +26,15 @@ from sg_local.models import (
     model_store,
     unfinished_downloads,
 )
-from sg_local.proof.working_copies import BASE, F16_COPY, SPEEDS, TORCH_COPY, copies_root, lock_copies
+from sg_local.proof.working_copies import (
+    BASE,
+    F16_COPY,
+    SPEEDS,
+    TORCH_COPY,
+    copies_root,
+    lock_copies,
+    remove_torch_copy,
+)
 from sg_local.report.store import StoreItem
 
 NOT_OURS = "not ours"
@@ -196,7 +204,9 @@ def _is_at_work(run: Path) -> bool:
 def _remove(path: Path) -> None:
     if path.is_symlink():  # it was no link when it was listed
         raise SgLocalError(f"{path} is a link")
-    if path.is_dir():
+    if path.name == TORCH_COPY:
+        remove_torch_copy(path)
+    elif path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -17,11 +17,11 @@ from typing import TypeAlias
 from sg_local.errors import SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.llama.asking import open_with
-from sg_local.llama.engine import Logits
 from sg_local.llama.library import load_model
-from sg_local.llama.scoring import log_softmax, sequence_logits
+from sg_local.llama.logits import Logits, log_softmax
+from sg_local.llama.sequences import sequences_logits
 from sg_local.llama.tokens import Tokenizer
-from sg_local.proof.working_copies import f16_gguf, place_of, torch_weights
+from sg_local.proof.working_copies import f16_gguf, place_of
 from sg_local.runs.directory import BaseModel, Run
 from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.rows import read_pairs
@@ -30,6 +30,7 @@ from sg_local.selfguide.rows import is_kept
 from sg_local.settings import Settings
 
 N_PROMPTS = 16
+LEAST_N_CTX = 512  # a batch of llama.cpp
 ExportAs: TypeAlias = Callable[[str], str]  # "Q8_0" -> "sg-local export runs/inbox --quant Q8_0"
 TokensFrom: TypeAlias = tuple[tuple[int, ...], int]  # token ids, and the first position that is compared
 # One of a text's first tokens takes the attention that goes nowhere else; its activations are hundreds of times as
@@ -193,18 +194,22 @@ def measure(
 
     from sg_local.finetune.reference import reference_logits
     from sg_local.gguf_io.adapter import fields_for_peft
+    from sg_local.gguf_io.base_weights import BaseWeights
 
     f16 = f16_gguf(base, settings.n_threads)
+    # No more key-value memory than a sequence or a batch needs.
+    settings = replace(settings, n_ctx=max(LEAST_N_CTX, *(len(tokens) for tokens, _ in sequences)))
     # On the CPU, as torch below: the 16-bit copy of a 7B model does not fit the card that serves it in 4 bits.
     on_cpu = replace(settings, n_gpu_layers=0)
 
     def served(where: Settings, model_path: Path, adapter_path: Path | None = None) -> list[Logits]:
-        with open_with(where, model_path, adapter_path, n_parallel=1) as engine:
-            return [sequence_logits(engine, *sequence) for sequence in sequences]
+        with open_with(where, model_path, adapter_path, n_parallel=1, is_repacked=False) as engine:
+            return sequences_logits(engine, sequences)
 
     untuned, hot = served(on_cpu, f16), served(on_cpu, f16, adapter_gguf)
     merged = served(settings, model_gguf)
-    trained = reference_logits(torch_weights(base), adapter_dir, sequences, fields_for_peft(adapter_dir))
+    weights = BaseWeights(base.path)
+    trained = reference_logits(weights, adapter_dir, sequences, fields_for_peft(adapter_dir))
 
     equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
     parity = Parity(
@@ -218,7 +223,7 @@ def measure(
         n_positions=sum(map(len, trained)),
     )
     if parity.adapter_differs:
-        in_torch = reference_logits(torch_weights(base), None, sequences)
+        in_torch = reference_logits(weights, None, sequences)
         parity = replace(parity, base_logit_difference=_max_difference(untuned, in_torch))
     return parity
 

@@ -1,13 +1,14 @@
-"""Working copies of a base model's weights, made once for a file and shared by all its runs.
+"""Working copies of a base model's weights, shared by all its runs. There is one at a time.
 
     ~/.cache/sg-local/weights/b179c9523d0e6a0f/
-      hf/         16-bit safetensors and config.json, dequantized from the very GGUF that is served (for torch)
-      f16.gguf    the same numbers as a GGUF (for comparing llama.cpp with torch, and for making data faster)
+      f16.gguf    in 16 bits, as llama.cpp dequantizes it (for comparing llama.cpp with torch, and for faster data)
+      hf/         the same numbers as safetensors and config.json, from which a training loads (gone when it has)
       speed.json  {"x86_64, 2 processors, ...": {"base_seconds": 4.1, "f16_seconds": 2.2}}
       base.json   {"name": "SmolLM2-135M-Instruct.Q4_1.gguf", "sha256": "b179c9523d0e6a0f..."}
 
-They are derived files: deleting them costs the seconds that it takes to make them again. All writing is done by a
-holder of the directory's lock, who first clears away what killed writers left: temporaries are as large as the copies.
+They are derived files: deleting them costs the seconds that it takes to make them again. A 7B model has 13 GB of each,
+so making one removes the other. All writing is done by a holder of the directory's lock, who first clears away what
+killed writers left: temporaries are as large as the copies.
 """
 
 import math
@@ -36,30 +37,32 @@ def place_of(base: BaseModel) -> Path:
     return copies_root() / base.sha256[:16]
 
 
-def torch_weights(base: BaseModel) -> Path:
-    """The directory of the base's dequantized weights, made if need be."""
+@contextmanager
+def training_weights(run: Run) -> Iterator[Path]:
+    """What is trained on: the base's dequantized weights, or those of --base-weights, which are checked first.
+
+    They get the configuration that the GGUF stands for; their own is only compared with it. Leave the context when they
+    are loaded: another run of this base waits for that, and the dequantized ones are removed.
+    """
+    if run.settings.base_weights:
+        from sg_local.gguf_io.base_weights import link_base_weights
+
+        check_given_weights(run)
+        linked = run.file(".work") / "base_weights"
+        link_base_weights(run.model.path, Path(run.settings.base_weights), linked)
+        yield linked
+        return
+
     from sg_local.gguf_io.base_weights import write_base_weights
 
     def make(path: Path) -> None:
-        say(f"dequantizing {base.path.name} for torch")
-        write_base_weights(base.path, path)
+        say(f"dequantizing {run.model.path.name} for torch")
+        write_base_weights(run.model.path, path)
 
-    return _working_copy(base, TORCH_COPY, make)
-
-
-def training_weights(run: Run) -> Path:
-    """What is trained on: the base's dequantized weights, or those of --base-weights, which are checked first.
-
-    They get the configuration that the GGUF stands for; their own is only compared with it.
-    """
-    if not run.settings.base_weights:
-        return torch_weights(run.model)
-    from sg_local.gguf_io.base_weights import link_base_weights
-
-    check_given_weights(run)
-    linked = run.file(".work") / "base_weights"
-    link_base_weights(run.model.path, Path(run.settings.base_weights), linked)
-    return linked
+    with _working_copy(run.model, TORCH_COPY, make) as path:
+        yield path
+        with suppress(OSError):  # Windows keeps what is mapped; the next copy removes it
+            remove_torch_copy(path)
 
 
 def check_given_weights(run: Run) -> None:
@@ -78,7 +81,8 @@ def f16_gguf(base: BaseModel, n_threads: int) -> Path:
         say(f"writing a 16-bit copy of {base.path.name}")
         requantize(base.path, path, "F16", n_threads)
 
-    return _working_copy(base, F16_COPY, make)
+    with _working_copy(base, F16_COPY, make) as path:
+        return path
 
 
 def generating_model(run: Run) -> Path:
@@ -156,18 +160,39 @@ def lock_copies(place: Path, timeout_seconds: float = -1) -> Iterator[None]:
         yield
 
 
-def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> Path:
+@contextmanager
+def _working_copy(base: BaseModel, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """The copy of that name; `make` writes it whole or not at all. Another run of this base waits meanwhile."""
-    place = place_of(base)
+    place = place_of(base).absolute()  # a training works in another directory
     make_store_directory(place)
     path = place / name
     with lock_copies(place):
         if not (place / BASE).exists():
             write_json(place / BASE, {"name": base.path.name, "sha256": base.sha256})
         if not path.exists():
+            _remove_other_copy(path)
             _check_space(base, path)
             make(path)
-    return path
+        yield path
+
+
+def remove_torch_copy(path: Path) -> None:
+    """Removes it; for a holder of the lock. What a kill leaves of it passes for no copy, and is cleared away."""
+    partial = partial_directory(path)
+    os.replace(path, partial)
+    shutil.rmtree(partial)
+
+
+def _remove_other_copy(path: Path) -> None:
+    """Makes room for this copy: there is one at a time. A link in the other's place is not ours."""
+    other = path.with_name(F16_COPY if path.name == TORCH_COPY else TORCH_COPY)
+    if other.is_symlink():
+        return
+    with suppress(OSError):  # Windows, where another process has it open
+        if other.is_dir():
+            remove_torch_copy(other)
+        else:
+            other.unlink(missing_ok=True)
 
 
 def _check_space(base: BaseModel, path: Path) -> None:

@@ -116,25 +116,25 @@ def count_chart(rows: Sequence[tuple[str, int]], axis: str, name: str) -> str:
         return finish(name)
 
 
-def length_chart(made: Sequence[str], given: Sequence[str], name: str) -> str:
-    """How many characters texts have: shares of the made ones and, where there are such, of the given ones."""
-    lengths = {"made": [*map(len, made)], "test": [*map(len, given)]}
-    most = max([1, *lengths["made"], *lengths["test"]])
-    edges = [most * place / N_LENGTH_BINS for place in range(N_LENGTH_BINS + 1)]
+def length_chart(groups: Mapping[str, Sequence[str]], name: str) -> str:
+    """How many characters the texts of each group have, as shares of the group."""
+    lengths = {label: [*map(len, texts)] for label, texts in groups.items()}
+    most = max(max(values) for values in lengths.values())
+    edges = [max(1, most) * place / N_LENGTH_BINS for place in range(N_LENGTH_BINS + 1)]
+    looks = {"test": (TRUTH, "dashed"), "given": (BEFORE, "dotted")}
     with _drawing(5, legend=True) as (axes, finish):
-        for (label, values), colour in zip(lengths.items(), (MADE, TRUTH), strict=True):
-            if values:
-                weights = [1 / len(values)] * len(values)
-                axes.hist(
-                    values,
-                    edges,
-                    weights=weights,
-                    histtype="step",
-                    linewidth=2,
-                    edgecolor=colour,
-                    linestyle="solid" if label == "made" else "dashed",
-                    label=f"{label} inputs",
-                )
+        for label, values in lengths.items():
+            colour, line = looks.get(label, (MADE, "solid"))
+            axes.hist(
+                values,
+                edges,
+                weights=[1 / len(values)] * len(values),
+                histtype="step",
+                linewidth=2,
+                edgecolor=colour,
+                linestyle=line,
+                label=label,
+            )
         axes.set_xlabel("characters")
         axes.set_ylabel("share of rows")
         return finish(name)
@@ -157,8 +157,8 @@ def loss_chart(losses: Sequence[float], name: str) -> str:
         return finish(name)
 
 
-def reliability_chart(bins: Sequence[Bin], name: str) -> str:
-    """Agreement by confidence, beside the line on which both are equal."""
+def reliability_chart(bins: Sequence[Bin], told: str, name: str) -> str:
+    """Agreement, which `told` names, by confidence, beside the line on which both are equal."""
     with _drawing(7) as (axes, finish):
         axes.plot([0, 1], [0, 1], color=TRUTH, linewidth=1, linestyle="dashed")
         axes.plot(
@@ -171,8 +171,8 @@ def reliability_chart(bins: Sequence[Bin], name: str) -> str:
         )
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("probability of the likeliest label")
-        axes.set_ylabel("share made for it")
+        axes.set_xlabel("probability of the label")
+        axes.set_ylabel(told)
         return finish(name)
 
 

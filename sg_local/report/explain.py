@@ -14,15 +14,16 @@ Changes nothing, and takes no lock.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TypedDict
 
 from sg_local.errors import InputError
 from sg_local.escape import json_text, one_line
 from sg_local.files import Row, read_rows
 from sg_local.runs.directory import Run
+from sg_local.runs.rows import known_labels
+from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.labels import label_scores
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow, Source, source_of
 from sg_local.settings import as_flag
 
 MAX_SHOWN_CHARACTERS = 2000  # of one text
@@ -62,7 +63,7 @@ def explain(run: Run, row_id: str) -> Explanation:
     made = _row(inputs, row_id)
     annotated = _row(outputs, row_id)
     curated = _row(_rows(run, "train.jsonl", PairRow), row_id)
-    examples = {f"{DEMONSTRATION}{number}": asdict(one) for number, one in enumerate(run.task.examples, 1)}
+    examples = {f"{DEMONSTRATION}{number}": one.as_row() for number, one in enumerate(run.task.examples, 1)}
     if not (made or annotated or curated or row_id in examples):
         raise InputError(f"{run.path} has no row {row_id!r:.80}: {_known_ids(inputs, list(examples))}")
     is_finished = run.is_finished("curate")
@@ -99,7 +100,7 @@ def explained(explanation: Explanation) -> str:
         if fields is None:
             lines.append(f"{name}: no")
             continue
-        lines.append(f"{name}:")
+        lines.append(f"{fields.get('source', name) if name == 'made' else name}:")
         for field, value in fields.items():
             match field, value:
                 case "label_logprobs", list(logprobs) if explanation["label_scores"]:
@@ -158,8 +159,10 @@ def _label_scores(
     The bias is that of all answered rows, so it is known when annotate is finished; how much the made-for label counts,
     when curate is.
     """
-    scored = [row for row in outputs if row["drop"] is None and _has_scores(row, run.task.labels)]
-    if len({len(row["label_logprobs"]) for row in scored}) > 1:  # somebody edited them
+    whole = [row for row in outputs if row["drop"] is None and has_label_scores(row, run.task.labels)]
+    others = {row["id"] for row in inputs if source_of(row) == Source.LABELLED} | made_like_real(inputs)
+    scored = [row for row in whole if row["id"] not in others]
+    if len({len(row["label_logprobs"]) for row in whole}) > 1:  # somebody edited them
         return None
     place = next((place for place, row in enumerate(scored) if str(row["id"]) == row_id), None)
     if place is None:
@@ -171,6 +174,7 @@ def _label_scores(
         run.task.labels,
         removes_bias=run.settings.calibrate and run.is_finished("annotate"),
         weighs_evidence=run.settings.agreement == "evidence" and is_curated,
+        known=known_labels(run, inputs, whole, [row["id"] for row in scored]),
     )
     raw = scores.raw[place]
     calibrated = scores.calibrated[place] if scores.calibrated else None
@@ -185,7 +189,7 @@ def _label_scores(
     }
 
 
-def _has_scores(row: OutputRow, labels: Sequence[str]) -> bool:
+def has_label_scores(row: OutputRow, labels: Sequence[str]) -> bool:
     """Whether a row has scores of all labels, by each prompt."""
     by_prompt = row.get("label_logprobs")
     return bool(by_prompt) and all(scores.keys() >= {*labels} for scores in by_prompt or [])

@@ -28,7 +28,7 @@ from rapidfuzz.distance import LCSseq
 from sg_local.selfguide.filters import LENGTH_SLACK_CHARACTERS
 from sg_local.selfguide.labels import Agreement
 from sg_local.selfguide.metrics import normalize, words
-from sg_local.selfguide.rows import InputRow, KeptPair, OutputRow, PairRow, is_kept
+from sg_local.selfguide.rows import InputRow, KeptPair, OutputRow, PairRow, Source, is_kept, source_of
 from sg_local.task import Example, Task
 
 # Pairs grow with the square of the rows. So many take about a second; of more rows a sample is taken, drawn by
@@ -103,6 +103,9 @@ class DataReport(TypedDict):
     """What data_report returns, and the manifest keeps: see above."""
 
     attempts: int
+    given: NotRequired[int]  # of these inputs so many are real
+    made_kept: NotRequired[int]  # if some are: of the kept rows so many are made, and described below
+    has_shares: NotRequired[bool]  # if so: labels are not meant to be equally frequent
     dropped: dict[str, dict[str, Dropped]]  # stage -> reason
     kept: int
     distinct_1: float
@@ -122,10 +125,15 @@ class DataReport(TypedDict):
 def data_report(
     inputs: Sequence[InputRow], outputs: Sequence[OutputRow], rows: Sequence[PairRow], task: Task
 ) -> DataReport:
-    """Numbers of all that was made. Shares are 0..1, of kept made rows; rows that no input has are the examples."""
+    """Numbers of all that was made, and of given inputs beside it. Shares are 0..1, of kept rows.
+
+    Texts are described by the made ones: of what is real nobody has to be warned.
+    """
     made_for: dict[int | str, str | None] = {row["id"]: row["label"] for row in inputs}
     made = [row for row in rows if row["id"] in made_for]
-    kept = [row for row in made if is_kept(row)]
+    all_kept = [row for row in made if is_kept(row)]
+    made_kept = [row for row in all_kept if source_of(row) == Source.MADE]
+    kept = made_kept or all_kept
     texts = [row["input"] for row in kept]
     nearest, n_compared = nearest_rouge_l(texts)
     unanswered = {row["id"] for row in outputs if row["drop"]}
@@ -139,7 +147,7 @@ def data_report(
                 [(row["drop"], row["output"]) for row in made if row["id"] not in unanswered], task.labels
             ),
         },
-        "kept": len(kept),
+        "kept": len(all_kept),
         "distinct_1": distinct_share(texts, 1),
         "distinct_2": distinct_share(texts, 2),
         "nearest_rouge_l": nearest,
@@ -154,6 +162,11 @@ def data_report(
             "demonstrations": spread([example.output for example in task.examples]),
         },
     }
+    if n_given := sum(source_of(row) == Source.GIVEN for row in inputs):
+        report["given"] = n_given
+        report["made_kept"] = len(made_kept)
+    if task.shares:
+        report["has_shares"] = True
     if task.is_classification:
         report["labels"] = {label: _label_counts(label, inputs, made, rows, task) for label in task.labels}
         return report
@@ -175,7 +188,8 @@ def report_lines(report: DataReport, agreement: Agreement | None = None) -> list
     """The report as tables to read, with the agreement of labels and what inputs were made for, as curate found it."""
     lines = [*_funnel_lines(report), "", *_length_lines(report)]
     n_compared = report["nearest_rouge_l_rows"]
-    drawn = f" (by {n_compared} of them)" if n_compared < report["kept"] else ""
+    n_described = report.get("made_kept") or report["kept"]
+    drawn = f" (by {n_compared} of them)" if n_compared < n_described else ""
     lines.append(
         f"distinct words {report['distinct_1']:.0%}, pairs of words {report['distinct_2']:.0%}; ROUGE-L with the "
         f"nearest other {report['nearest_rouge_l']:.2f}{drawn}"
@@ -204,7 +218,10 @@ def report_lines(report: DataReport, agreement: Agreement | None = None) -> list
 def _funnel_lines(report: DataReport) -> list[str]:
     """From the inputs that were asked for to the rows that are left, a line for each reason."""
     n_left = report["attempts"]
-    lines = [f"{n_left:>6} inputs were asked for"]
+    n_given = report.get("given", 0)
+    lines = [f"{n_left - n_given:>6} inputs were asked for"]
+    if n_given:
+        lines += [f"{n_given:>6} real ones were given"]
     for stage, what_is_left in (("generate", "inputs to answer"), ("annotate", "answers"), ("curate", "")):
         for reason, dropped in report["dropped"][stage].items():
             share = dropped["n"] / report["attempts"]
@@ -213,7 +230,7 @@ def _funnel_lines(report: DataReport) -> list[str]:
             n_left -= dropped["n"]
         if what_is_left and (stage == "generate" or report["dropped"][stage]):
             lines.append(f"{n_left:>6} {what_is_left}")
-    return [*lines, f"{report['kept']:>6} made rows are left"]
+    return [*lines, f"{report['kept']:>6} {'rows' if n_given else 'made rows'} are left"]
 
 
 def _length_lines(report: DataReport) -> list[str]:
@@ -263,16 +280,8 @@ def warnings(report: DataReport, agreement: Agreement | None = None) -> list[str
             "can take its bias away, and teaches it little else; a larger model helps most, then labels and an "
             "instruction that say more"
         )
-    if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
-        lines.append(
-            f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
-            "--input-temperature, or give demonstrations that differ more"
-        )
-    if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
-        lines.append(
-            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
-            "--input-prompt, or lower --near-duplicate-rouge-l"
-        )
+    if report.get("made_kept", report["kept"]):
+        lines += _input_warnings(report)
     if report.get("commonest_output_share", 0) > MAX_SHARE_OF_ONE_ANSWER:
         lines.append(
             f"one answer makes {report['commonest_output_share']:.0%} of the rows: look at one with "
@@ -284,10 +293,27 @@ def warnings(report: DataReport, agreement: Agreement | None = None) -> list[str
             f"{copied['made']:.0%} of the answers repeat their input: --form-filter drops them; else say in the "
             "instruction what is to be changed"
         )
-    if report["kept"]:
+    if report.get("made_kept", report["kept"]):
         lines += _length_warnings(report)
     labels = report.get("labels", {})
-    return lines + _longer_label_warnings(labels) + _rare_label_warnings(labels)
+    rare = [] if report.get("has_shares") else _rare_label_warnings(labels)
+    return lines + _longer_label_warnings(labels) + rare
+
+
+def _input_warnings(report: DataReport) -> list[str]:
+    """What looks bad about made inputs."""
+    lines = []
+    if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
+        lines.append(
+            f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
+            "--input-temperature, or give demonstrations that differ more"
+        )
+    if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
+        lines.append(
+            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
+            "--input-prompt, or lower --near-duplicate-rouge-l"
+        )
+    return lines
 
 
 def _length_warnings(report: DataReport) -> list[str]:
@@ -362,12 +388,16 @@ def _label_counts(
     label: str, inputs: Sequence[InputRow], made: Sequence[PairRow], rows: Sequence[PairRow], task: Task
 ) -> LabelCounts:
     of_label = [row for row in rows if row["output"] == label]
+    unreal = [row for row in rows if source_of(row) in {Source.MADE, Source.DEMONSTRATION}]
     return {
         "made_for": sum(row["label"] == label for row in inputs if row["drop"] is None),
         "annotated": sum(row["output"] == label for row in made),
         "kept": sum(row["output"] == label for row in made if row["drop"] is None),
         "shown": sum(row["copies"] for row in of_label),
-        "longer_share": _longer_share(of_label, [row for row in rows if row["output"] != label]),
+        "longer_share": _longer_share(
+            [row for row in unreal if row["output"] == label],
+            [row for row in unreal if row["output"] != label],
+        ),
         "demonstrations": sum(example.output == label for example in task.examples),
     }
 

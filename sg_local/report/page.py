@@ -23,20 +23,26 @@ from sg_local.escape import printable
 from sg_local.files import read_rows, write_text
 from sg_local.report import page_data as data
 from sg_local.report import tables
+from sg_local.report.explain import has_label_scores
 from sg_local.report.made_data import data_report
 from sg_local.report.page_data import Change, Kind
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.directory import Run, open_run
+from sg_local.runs.rows import known_labels
 from sg_local.selfguide.contenders import BASELINE, TUNED
 from sg_local.selfguide.evaluation import (
     Evaluation,
+    PredictionRow,
+    calibration_in,
     gain_over_best,
     gains,
+    matched_reference,
     metric_mean,
     metrics_of,
 )
+from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.metrics import METRICS
-from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, is_kept
+from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, Source, is_kept, source_of
 from sg_local.settings import STAGES
 
 PAGE = "report.html"  # in the run's directory
@@ -150,6 +156,7 @@ def _changes(run: Run, evaluation: Evaluation, shown: Sequence[str]) -> Part:
         "scored": metric.heading if Kind.FIXED not in kinds and Kind.RIGHT not in kinds else "",
     }
     if labels := run.task.labels:
+        part |= _sureness(evaluation, after)
         part["confusions"] = {
             f"before: {opponent.heading}": data.confusion(before, labels, shown),
             f"after: {TUNED.heading}": data.confusion(after, labels, shown),
@@ -158,7 +165,7 @@ def _changes(run: Run, evaluation: Evaluation, shown: Sequence[str]) -> Part:
             labels,
             shown,
             {
-                "truth": [row["reference"] for row in after],
+                "truth": [matched_reference(row) for row in after],
                 "before": [row["prediction"] for row in before],
                 "after": [row["prediction"] for row in after],
             },
@@ -183,8 +190,20 @@ def _distribution(labels: Sequence[str], shown: Sequence[str], answers: Mapping[
     }
 
 
+def _sureness(evaluation: Evaluation, rows: Sequence[PredictionRow]) -> Part:
+    """How right the tuned model is where it is sure, as far as its label probabilities were recorded."""
+    from sg_local.report.charts import reliability_chart
+
+    bins = data.answer_reliability(rows)
+    return {
+        "bins": bins,
+        "reliability_chart": reliability_chart(bins, "share that is right", "sureness") if bins else "",
+        "calibration": calibration_in(evaluation, TUNED),
+    }
+
+
 def _made(run: Run, shown: Sequence[str]) -> Part:
-    from sg_local.report.charts import count_chart, length_chart, reliability_chart
+    from sg_local.report.charts import count_chart, length_chart
 
     inputs = read_rows(run.written_file("inputs.jsonl"), InputRow)
     pairs = read_rows(run.written_file("train.jsonl"), PairRow)
@@ -192,34 +211,64 @@ def _made(run: Run, shown: Sequence[str]) -> Part:
     outputs = [
         row for row in read_rows(run.written_file("outputs.jsonl"), OutputRow) if row["id"] in of_inputs
     ]
-    report = data_report(inputs, outputs, pairs, run.task)
+    labelled = {row["id"] for row in inputs if source_of(row) == Source.LABELLED}
+    report = data_report(
+        [row for row in inputs if row["id"] not in labelled],
+        [row for row in outputs if row["id"] not in labelled],
+        pairs,
+        run.task,
+    )
     dropped = data.drops(report, run.settings, shown)
     rows = data.made_rows(inputs, outputs, pairs)
-    given = [row.input for row in run.test_rows]
-    kept = [row["input"] for row in pairs if is_kept(row) and row["id"] in of_inputs]
-    bins = data.annotation_reliability(inputs, outputs, run.task.labels, run.settings.calibrate)
+    by_source = {
+        "made, kept": [
+            row["input"]
+            for row in pairs
+            if is_kept(row) and row["id"] in of_inputs and source_of(row) == Source.MADE
+        ],
+        "given": [row["input"] for row in inputs if source_of(row) == Source.GIVEN],
+        "test": [row.input for row in run.test_rows],
+    }
+    texts = {name: found for name, found in by_source.items() if found}
     return {
         "report": report,
+        "asked_for": report["attempts"] - report.get("given", 0),
         "drops": dropped,
         "labels": shown,
         "rows": rows,
+        "has_real": bool({row.source for row in rows} & {Source.GIVEN, Source.LABELLED}),
         "outcomes": list(dict.fromkeys(row.outcome for row in rows)),
         "funnel_chart": count_chart(
             [
-                ("asked for", report["attempts"]),
+                ("inputs", report["attempts"]),
                 *((item.reason, item.n_rows) for item in dropped),
                 ("kept", report["kept"]),
             ],
-            "inputs",
+            "rows",
             "funnel",
         ),
-        "length_chart": length_chart(kept, given, "lengths") if kept else "",
-        "varieties": data.varieties(
-            {name: texts for name, texts in (("made, kept", kept), ("test", given)) if texts}
-        ),
-        "bins": bins,
-        "reliability_chart": reliability_chart(bins, "reliability") if bins else "",
+        "length_chart": length_chart(texts, "lengths") if texts else "",
+        "varieties": data.varieties(texts),
+        **_annotation(run, inputs, outputs),
     }
+
+
+def _annotation(run: Run, inputs: Sequence[InputRow], outputs: Sequence[OutputRow]) -> Part:
+    """How sure the base was of the labels of made inputs, and how often these are what the inputs were made for."""
+    from sg_local.report.charts import reliability_chart
+
+    whole = [row for row in outputs if row["drop"] is None and has_label_scores(row, run.task.labels)]
+    others = {row["id"] for row in inputs if source_of(row) == Source.LABELLED} | made_like_real(inputs)
+    scored = [row for row in whole if row["id"] not in others]
+    bins = data.annotation_reliability(
+        scored,
+        {row["id"]: row["label"] for row in inputs},
+        run.task.labels,
+        run.settings.calibrate,
+        known_labels(run, inputs, whole, [row["id"] for row in scored]),
+    )
+    chart = reliability_chart(bins, "share made for it", "reliability") if bins else ""
+    return {"bins": bins, "reliability_chart": chart}
 
 
 def _training(entry: Mapping[str, Any]) -> Part:

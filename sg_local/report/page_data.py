@@ -1,7 +1,7 @@
 """What the page of a run shows, as plain values: no file, no HTML, no picture.
 
     changes(before, after, metric)     rows of predictions/, in the same order
-    -> [Change(number=1, kind="fixed", input="Where is it?", right="delivery", before="login", after="delivery")]
+    -> [Change(number=1, kind="fixed", input="Where is it?", right=("delivery",), before="login", after="delivery")]
     confusion(rows, ["refund", "login"])
     -> Confusion(labels=("refund", "login"), answers=("refund", "login", "no label"), counts=((20, 3, 2), (1, 25, 0)))
 
@@ -24,11 +24,21 @@ from sg_local.report.made_data import (
     nearest_rouge_l,
     spread,
 )
+from sg_local.selfguide.calibration import at_temperature, probability_of
 from sg_local.selfguide.contenders import TUNED, Contender
-from sg_local.selfguide.evaluation import Evaluation, Gain, PredictionRow, gain_over_best, metric_mean
-from sg_local.selfguide.labels import label_scores
+from sg_local.selfguide.evaluation import (
+    Evaluation,
+    Gain,
+    PredictionRow,
+    gain_over_best,
+    matched_reference,
+    metric_mean,
+    references_of,
+    scores_of,
+)
+from sg_local.selfguide.labels import Known, label_scores
 from sg_local.selfguide.metrics import METRICS, Metric, normalize
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow
+from sg_local.selfguide.rows import DropReason, InputRow, OutputRow, PairRow, source_of
 from sg_local.selfguide.statistics import Verdict
 from sg_local.settings import Settings, as_flag, declared_for
 
@@ -59,7 +69,7 @@ class Change:
     number: int  # from 1, in the order of the test rows
     kind: Kind
     input: str
-    right: str
+    right: tuple[str, ...]
     before: str
     after: str
     score_before: float
@@ -77,7 +87,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of about equal confidence: the mean of it, and how many of them agree with what they were made for."""
+    """Rows of about equal confidence: the mean of it, and the share that is right, or as it was made for."""
 
     n_rows: int
     probability: float
@@ -110,12 +120,13 @@ class Drop:
 
 @dataclass(frozen=True)
 class MadeRow:
-    """A row that the model made, and what became of it."""
+    """A row that the model made, or a real one, and what became of it."""
 
     id: str
     input: str
     output: str
     made_for: str
+    source: str
     confidence: float | None
     copies: int
     outcome: str  # IN_TRAINING, or the drop reason
@@ -169,19 +180,20 @@ def heading(contender: str) -> str:
 def changes(before: Sequence[PredictionRow], after: Sequence[PredictionRow], metric: Metric) -> list[Change]:
     """The rows with both answers. Raises ValueError where these are not answers to the same rows."""
     found = []
-    for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
-        if (old["input"], old["reference"]) != (new["input"], new["reference"]):
+    answers = zip(before, after, scores_of(before, metric), scores_of(after, metric), strict=True)
+    for number, (old, new, old_score, new_score) in enumerate(answers, 1):
+        if (old["input"], references_of(old)) != (new["input"], references_of(new)):
             raise ValueError(f"row {number} is not the same row in both")
-        scores = [metric.score(row["prediction"], row["reference"]) for row in (old, new)]
         found.append(
             Change(
                 number,
-                _kind(scores[0], scores[1], metric),
+                _kind(old_score, new_score, metric),
                 old["input"],
-                old["reference"],
+                tuple(references_of(old)),
                 old["prediction"],
                 new["prediction"],
-                *scores,
+                old_score,
+                new_score,
             )
         )
     return found
@@ -212,7 +224,7 @@ def confusion(rows: Sequence[PredictionRow], labels: Sequence[str], shown: Seque
     lines = [*shown, *([OTHER_LABELS] if len(shown) < len(labels) else [])]
     counts = Counter(
         (
-            places.get(normalize(row["reference"]), OTHER_LABELS),
+            places.get(normalize(matched_reference(row)), OTHER_LABELS),
             places.get(normalize(row["prediction"]), NO_LABEL),
         )
         for row in rows
@@ -261,26 +273,28 @@ def drops(report: DataReport, settings: Settings, shown: Sequence[str]) -> list[
 def made_rows(
     inputs: Sequence[InputRow], outputs: Sequence[OutputRow], pairs: Sequence[PairRow]
 ) -> list[MadeRow]:
-    """All rows in the order of their files: the examples first, then every input that was made."""
+    """All rows in the order of their files: the examples first, then every input."""
     answered = {row["id"]: row for row in outputs}
     curated = {row["id"]: row for row in pairs}
-    examples = [
+    of_inputs = {row["id"] for row in inputs}
+    others = [
         MadeRow(
             str(row["id"]),
             row["input"],
             row["output"] or "",
             "",
+            source_of(row),
             row["confidence"],
             row["copies"],
             row["drop"] or IN_TRAINING,
         )
         for row in pairs
-        if str(row["id"]).startswith(DEMONSTRATION)
+        if row["id"] not in of_inputs
     ]
     made = []
     for row in inputs:
         answer, pair = answered.get(row["id"]), curated.get(row["id"])
-        outcome = row["drop"] or (answer and answer["drop"]) or (pair and pair["drop"])
+        outcome = row["drop"] or (pair and pair["drop"]) or (answer and answer["drop"])
         output = (pair and pair["output"]) or (answer and answer["output"])
         made.append(
             MadeRow(
@@ -288,12 +302,13 @@ def made_rows(
                 row["input"],
                 output or "",
                 row["label"] or "",
+                source_of(row),
                 pair["confidence"] if pair else None,
                 pair["copies"] if pair and not outcome else 0,
                 outcome or (IN_TRAINING if pair else "not in train.jsonl"),
             )
         )
-    return examples + made
+    return others + made
 
 
 def reliability(probabilities: Sequence[float], agrees: Sequence[bool]) -> list[Bin]:
@@ -314,30 +329,41 @@ def reliability(probabilities: Sequence[float], agrees: Sequence[bool]) -> list[
 
 
 def annotation_reliability(
-    inputs: Sequence[InputRow], outputs: Sequence[OutputRow], labels: Sequence[str], calibrate: bool
+    outputs: Sequence[OutputRow],
+    made_for: Mapping[int | str, str | None],
+    labels: Sequence[str],
+    removes_bias: bool,
+    known: Known,
 ) -> list[Bin]:
     """How often the likeliest label is the one that the input was made for, by its probability before that counts.
 
-    [] where the run recorded no label scores.
+    outputs: with label scores of all labels. known: beside the scores of these. [] where rows are too few.
     """
-    made_for = {row["id"]: row["label"] for row in inputs}
-    scored = [
-        (row["label_logprobs"], made_for[row["id"]])
-        for row in outputs
-        if row["drop"] is None and row.get("label_logprobs") and made_for.get(row["id"]) in labels
-    ]
-    whole = [item for item in scored if item[0] and all(prompt.keys() >= set(labels) for prompt in item[0])]
-    if not whole or len({len(prompts) for prompts, _ in whole}) > 1:
+    if not outputs or len({len(row["label_logprobs"]) for row in outputs}) > 1:  # somebody edited them
         return []
     scores = label_scores(
-        [prompts for prompts, _ in whole],
-        [label for _, label in whole],
+        [row["label_logprobs"] for row in outputs],
+        [made_for.get(row["id"]) for row in outputs],
         labels,
-        removes_bias=calibrate,
+        removes_bias=removes_bias,
         weighs_evidence=False,
+        known=known,
     ).last
-    agrees = [labels[row.index(max(row))] == label for row, (_, label) in zip(scores, whole, strict=True)]
-    return reliability([*map(max, scores)], agrees)
+    compared = [
+        (max(row), labels[row.index(max(row))] == label)
+        for row, label in zip(scores, (made_for.get(row["id"]) for row in outputs), strict=True)
+        if label is not None
+    ]
+    return reliability([p for p, _ in compared], [agrees for _, agrees in compared])
+
+
+def answer_reliability(rows: Sequence[PredictionRow]) -> list[Bin]:
+    """How often answers are right, by the probability of the label that they are; [] where none is recorded."""
+    scored = [row for row in rows if row.get("label_logprobs")]
+    return reliability(
+        [probability_of(row["prediction"], at_temperature(row["label_logprobs"], 1)) for row in scored],
+        [score == 1 for score in scores_of(scored, Metric.EXACT_MATCH)],
+    )
 
 
 def varieties(groups: Mapping[str, Sequence[str]]) -> dict[str, Variety]:

@@ -16,7 +16,11 @@ _WIDTHS = (14, 12, 13, 16, 10)
 _PARTS: tuple[tuple[str, Callable[[Need], dict[str, int]]], ...] = (
     ("GPU memory", lambda need: need.gpu),
     ("host memory", lambda need: need.host),
-    ("disk (16-bit copies are made once for a model)", lambda need: {**need.store_disk, **need.run_disk}),
+    ("pages of files in memory, which the system can take back", lambda need: need.cache),
+    (
+        "disk (16-bit copies: one at a time, shared by the model's runs)",
+        lambda need: {**need.store_disk, **need.run_disk},
+    ),
 )
 
 

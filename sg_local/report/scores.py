@@ -13,10 +13,14 @@ from sg_local.errors import InputError
 from sg_local.files import read_json, read_rows
 from sg_local.report import tables
 from sg_local.runs.directory import Run
+from sg_local.selfguide.calibration import LEAST_TEMPERATURE
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import (
+    FROM_LABELLED,
+    FROM_TEST_FILE,
     Evaluation,
     PredictionRow,
+    calibration_in,
     gain_over_best,
     gains,
     is_evaluation,
@@ -61,6 +65,7 @@ def score_table(run: Run) -> str:
     if before and after:  # runs of earlier versions do not have them
         lines += [*_label_lines(before, after, run.task.labels), ""]
         lines += _one_answer_lines(after, evaluation["n_rows"])
+    lines += _calibration_lines(evaluation)
     return "\n".join([*lines, *_gain_lines(evaluation)])
 
 
@@ -135,6 +140,30 @@ def _one_answer_lines(after: Mapping[str, LabelCounts], n_rows: int) -> list[str
         for label, counts in after.items()
         if counts["given"] >= ONE_ANSWER * n_rows and counts["rows"] < LESS_THAN * n_rows
     ]
+
+
+def _calibration_lines(evaluation: Evaluation) -> list[str]:
+    """How right the tuned model is where it is sure: what `predict --abstain-below` leaves to a person."""
+    calibration = calibration_in(evaluation, TUNED)
+    if calibration is None:
+        return []
+    parts = [f"{item['share']:.0%} {tables.score(item['right'])}" for item in calibration["risk_coverage"]]
+    return [
+        f"{TUNED}, right among the surest: {', '.join(parts)}; "
+        f"calibration error {tables.score(calibration['calibration_error'])}",
+        "",
+    ]
+
+
+def tuned_temperature(run: Run) -> float:
+    """At which the tuned model's label probabilities are as right as they are sure; 1 where no test rows say so."""
+    if not run.file("evaluation.json").exists():
+        return 1.0
+    evaluation = read_evaluation(run)
+    calibration = calibration_in(evaluation, TUNED)
+    if calibration is None or evaluation["rows_from"] not in {FROM_TEST_FILE, FROM_LABELLED}:
+        return 1.0
+    return max(calibration["temperature"], LEAST_TEMPERATURE)
 
 
 def worse_than(run: Run) -> str | None:

@@ -1,6 +1,7 @@
 """How a run begins: task, base and settings are checked, and written once; called again, they have to be the same.
 
-runs/support-inbox/task.toml test.jsonl settings.toml      settings.toml is the last: with it, it is a run
+runs/support-inbox/task.toml test.jsonl given.jsonl labelled.jsonl      copies of the task and of what its files hold
+                   settings.toml                                        the last: with it, it is a run
 """
 
 import shlex
@@ -10,20 +11,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sg_local.chat.template import require_template, without_template
+from sg_local.chat.served import require_served
+from sg_local.chat.template import (
+    VICUNA_TEMPLATE,
+    ChatTemplate,
+    header_template,
+    may_be_vicuna,
+    require_template,
+    without_template,
+)
 from sg_local.errors import InputError
+from sg_local.escape import one_line
 from sg_local.files import Faults, read_rows, sha256_file, toml_text, write_rows, write_text
 from sg_local.gguf_header import GgufHeader, read_model_header, require_supported
 from sg_local.models import Model, expand_user, find_by_path, full_path, resolve_model, store_root
 from sg_local.progress import say
 from sg_local.runs.directory import BaseModel, Run, open_run
+from sg_local.runs.given import TaskRows, check_task
 from sg_local.runs.lock import lock_run, make_directory
-from sg_local.selfguide.metrics import check_labels
+from sg_local.runs.prompt import demonstrations_of
 from sg_local.settings import Settings, as_flag
-from sg_local.task import TASK_KEYS, Example, Task, load_task, load_test_rows, task_to_toml
+from sg_local.task import FILE_KEYS, TASK_KEYS, Task, task_to_toml
 
 # What a run that was killed while it was made may have left: these, and temporaries of the files.
-_FIRST_FILES = ("task.toml", "test.jsonl", "settings.toml")
+_COPIES = {"test.jsonl": "test rows", "given.jsonl": "inputs", "labelled.jsonl": "labelled rows"}
+_FIRST_FILES = ("task.toml", *_COPIES, "settings.toml")
+
+
+_CONTROL = 3  # of tokenizer.ggml.token_type
 
 
 @dataclass(frozen=True)
@@ -46,13 +61,6 @@ class ModelFile:
         return listed.prompt_format if listed else "gguf"
 
 
-def check_task(task_source: str | Path | Task) -> tuple[Task, list[Example]]:
-    """A task and its test rows, [] where it has none. Raises InputError with what is wrong with them."""
-    task = load_task(task_source)
-    check_labels(task.labels)
-    return task, load_test_rows(task) if task.test else []
-
-
 def begin_run(
     task_source: str | Path | Task, model_source: str | Path, run_dir: str | Path | None, settings: Settings
 ) -> tuple[Run, bool]:
@@ -60,16 +68,19 @@ def begin_run(
 
     Raises InputError where one of them is wrong, or is not what the run was begun with.
     """
-    task, test_rows = check_task(task_source)
+    task, rows = check_task(task_source)
     base = read_model(resolve_model(str(model_source)))
     run, is_new = create_or_open_run(
         Path(run_dir) if run_dir else Path("runs") / task.name,
         task,
         base,
         with_full_paths(settings),
-        test_rows,
+        rows,
     )
-    say_about_export(base, settings)
+    if is_new:
+        for note in rows.notes:
+            say(f"{task.name}: {note}")
+    say_about_export(base, settings, [task])
     return run, is_new
 
 
@@ -104,26 +115,51 @@ def require_chat_base(model: ModelFile, settings: Settings, tasks: Iterable[Task
     except InputError as error:
         for line in str(error).splitlines():
             faults.add(line)
-    if model.prompt_format(settings) == "gguf":
-        for fault in _template_faults(model, settings):
-            faults.add(fault)
+    for fault in _template_faults(model, settings, tasks := list(tasks)):
+        faults.add(fault)
     room_faults = [fault for task in tasks for fault in _room_faults(model.header, settings, task)]
     for fault in dict.fromkeys(room_faults):
         faults.add(f"{model.path} {fault}")
     faults.raise_any()
 
 
-def say_about_export(model: ModelFile, settings: Settings) -> None:
+def say_about_export(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> None:
     """Says beforehand what a user may not expect of the exported file."""
     from sg_local.gguf_io.check_base import about_merging
 
     if note := about_merging(model.header, settings):
         say(note)
+    for task in tasks:
+        if found := _control_tokens_in(model.header, task, settings):
+            say(
+                f"the task {task.name} holds {', '.join(map(one_line, found[:3]))}: here that is plain text, but other "
+                "programs take it for the model's control token, and will not show model.gguf the trained prompt"
+            )
 
 
-def _template_faults(model: ModelFile, settings: Settings) -> Iterator[str]:
-    """What is wrong with the model's own chat template: there is none, it fails, or it fills the context."""
-    template = model.header.chat_template
+def _control_tokens_in(header: GgufHeader, task: Task, settings: Settings) -> list[str]:
+    """The control tokens whose texts are in what the task writes into every prompt."""
+    tokens, kinds = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(kinds, list):
+        return []
+    shown = demonstrations_of(task, settings)
+    written = "\0".join([task.instruction, *(text for pair in shown for text in (pair.input, pair.output))])
+    return [
+        str(token)
+        for token, kind in zip(tokens, kinds, strict=False)
+        if kind == _CONTROL and str(token) in written
+    ]
+
+
+def _template_faults(model: ModelFile, settings: Settings, tasks: Iterable[Task]) -> Iterator[str]:
+    """What is wrong with the chat template of the runs.
+
+    There is none, it fails, it fills the context, or none can be made of it that shows the trained prompts elsewhere.
+    """
+    if model.prompt_format(settings) == "vicuna":
+        template: ChatTemplate | None = ChatTemplate(VICUNA_TEMPLATE, "", "")
+    else:
+        template = header_template(model.header)
     if not template:
         yield f"{model.path} carries no chat template: {without_template(model.header)}"
         return
@@ -131,8 +167,16 @@ def _template_faults(model: ModelFile, settings: Settings) -> Iterator[str]:
     n_ctx = min(settings.n_ctx, trained_for) if isinstance(trained_for, int) else settings.n_ctx
     try:
         require_template(template, max(1, n_ctx))
+        for task in tasks:
+            require_served(template, task.instruction, demonstrations_of(task, settings))
     except InputError as error:
-        yield f"{model.path}: {error}"
+        own = model.prompt_format(settings) == "gguf"
+        also = (
+            "; a Vicuna v1.1 model takes --prompt-format vicuna"
+            if own and may_be_vicuna(model.header)
+            else ""
+        )
+        yield f"{model.path}: {error}{also}"
 
 
 def _room_faults(header: GgufHeader, settings: Settings, task: Task) -> Iterator[str]:
@@ -175,30 +219,31 @@ def create_or_open_run(
     task: Task,
     model: ModelFile | Path,
     settings: Settings,
-    test_rows: list[Example] | None = None,
+    rows: TaskRows | None = None,
 ) -> tuple[Run, bool]:
-    """The run at `path`, made if there is none; True when it is new. Without test rows it takes the task's own.
+    """The run at `path`, made if there is none; True when it is new. rows: as `check_task` found them with the task.
 
     model: as it was read for the runs of this call, or its path. Raises InputError that names what changed when the
     directory belongs to another task, model or settings, and SgLocalError where it cannot be made.
     """
     if isinstance(model, Path):
         model = read_model(model)
+    if rows is None:
+        task, rows = check_task(task)
     require_chat_base(model, settings, [task])
     base = describe_base(model, settings)
-    if test_rows is None:
-        test_rows = load_test_rows(task) if task.test else []
     require_utf8(path.absolute())
     if _is_begun(path):
-        return _open_same_run(path, task, test_rows, base, settings), False
+        return _open_same_run(path, task, rows, base, settings), False
     make_directory(path)
     with lock_run(path):
         if _is_begun(path):  # by another process, a moment ago
-            return _open_same_run(path, task, test_rows, base, settings), False
+            return _open_same_run(path, task, rows, base, settings), False
         write_text(path / "task.toml", _task_text(task))
-        (path / "test.jsonl").unlink(missing_ok=True)
-        if test_rows:
-            write_rows(path / "test.jsonl", [vars(row) for row in test_rows])
+        for name, copy in _copies(rows).items():
+            (path / name).unlink(missing_ok=True)
+            if copy:
+                write_rows(path / name, copy)
         begun_with = {"model": {**asdict(base), "path": str(base.path)}, "settings": settings.as_dict()}
         write_text(path / "settings.toml", toml_text(begun_with))  # last: with this file it is a run
     return open_run(path), True
@@ -219,21 +264,23 @@ def _is_begun(path: Path) -> bool:
     return False
 
 
-def _open_same_run(
-    path: Path, task: Task, test_rows: list[Example], base: BaseModel, settings: Settings
-) -> Run:
+def _open_same_run(path: Path, task: Task, rows: TaskRows, base: BaseModel, settings: Settings) -> Run:
     old = open_run(path)
     before, now = differences(old.model, old.settings, base, settings)
     if task.name != old.task.name:
         before.append(f"the task {old.task.name}")
         now.append(f"the task {task.name}")
     elif _task_text(task) != _task_text(old.task):
-        keys = [key for key in TASK_KEYS if key != "test" and getattr(task, key) != getattr(old.task, key)]
+        keys = [
+            key for key in TASK_KEYS if key not in FILE_KEYS and getattr(task, key) != getattr(old.task, key)
+        ]
         before.append(f"the task {task.name}")
         now.append(f"other {' and '.join(keys)} in it")
-    elif [vars(row) for row in test_rows] != _rows_of(path / "test.jsonl"):
-        before.append(f"test rows of {task.name}")
-        now.append("other test rows")
+    else:
+        for name, copy in _copies(rows).items():
+            if copy != _rows_of(path / name):
+                before.append(f"{_COPIES[name]} of {task.name}")
+                now.append(f"other {_COPIES[name]}")
     if before:
         advice = "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
         if now == [as_flag("quant", settings.quant)]:  # the one setting that a finished training may change
@@ -268,4 +315,14 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _task_text(task: Task) -> str:
-    return task_to_toml(replace(task, test=None))  # a run has its own copy of the test rows
+    """The task as a run keeps it, which has its own copies of what the files hold."""
+    return task_to_toml(replace(task, test=None, inputs=None, labelled=None))
+
+
+def _copies(rows: TaskRows) -> dict[str, list[dict[str, Any]]]:
+    """What a run's copies of the task's files hold."""
+    return {
+        "test.jsonl": [row.as_row() for row in rows.test],
+        "given.jsonl": [{"input": text} for text in rows.inputs],
+        "labelled.jsonl": [row.as_row() for row in rows.labelled],
+    }

@@ -1,8 +1,9 @@
 """A run directory: what it is made of, and which stages are finished.
 
     runs/support-inbox/
-      task.toml  test.jsonl  settings.toml     copied and resolved once, never rewritten
-      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  Modelfile
+      task.toml  settings.toml                 copied and resolved once, never rewritten
+      test.jsonl  given.jsonl  labelled.jsonl  what the task's files hold, as far as it has them
+      inputs.jsonl  outputs.jsonl  train.jsonl  adapter/  adapter.gguf  model.gguf  chat_template.jinja  Modelfile
       evaluation.json  predictions/
       manifest.json     {"stages": {"generate": {"reads": {"task.toml": sha256}, "writes": {...}, "seconds": 41.2}}}
 
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from sg_local.errors import InputError
 from sg_local.files import (
@@ -25,6 +26,7 @@ from sg_local.files import (
     copy_file,
     own_directory,
     read_json,
+    read_rows,
     read_toml,
     remove_tree,
     sample_sha256,
@@ -34,7 +36,8 @@ from sg_local.files import (
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.runs.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
-from sg_local.task import Example, Task, load_task, load_test_rows
+from sg_local.task import Example, Task, load_task
+from sg_local.task_rows import load_test_rows
 
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -53,6 +56,12 @@ class BaseModel:
     size_bytes: int
     licence: str
     prompt_format: str  # "gguf" or "vicuna"
+
+
+class GivenRow(TypedDict):
+    """A row of given.jsonl: {"input": "were is my parcel"}"""
+
+    input: str
 
 
 class Unfinished(NamedTuple):
@@ -94,6 +103,18 @@ class Run:
             return []
         rows = load_test_rows(self.file("test.jsonl"), self.task.labels)
         return rows[: self.settings.max_test_rows]
+
+    @property
+    def given_inputs(self) -> list[str]:
+        """The real inputs without answers, none of them a test row; [] where the task has none."""
+        path = self.file("given.jsonl")
+        return [row["input"] for row in read_rows(path, GivenRow)] if path.exists() else []
+
+    @property
+    def labelled_rows(self) -> list[Example]:
+        """The labelled rows, none of them a test row; [] where the task has none."""
+        path = self.file("labelled.jsonl")
+        return load_test_rows(path, self.task.labels) if path.exists() else []
 
     def manifest(self) -> dict[str, Any]:
         """What the finished stages recorded. Raises InputError where the file is damaged."""

@@ -21,19 +21,21 @@ from typing import NamedTuple, TypeVar
 from sg_local.errors import InputError
 from sg_local.files import read_json, write_text
 from sg_local.runs.directory import Run
+from sg_local.selfguide.rows import is_input_id
 
 MAX_CRASHES = 2  # of one row, before it is dropped
 _MAX_BYTES = 16 << 20
 _THIS_PROCESS = f"{os.getpid()}-{secrets.token_hex(4)}"  # numbers of processes come again
 
 Result = TypeVar("Result")
-Crashes = dict[str, dict[int, int]]  # part -> row id -> how often the process ended with it in flight
+RowId = int | str
+Crashes = dict[str, dict[RowId, int]]  # part -> row id -> how often the process ended with it in flight
 
 
 def guarded_call(
     run: Run,
     part: str,
-    row_ids: Sequence[int],
+    row_ids: Sequence[RowId],
     answer: Callable[[Sequence[int]], list[Result]],
     dropped: Callable[[int], Result],
 ) -> list[Result]:
@@ -68,7 +70,7 @@ def recorded_by(run: Run) -> str | None:
     return _read(run).process if _path(run).exists() else None
 
 
-def note_crash(run: Run, before: str | None) -> list[int]:
+def note_crash(run: Run, before: str | None) -> list[RowId]:
     """Counts a crash for each row in flight and returns their ids; [] where the crash was elsewhere.
 
     before: `recorded_by` when the process was started that crashed. Where that is unchanged, the record is an
@@ -96,7 +98,7 @@ def _path(run: Run) -> Path:
 class _Record(NamedTuple):
     process: str
     part: str
-    rows: list[int]
+    rows: list[RowId]
     crashes: Crashes
 
 
@@ -105,20 +107,23 @@ def _read(run: Run) -> _Record:
         return _Record("", "", [], {})
     match read_json(_path(run), _MAX_BYTES):
         case {"part": str(part), "rows": list(rows), "crashes": dict(crashes), **rest} if all(
-            isinstance(row, int) for row in rows
+            is_input_id(row) for row in rows
         ) and all(map(_are_counts, crashes.values())):
-            counted = {name: {int(row): n for row, n in counts.items()} for name, counts in crashes.items()}
+            counted = {
+                name: {int(row) if row.isdecimal() else row: n for row, n in counts.items()}
+                for name, counts in crashes.items()
+            }
             return _Record(str(rest.get("process", "")), part, rows, counted)
     raise InputError(f"{_path(run)} is damaged: delete it, and run the same command again")
 
 
 def _are_counts(crashes: object) -> bool:
     return isinstance(crashes, dict) and all(
-        row.isdecimal() and isinstance(count, int) for row, count in crashes.items()
+        (row.isdecimal() or is_input_id(row)) and isinstance(count, int) for row, count in crashes.items()
     )
 
 
-def _write(run: Run, part: str, rows: list[int], crashes: Crashes) -> None:
+def _write(run: Run, part: str, rows: list[RowId], crashes: Crashes) -> None:
     # json writes the row ids as texts
     record = {"process": _THIS_PROCESS, "part": part, "rows": rows, "crashes": crashes}
     write_text(_path(run), json.dumps(record) + "\n")

@@ -5,7 +5,8 @@ template_source(run)    "{% for message in messages %}<|im_start|>..."    the GG
 
 from sg_local.chat.template import VICUNA_TEMPLATE
 from sg_local.runs.directory import Run
-from sg_local.task import Example
+from sg_local.settings import Settings
+from sg_local.task import Example, Task
 
 
 def template_source(run: Run) -> str:
@@ -17,4 +18,9 @@ def template_source(run: Run) -> str:
 
 def demonstrations(run: Run) -> tuple[Example, ...]:
     """What the tuned model sees in its prompt, in training and when it is served."""
-    return run.task.examples if run.settings.train_demonstrations else ()
+    return demonstrations_of(run.task, run.settings)
+
+
+def demonstrations_of(task: Task, settings: Settings) -> tuple[Example, ...]:
+    """The same, before there is a run."""
+    return task.examples if settings.train_demonstrations else ()

@@ -13,9 +13,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from sg_local.errors import InputError
 from sg_local.files import Faults, read_rows
 from sg_local.runs.directory import Run
-from sg_local.selfguide.rows import InputRow, OutputRow, PairRow
+from sg_local.selfguide.given import held_out_labelled, labelled_id
+from sg_local.selfguide.labels import Known
+from sg_local.selfguide.rows import (
+    DropReason,
+    InputRow,
+    OutputRow,
+    PairRow,
+    Source,
+    is_input_id,
+    is_kept,
+    source_of,
+)
 
 MAX_COPIES = 100_000  # of one row in training
 
@@ -24,10 +36,12 @@ def read_inputs(run: Run) -> list[InputRow]:
     """The rows of inputs.jsonl."""
     path, faults = run.file("inputs.jsonl"), Faults()
     rows = read_rows(path, InputRow)
-    _check_ids(path, [row["id"] for row in rows], faults)
+    _check_ids(path, [row["id"] for row in rows], faults, of_inputs=True)
     for row in rows:
         if row["drop"] is None and not row["input"].strip():
             faults.add(f"{path}: the input of row {row['id']} is empty; write a reason into its drop")
+        if row.get("source", Source.MADE) not in [*Source]:
+            faults.add(f"{path}: row {row['id']} is from {row['source']!r:.40}; write {' or '.join(Source)}")
         if row["label"] is not None and run.task.labels and row["label"] not in run.task.labels:
             faults.add(
                 f"{path}: row {row['id']} was made for {row['label']!r:.80}, no label of the task; write one, or null"
@@ -40,8 +54,8 @@ def read_outputs(run: Run, inputs: Sequence[InputRow]) -> list[OutputRow]:
     """The rows of outputs.jsonl: one for each of the inputs that is not dropped."""
     path, faults = run.file("outputs.jsonl"), Faults()
     rows = read_rows(path, OutputRow)
-    _check_ids(path, [row["id"] for row in rows], faults)
-    kept = {row["id"] for row in inputs if row["drop"] is None}
+    _check_ids(path, [row["id"] for row in rows], faults, of_inputs=True)
+    kept = {row["id"] for row in inputs if is_to_answer(run, row)}
     known, answered = {row["id"] for row in inputs}, {row["id"] for row in rows}
     for row in rows:
         if row["id"] not in known:
@@ -56,13 +70,67 @@ def read_outputs(run: Run, inputs: Sequence[InputRow]) -> list[OutputRow]:
         faults.add(
             f"{path}: its label_logprobs are of {numbers} prompts, not of one number; {_redo(run, 'annotate')}"
         )
-    for row_id in sorted(kept - answered):
+    for row_id in [row["id"] for row in inputs if row["id"] in kept - answered]:
         faults.add(
             f"{path}: there is no row for the input {row_id}; to leave it out, write a reason into its drop, or "
             f"{_redo(run, 'annotate')}"
         )
     faults.raise_any()
     return rows
+
+
+def is_to_answer(run: Run, row: InputRow) -> bool:
+    """Whether annotate answers an input. Of labelled rows it computes label scores, which calibration learns from."""
+    if row["drop"] is not None:
+        return False
+    return source_of(row) != Source.LABELLED or scores_labels(run)
+
+
+def scores_labels(run: Run) -> bool:
+    """Whether annotate computes the scores of all labels."""
+    return run.task.is_classification and run.settings.label_answers == "scores"
+
+
+def labelled_pairs(run: Run, inputs: Sequence[InputRow]) -> list[PairRow]:
+    """The labelled rows as they go into train.jsonl, those that are held out among them.
+
+    Raises InputError where inputs.jsonl has one that labelled.jsonl has not.
+    """
+    outputs: dict[int | str, str] = {
+        labelled_id(number): row.output for number, row in enumerate(run.labelled_rows, 1)
+    }
+    rows = [row for row in inputs if source_of(row) == Source.LABELLED]
+    if unknown := [row["id"] for row in rows if row["id"] not in outputs]:
+        raise InputError(f"{run.file('labelled.jsonl')} has no {unknown[0]}; {_redo(run, 'generate')}")
+    kept = [row["id"] for row in rows if row["drop"] is None]
+    held_out = set() if run.file("test.jsonl").exists() else held_out_labelled(kept, run.settings.seed)
+    return [
+        {
+            "id": row["id"],
+            "input": row["input"],
+            "output": outputs[row["id"]],
+            "confidence": 1.0,
+            "targets": None,
+            "copies": 1,
+            "drop": DropReason.HELD_OUT if row["id"] in held_out else row["drop"],
+            "source": Source.LABELLED,
+        }
+        for row in rows
+    ]
+
+
+def known_labels(
+    run: Run, inputs: Sequence[InputRow], outputs: Sequence[OutputRow], scored: Iterable[int | str]
+) -> Known:
+    """What is known beside the label scores of rows. scored: their ids."""
+    logprobs = {row["id"]: row.get("label_logprobs") for row in outputs}
+    gold = [
+        (scores, pair["output"])
+        for pair in labelled_pairs(run, inputs)
+        if is_kept(pair) and (scores := logprobs.get(pair["id"]))
+    ]
+    real = {row["id"] for row in inputs if source_of(row) == Source.GIVEN}
+    return Known([row_id in real for row_id in scored], run.task.shares, gold)
 
 
 def read_pairs(run: Run) -> list[PairRow]:
@@ -77,9 +145,13 @@ def read_pairs(run: Run) -> list[PairRow]:
     return rows
 
 
-def _check_ids(path: Path, ids: Iterable[int | str], faults: Faults) -> None:
+def _check_ids(path: Path, ids: Iterable[int | str], faults: Faults, *, of_inputs: bool = False) -> None:
     seen: set[int | str] = set()
     for row_id in ids:
+        if of_inputs and not is_input_id(row_id):
+            faults.add(
+                f"{path}: the id {json.dumps(row_id)[:80]} is not a number, nor given-1 or labelled-1; write one"
+            )
         if row_id in seen:
             faults.add(
                 f"{path}: the id {json.dumps(row_id)[:80]} stands in two rows; give one of them another"

@@ -24,8 +24,9 @@ class StageFiles:
 
 STAGE_FILES = {
     "generate": StageFiles(
-        reads=("task.toml",),
+        reads=("task.toml", "given.jsonl", "labelled.jsonl"),
         writes=("inputs.jsonl",),
+        looks_for=("given.jsonl", "labelled.jsonl"),
         pieces=("inputs.jsonl", ".probe.jsonl", ".generate.json"),
         editable=("inputs.jsonl",),
     ),
@@ -36,10 +37,10 @@ STAGE_FILES = {
         editable=("outputs.jsonl",),
     ),
     "curate": StageFiles(
-        reads=("task.toml", "inputs.jsonl", "outputs.jsonl"),
+        reads=("task.toml", "inputs.jsonl", "outputs.jsonl", "labelled.jsonl"),
         writes=("train.jsonl",),
         editable=("train.jsonl",),
-        looks_for=("test.jsonl",),  # without test rows, a part of the made ones is held out
+        looks_for=("test.jsonl", "labelled.jsonl"),  # without test rows, a part of the others is held out
     ),
     "train": StageFiles(
         reads=("task.toml", "train.jsonl"),
@@ -53,8 +54,8 @@ STAGE_FILES = {
             "adapter/adapter_config.json",
             "adapter/adapter_model.safetensors",
         ),
-        writes=("adapter.gguf", "model.gguf", "Modelfile"),
-        editable=("Modelfile",),
+        writes=("adapter.gguf", "model.gguf", "chat_template.jinja", "Modelfile", "Modelfile.adapter"),
+        editable=("Modelfile", "Modelfile.adapter"),
     ),
     "evaluate": StageFiles(
         reads=("task.toml", "test.jsonl", "train.jsonl", "adapter.gguf", "model.gguf"),

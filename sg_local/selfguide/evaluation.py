@@ -10,11 +10,13 @@ The values of a metric stand under the metric's key, the gain over an opponent u
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NotRequired, TypedDict, TypeGuard, cast
 
+from sg_local.selfguide.calibration import CALIBRATION_ERROR, Calibration, calibration_of
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.metrics import (
     METRICS,
     LabelCounts,
     Metric,
+    exact_match,
     is_label,
     label_counts,
     label_distance,
@@ -23,13 +25,18 @@ from sg_local.selfguide.metrics import (
 from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
 from sg_local.task import Example, Task
 
+FROM_TEST_FILE = "the task's test file"  # in `rows_from`
+FROM_LABELLED = "held-out labelled rows: accuracy on labelled rows"
+
 
 class PredictionRow(TypedDict):
     """An answer. Its scores stand beside these keys, one for each metric: see `scores_of`."""
 
     input: str
     prediction: str
-    reference: str
+    reference: str  # the right output; of several the first
+    references: NotRequired[list[str]]  # where several are right: all of them
+    label_logprobs: NotRequired[dict[str, float]]  # in nats, of contenders whose labels are scored
 
 
 class ContenderScores(TypedDict):
@@ -42,6 +49,7 @@ class ContenderScores(TypedDict):
     no_label_share: NotRequired[float]
     label_distance: NotRequired[float]
     labels: NotRequired[dict[str, LabelCounts]]
+    calibration: NotRequired[Calibration]  # where the labels are scored
 
 
 class Gain(Difference):
@@ -82,11 +90,25 @@ def predictions_note(contender: Contender) -> str:
     return f"predictions/.{contender}.json"
 
 
-def prediction_row(text: str, prediction: str, reference: str) -> PredictionRow:
-    """An answer with its scores."""
-    row: dict[str, object] = {"input": text, "prediction": prediction, "reference": reference}
-    row |= {metric: round(metric.score(prediction, reference), 5) for metric in Metric}
+def prediction_row(
+    text: str, prediction: str, *references: str, label_logprobs: Mapping[str, float] | None = None
+) -> PredictionRow:
+    """An answer with its scores. references: at least one right output; each metric takes the best of them."""
+    row: dict[str, object] = {"input": text, "prediction": prediction, "reference": references[0]}
+    if len(references) > 1:
+        row["references"] = list(references)
+    row |= {
+        metric: round(max(metric.score(prediction, reference) for reference in references), 5)
+        for metric in Metric
+    }
+    if label_logprobs:
+        row["label_logprobs"] = dict(label_logprobs)
     return cast(PredictionRow, row)
+
+
+def references_of(row: PredictionRow) -> list[str]:
+    """All right outputs of an answered row."""
+    return row.get("references") or [row["reference"]]
 
 
 def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) -> list[PredictionRow]:
@@ -99,7 +121,7 @@ def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) 
     if not any("\n" in row["prediction"] for row in rows):
         return []
     return [
-        prediction_row(row["input"], row["prediction"].partition("\n")[0].strip(), row["reference"])
+        prediction_row(row["input"], row["prediction"].partition("\n")[0].strip(), *references_of(row))
         for row in rows
     ]
 
@@ -121,6 +143,7 @@ def evaluation_of(
         "task": task.name,
         "metric": metric,
         **{str(item): item.definition for item in Metric if item.definition},
+        **({"calibration_error": CALIBRATION_ERROR} if task.is_classification else {}),
         "rows_from": source,
         "n_rows": len(answered[TUNED]),
         "contenders": contenders,
@@ -179,8 +202,30 @@ def gain_over_best(evaluation: Evaluation) -> Gain:
 
 def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
     """Whether a row has all keys of a row of predictions/, with the scores of all metrics."""
-    texts = (row.get(key) for key in ("input", "prediction", "reference"))
-    return all(isinstance(text, str) for text in texts) and all(_is_number(row.get(item)) for item in Metric)
+    texts = [row.get(key) for key in ("input", "prediction", "reference")]
+    references = row.get("references", [])
+    texts += references if isinstance(references, list) else [None]
+    logprobs = row.get("label_logprobs", {})
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(_is_number(row.get(item)) for item in Metric)
+        and isinstance(logprobs, dict)
+        and all(map(_is_number, logprobs.values()))
+    )
+
+
+def calibration_in(evaluation: Evaluation, contender: Contender) -> Calibration | None:
+    """The calibration of a contender's label probabilities; files of earlier versions do not have it."""
+    value = _values(evaluation["contenders"].get(contender, {})).get("calibration")
+    match value:
+        case {
+            "calibration_error": error,
+            "temperature": temperature,
+            "calibration_error_at_temperature": crossed,
+            "risk_coverage": list(covered),
+        } if all(map(_is_number, (error, temperature, crossed))) and all(map(_is_covered, covered)):
+            return cast(Calibration, value)
+    return None
 
 
 def is_evaluation(value: object) -> TypeGuard[Evaluation]:
@@ -208,12 +253,25 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
     }
     if task.is_classification:
         answers = [row["prediction"] for row in rows]
-        references = [row["reference"] for row in rows]
+        references = [matched_reference(row) for row in rows]
         n_outside = sum(not is_label(answer, task.labels) for answer in answers)
         scores["no_label_share"] = round(n_outside / len(rows), 5)
         scores["label_distance"] = round(label_distance(answers, references, task.labels), 5)
         scores["labels"] = label_counts(answers, references, task.labels)
+        scored = [row for row in rows if "label_logprobs" in row]
+        if scored:
+            scores["calibration"] = calibration_of(
+                [row["prediction"] for row in scored],
+                [row["reference"] for row in scored],
+                [row["label_logprobs"] for row in scored],
+            )
     return cast(ContenderScores, scores)
+
+
+def matched_reference(row: PredictionRow) -> str:
+    """The right output that counts in tables of labels: of several the one that was answered, else the first."""
+    right = (text for text in references_of(row) if exact_match(row["prediction"], text))
+    return next(right, row["reference"])
 
 
 def _gain(answered: Mapping[Contender, Sequence[PredictionRow]], opponent: Contender, metric: Metric) -> Gain:
@@ -251,6 +309,13 @@ def _is_mean(value: object) -> bool:
     match value:
         case {"mean": mean, "interval_95": [low, high]}:
             return all(map(_is_number, (mean, low, high)))
+    return False
+
+
+def _is_covered(value: object) -> bool:
+    match value:
+        case {"share": share, "right": right, "least_probability": least}:
+            return all(map(_is_number, (share, right, least)))
     return False
 
 

@@ -4,18 +4,27 @@
     with_evidence([0.6, 0.4], made_for=1, reliable=0.9)  -> [0.14, 0.86]         in doubt, the made-for label decides
     label_scores(...)  -> LabelScores(raw, calibrated, with_evidence, ...)       for curate and explain
 
-Source: Batch Calibration (arXiv 2309.17249), here on mean log-probabilities.
+Source: Batch Calibration (arXiv 2309.17249), here on mean log-probabilities. Its one assumption is that the labels of
+a batch are equally frequent. Where a user knows how frequent they are among real inputs, their biases are those with
+which as many rows get each label (optimal transport by Sinkhorn's iteration, as in arXiv 1306.0895).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 # exp(-69): a lower probability means the same, and must not decide the mean that calibration subtracts.
 _LEAST_PROBABILITY = 1e-30
 # A made-for label never outweighs all that the scores say.
 MAX_RELIABILITY = 0.95
+# So many rows count as much as what is known without them: biases of a few rows are mostly chance.
+SHRINKING_ROWS = 20
+MAX_P_OF_EQUAL_LABELS = 0.001
+_TRANSPORT_SHARPNESS = (
+    10  # how decided rows are while biases are fitted to shares, in deviations of the scores
+)
+_TRANSPORT_STEPS = 200
 
 Probabilities = list[list[float]]  # shape (n_rows, n_labels)
 
@@ -32,6 +41,19 @@ class Agreement(TypedDict):
     p: float  # probability that so many or more agree by chance
     reliability: float
     used_as_filter: bool  # whether rows that disagree are dropped
+
+
+class Known(NamedTuple):
+    """What is known beside the label scores of made inputs."""
+
+    is_real: Sequence[bool] = ()  # for each row, whether its input is a real one; (): none is
+    shares: Sequence[float] = ()  # of the labels among real inputs; (): equal
+    gold: Sequence[
+        tuple[Sequence[Mapping[str, float]], str]
+    ] = ()  # scores, by prompt, of rows with a known label
+
+
+NOTHING_KNOWN = Known()
 
 
 @dataclass(frozen=True)
@@ -57,20 +79,34 @@ def label_scores(
     *,
     removes_bias: bool,
     weighs_evidence: bool,
+    known: Known = NOTHING_KNOWN,
 ) -> LabelScores:
     """The scores of at least one row: the mean over its prompts, after the bias of each prompt is removed.
 
+    Made and real inputs are different batches, and have biases of their own.
+
     rows: `label_logprobs` of outputs.jsonl: for each row and prompt, the log-probability of each label in nats.
-    made_for: the made-for label of each row, evidence that is weighted by its reliability.
+    made_for: the made-for label of each row, evidence that is weighted by its reliability; None: it has none.
     """
     logprobs = [
         [[prompt[label] for label in labels] for prompt in prompts] for prompts in zip(*rows, strict=True)
     ]
     raw = _mean_of_prompts([[*map(label_probabilities, prompt)] for prompt in logprobs])
-    calibrated = _mean_of_prompts([*map(calibrate, logprobs)]) if removes_bias else None
+    calibrated: Probabilities | None = None
+    if removes_bias:
+        gold_rows = [[[prompt[label] for label in labels] for prompt in prompts] for prompts, _ in known.gold]
+        gold_by_prompt = [*zip(*gold_rows, strict=True)] or [()] * len(logprobs)
+        answers = [labels.index(label) for _, label in known.gold]
+        calibrated = _mean_of_prompts(
+            [
+                _calibrated(prompt, known, [*gold], answers)
+                for prompt, gold in zip(logprobs, gold_by_prompt, strict=True)
+            ]
+        )
     scores = calibrated or raw
     agreed = sum(labels[row.index(max(row))] == label for row, label in zip(scores, made_for, strict=True))
-    reliable = reliability(agreed, len(rows), len(labels)) if weighs_evidence else 1 / len(labels)
+    n_made_for = sum(label is not None for label in made_for)
+    reliable = reliability(agreed, n_made_for, len(labels)) if weighs_evidence else 1 / len(labels)
     posterior: Probabilities | None = None
     if reliable > 1 / len(labels):
         places: dict[str | None, int] = {label: place for place, label in enumerate(labels)}
@@ -99,11 +135,79 @@ def calibrate(rows: Sequence[Sequence[float]]) -> Probabilities:
     Subtracts each label's mean log-probability over the rows. This assumes that the labels are about equally frequent,
     since inputs are made for each label in turn.
     """
-    logs = [[math.log(max(p, _LEAST_PROBABILITY)) for p in label_probabilities(row)] for row in rows]
-    means = [sum(column) / len(logs) for column in zip(*logs, strict=True)]
+    return _calibrated(rows, NOTHING_KNOWN, [], [])
+
+
+def _calibrated(
+    rows: Sequence[Sequence[float]],
+    known: Known,
+    gold: Sequence[Sequence[float]],
+    gold_answers: Sequence[int],
+) -> Probabilities:
+    """The same by one prompt, each row without the bias of its batch: of made inputs, or of real ones.
+
+    gold: the scores of labelled rows by that prompt; gold_answers: the places of their labels.
+    """
+    logs = [_logs(row) for row in rows]
+    is_real = [*known.is_real] or [False] * len(rows)
+    made = [row for row, real in zip(logs, is_real, strict=True) if not real]
+    real = [row for row, real in zip(logs, is_real, strict=True) if real]
+    of_made = _means(made)
+    of_real = biases_of_shares(real, known.shares) if known.shares and real else _means(real)
+    if made and real:
+        of_real = _shrunk(of_real, len(real), of_made)
+    if gold_means := _means_of_equal_labels([_logs(row) for row in gold], gold_answers):
+        of_made = _shrunk(gold_means, len(gold), of_made) if made else []
+        if real and not known.shares:  # which say more
+            of_real = _shrunk(gold_means, len(gold), of_real)
+    biases = [of_real if real else of_made for real in is_real]
     return [
-        label_probabilities([value - mean for value, mean in zip(row, means, strict=True)]) for row in logs
+        label_probabilities([value - bias for value, bias in zip(row, own, strict=True)])
+        for row, own in zip(logs, biases, strict=True)
     ]
+
+
+def _logs(logprobs: Sequence[float]) -> list[float]:
+    return [math.log(max(p, _LEAST_PROBABILITY)) for p in label_probabilities(logprobs)]
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def _means_of_equal_labels(rows: Sequence[Sequence[float]], answers: Sequence[int]) -> list[float]:
+    """Means over labelled rows in which each label counts the same; [] where a label has none."""
+    if not rows or len(set(answers)) < len(rows[0]):
+        return []
+    by_label = [
+        _means([row for row, answer in zip(rows, answers, strict=True) if answer == label])
+        for label in range(len(rows[0]))
+    ]
+    return _means(by_label)
+
+
+def _shrunk(biases: Sequence[float], n_rows: int, towards: Sequence[float]) -> list[float]:
+    """Biases of n_rows, drawn towards others the more the fewer rows there are."""
+    weight = n_rows / (n_rows + SHRINKING_ROWS)
+    return [weight * one + (1 - weight) * other for one, other in zip(biases, towards, strict=True)]
+
+
+def biases_of_shares(rows: Sequence[Sequence[float]], shares: Sequence[float]) -> list[float]:
+    """The biases without which each label is the likeliest one of its share of the rows (n_rows, n_labels).
+
+    rows: log-probabilities in nats; shares: of the labels, over 0, adding up to 1.
+    """
+    import numpy as np
+
+    logs = np.asarray(rows)
+    scale = max(float((logs - logs.mean(axis=0)).std()), 1e-6) / _TRANSPORT_SHARPNESS
+    wanted, biases = np.log(np.asarray(shares)), logs.mean(axis=0) / scale
+    for _ in range(_TRANSPORT_STEPS):
+        values = logs / scale - biases
+        weights = np.exp(values - values.max(axis=1, keepdims=True))
+        found = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+        biases = biases + np.log(np.maximum(found, _LEAST_PROBABILITY)) - wanted
+    return [float(bias) for bias in biases * scale]
 
 
 def ensemble(parts: Sequence[Sequence[float]]) -> list[float]:
@@ -178,6 +282,15 @@ def follows_labels(agreed: int, n_rows: int, n_labels: int) -> bool:
         return False
     low = binomtest(agreed, n_rows).proportion_ci(method="wilson").low
     return bool(low >= (1 + 1 / n_labels) / 2)
+
+
+def are_unequal(answers: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether answers speak clearly against labels that occur equally often (chi-squared test, p < 0.001)."""
+    from scipy.stats import chisquare
+
+    if len(answers) < 5 * len(labels):  # fewer than the test needs
+        return False
+    return bool(chisquare([answers.count(label) for label in labels]).pvalue < MAX_P_OF_EQUAL_LABELS)
 
 
 def agreement_by_chance(agreed: int, n_rows: int, n_labels: int) -> float:

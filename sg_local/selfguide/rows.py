@@ -1,17 +1,30 @@
 """The rows of a run's files, and every reason to leave one out of training.
 
     .probe.jsonl   Trial       the trial of one way of asking for inputs
-    inputs.jsonl   InputRow    an input that the model made
+    inputs.jsonl   InputRow    an input: made by the model, or a real one that a person gave
     outputs.jsonl  OutputRow   the answers of the model to it
     train.jsonl    PairRow     an input with its answer, kept or dropped
 
 A dropped row stays in its file. Its `drop` says why: a DropReason, or any word that a person wrote there.
 """
 
+import re
 from enum import StrEnum
 from typing import NotRequired, Self, TypedDict, TypeGuard
 
 DEMONSTRATION = "demonstration-"  # id of an example of the task among made rows, without its number
+
+
+class Source(StrEnum):
+    """Where a row's input is from: its origin, as the files have it."""
+
+    MADE = "made"  # the model wrote it
+    GIVEN = "given"  # a real input without an answer
+    LABELLED = "labelled"  # a real input with its right output
+    DEMONSTRATION = "demonstration"  # an example of the task
+
+
+_REAL_ID = re.compile(f"({Source.GIVEN}|{Source.LABELLED})-[1-9][0-9]*")
 
 
 class DropReason(StrEnum):
@@ -74,18 +87,23 @@ class Trial(TypedDict):
 
 
 class InputRow(TypedDict):
-    """A row of inputs.jsonl, by `generate`: an input that the model made.
+    """A row of inputs.jsonl, by `generate`: an input that the model made, or a real one.
 
     {"id": 3, "input": "Can you please provide me with the invoice?", "label": "invoice", "prompt": "turns",
-     "drop": null, "seed": 1628583180}
+     "drop": null, "seed": 1628583180, "source": "made"}
+    {"id": "given-12", "input": "were is my parcel", "label": null, "prompt": null, "drop": null, "seed": null,
+     "source": "given"}
     """
 
-    id: int  # from 0, in the order of the file
+    id: (
+        int | str
+    )  # of made ones from 0, in the order of the file; of real ones by their line: given-1, labelled-1
     input: str
-    label: str | None  # the made-for label; None where the task has no labels
-    prompt: str  # the way of asking, one of INPUT_PROMPTS
+    label: str | None  # the made-for label; None where the task has no labels, and of real inputs
+    prompt: str | None  # the way of asking, one of INPUT_PROMPTS
     drop: str | None
-    seed: int
+    seed: int | None
+    source: NotRequired[str]  # a Source; earlier versions did not write it
 
 
 class OutputRow(TypedDict):
@@ -97,7 +115,7 @@ class OutputRow(TypedDict):
      "output": "Could you please let's discuss it?", "share": 0.6017, "drop": null, "information": 2.3601}
     """
 
-    id: int  # of the input
+    id: int | str  # of the input
     output: str | None  # None if there is no answer
     drop: str | None
     label_logprobs: NotRequired[list[dict[str, float]]]  # by prompt; if label_answers is "scores"
@@ -113,13 +131,14 @@ class _Pair(TypedDict):
     targets: dict[str, float] | None  # label -> probability; if label_targets is "soft"
     copies: int  # how often it is in the training rows
     drop: str | None
+    source: NotRequired[str]  # a Source; earlier versions did not write it
 
 
 class PairRow(_Pair):
-    """A row of train.jsonl, by `curate`: an example of the task or a made pair, dropped ones included.
+    """A row of train.jsonl, by `curate`: an example of the task, a labelled row or an annotated input, also if dropped.
 
     {"id": 3, "input": "Can you please provide me with the invoice?", "output": "invoice", "confidence": 0.9793,
-     "targets": null, "copies": 1, "drop": null}
+     "targets": null, "copies": 1, "drop": null, "source": "made"}
     """
 
     output: str | None
@@ -132,6 +151,17 @@ class KeptPair(_Pair):
 
     output: str
     confidence: float
+
+
+def is_input_id(row_id: object) -> bool:
+    """Whether an id is one of inputs.jsonl: a number, or of a real input given-1, labelled-1."""
+    return type(row_id) is int or (isinstance(row_id, str) and bool(_REAL_ID.fullmatch(row_id)))
+
+
+def source_of(row: InputRow | PairRow | KeptPair) -> Source:
+    """The origin of a row."""
+    is_example = str(row["id"]).startswith(DEMONSTRATION)
+    return Source(row.get("source") or (Source.DEMONSTRATION if is_example else Source.MADE))
 
 
 def is_kept(row: PairRow) -> TypeGuard[KeptPair]:

@@ -11,7 +11,7 @@ Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equal
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sg_local.selfguide.metrics import rouge_l
 
@@ -99,20 +99,34 @@ def in_turns(labels: Sequence[str]) -> list[int]:
     return sorted(range(len(labels)), key=lambda place: (turns[place], place))
 
 
-def balancing_copies(labels: Sequence[str], max_copies: int) -> list[int]:
-    """How often each row is repeated so that all labels are equally frequent; 0 drops a row.
+def labelled_copies(n_labelled: int, n_others: int, max_copies: int) -> int:
+    """How often a labelled row is repeated beside the others, before labels are balanced.
 
-    The most confident rows come first. The most frequent label sets the number, unless a row of the rarest would need
-    more than max_copies copies: then the others lose their last rows.
+    So often that labelled rows together weigh as much as the others, but at least twice, and at most max_copies times.
+    """
+    if n_labelled == 0:
+        return 1
+    return min(max(2, round(n_others / n_labelled)), max_copies)
+
+
+def balancing_copies(
+    labels: Sequence[str], max_copies: int, shares: Mapping[str, float] | None = None
+) -> list[int]:
+    """How often each row is repeated so that all labels are equally frequent, or as the shares say; 0 drops a row.
+
+    The most confident rows come first. The label with the most rows for its share sets the number, unless a row of the
+    one with the fewest would need more than max_copies copies: then the others lose their last rows.
     """
     if not labels:
         return []
     counts = Counter(labels)
-    target = min(max(counts.values()), max_copies * min(counts.values()))
+    wanted = {label: shares[label] if shares else 1.0 for label in counts}
+    for_share = [count / wanted[label] for label, count in counts.items()]
+    scale = min(max(for_share), max_copies * min(for_share))
     seen: Counter[str] = Counter()
     copies = []
     for label in labels:
-        whole, rest = divmod(target, counts[label])
+        whole, rest = divmod(max(1, round(scale * wanted[label])), counts[label])
         copies.append(whole + (seen[label] < rest))
         seen[label] += 1
     return copies

@@ -37,7 +37,7 @@ from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import guarded_call, whole_calls
 from sg_local.runs.made_from import key_of, stage_key
 from sg_local.runs.prompt import template_source
-from sg_local.runs.rows import read_inputs
+from sg_local.runs.rows import is_to_answer, read_inputs, scores_labels
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.prompts import answer_messages, prompt_variants
 from sg_local.selfguide.rows import DropReason, InputRow, OutputRow
@@ -50,9 +50,9 @@ _KEPT = ".kept_outputs.jsonl"  # answers to inputs that were not edited, while t
 def run_annotate(run: Run) -> None:
     """Answers every input that generate kept."""
     with run.stage("annotate") as details:
-        inputs = [row for row in read_inputs(run) if row["drop"] is None]
-        scores_labels = run.task.is_classification and run.settings.label_answers == "scores"
-        per_call = QUESTIONS_PER_CALL if scores_labels else SAMPLED_INPUTS_PER_CALL
+        inputs = [row for row in read_inputs(run) if is_to_answer(run, row)]
+        by_scores = scores_labels(run)
+        per_call = QUESTIONS_PER_CALL if by_scores else SAMPLED_INPUTS_PER_CALL
         kept, rows = _earlier_rows(run, inputs, per_call)
         n_kept = len(kept)
         unanswered = [row for row in inputs if row["id"] not in kept]
@@ -66,7 +66,7 @@ def run_annotate(run: Run) -> None:
             ) as advance,
         ):
             template = engine.tokenizer.chat_template(template_source(run))
-            annotate = _score_labels if scores_labels else _sample_answers
+            annotate = _score_labels if by_scores else _sample_answers
             for start in range(len(rows), len(unanswered), per_call):
                 part = unanswered[start : start + per_call]
 
@@ -93,7 +93,7 @@ def run_annotate(run: Run) -> None:
 
 def _earlier_rows(
     run: Run, inputs: list[InputRow], per_call: int
-) -> tuple[dict[int, OutputRow], list[OutputRow]]:
+) -> tuple[dict[int | str, OutputRow], list[OutputRow]]:
     """What earlier calls answered: rows that stay, by id, and those of outputs.jsonl, which is gone on with.
 
     outputs.jsonl holds answers to the first of the inputs that are not among the kept ones, in whole calls. Where it
@@ -104,7 +104,7 @@ def _earlier_rows(
     key = stage_key(run, "annotate")
     keys = {row["id"]: key_of(key, row["input"]) for row in inputs}
 
-    def fitting(rows: list[OutputRow]) -> dict[int, OutputRow]:
+    def fitting(rows: list[OutputRow]) -> dict[int | str, OutputRow]:
         return {row["id"]: row for row in rows if keys.get(row["id"]) == row.get("made_from", "unknown")}
 
     kept, rows = fitting(recover_rows(kept_path, OutputRow)), recover_rows(path, OutputRow)
@@ -133,7 +133,7 @@ def _score_labels(
     return [_scored_row(row["id"], logprobs) for row, *logprobs in zip(inputs, *scores, strict=True)]
 
 
-def _scored_row(row_id: int, by_prompt: Sequence[dict[str, float] | None]) -> OutputRow:
+def _scored_row(row_id: int | str, by_prompt: Sequence[dict[str, float] | None]) -> OutputRow:
     """A row with its label scores, or dropped where one of the prompts does not fit the context."""
     logprobs = [scores for scores in by_prompt if scores is not None]
     if len(logprobs) < len(by_prompt):
@@ -184,7 +184,7 @@ def _sample_answers(
     return rows
 
 
-def _sampled_row(run: Run, row_id: int, samples: list[str]) -> OutputRow:
+def _sampled_row(run: Run, row_id: int | str, samples: list[str]) -> OutputRow:
     """A row with its samples and the one that is chosen, or dropped where there is none."""
     answers = [sample for sample in samples if sample]
     choose = vote if run.task.is_classification or run.settings.choose_by == "votes" else consensus

@@ -1,13 +1,14 @@
 """Stage 3: choose the pairs to train on, and give every label equal numbers (SELF-GUIDE, section 3.3).
 
-reads  inputs.jsonl outputs.jsonl, and looks whether there is a test.jsonl
+reads  inputs.jsonl outputs.jsonl, labelled.jsonl where it is, and looks whether there is a test.jsonl
 writes train.jsonl   PairRow of selfguide/rows.py
     {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "targets": null,
-     "copies": 2, "drop": null}
+     "copies": 2, "drop": null, "source": "made"}
     with soft targets      "targets": {"delivery": 0.97, "refund": 0.03}
 
-The examples of the task are the first rows: the only gold data there is. A dropped row keeps its place and its reason.
-Where the task has no test file, a part of the made pairs is held out for scoring ("held_out").
+The examples of the task are the first rows, and after them those that were labelled: gold data, of which a labelled row
+is shown more often than a made one. A dropped row keeps its place and its reason. Where the task has no test file, a
+part of the labelled rows is held out for scoring ("held_out"); where these are too few, a part of the others.
 """
 
 import math
@@ -16,24 +17,37 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from sg_local.errors import SgLocalError
+from sg_local.escape import one_line
 from sg_local.files import row_seed, write_rows
 from sg_local.progress import say
 from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
 from sg_local.runs.directory import Run
-from sg_local.runs.rows import read_inputs, read_outputs
+from sg_local.runs.rows import known_labels, labelled_pairs, read_inputs, read_outputs
 from sg_local.selfguide.filters import answer_fault, rules_of
+from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.labels import (
     Agreement,
+    Known,
     Probabilities,
     agreement_by_chance,
+    are_unequal,
     follows_labels,
     label_scores,
     margin,
     sharpened,
 )
 from sg_local.selfguide.metrics import normalize
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow, is_kept
-from sg_local.selfguide.selection import balancing_copies, most_confident, vote_margin
+from sg_local.selfguide.rows import (
+    DEMONSTRATION,
+    DropReason,
+    InputRow,
+    OutputRow,
+    PairRow,
+    Source,
+    is_kept,
+    source_of,
+)
+from sg_local.selfguide.selection import balancing_copies, labelled_copies, most_confident, vote_margin
 
 HELD_OUT_SHARE = 0.15
 
@@ -56,11 +70,16 @@ def run_curate(run: Run) -> None:
     with run.stage("curate") as details:
         inputs = read_inputs(run)
         outputs = read_outputs(run, inputs)
-        pairs, agreement = _made_pairs(run, inputs, outputs)
+        labelled = labelled_pairs(run, inputs)
+        pairs, agreement = _annotated_pairs(run, inputs, outputs)
+        has_scored_rows = run.file("test.jsonl").exists() or any(
+            pair["drop"] == DropReason.HELD_OUT for pair in labelled
+        )
+        if not has_scored_rows:
+            _hold_out(run, pairs)
         examples = _example_pairs(run)
-        rows = examples + pairs
-        if run.task.is_classification:
-            _balance(run, rows)
+        rows = examples + labelled + pairs
+        _set_copies(run, rows)
         for row in rows:
             if row["drop"]:
                 row["copies"] = 0
@@ -68,23 +87,30 @@ def run_curate(run: Run) -> None:
             _train_on_examples(rows, len(examples))
         write_rows(run.file("train.jsonl"), rows)
         counts = _counts(rows)
-        report = data_report(inputs, outputs, rows, run.task)
+        report = data_report(
+            [row for row in inputs if source_of(row) != Source.LABELLED],
+            [row for row in outputs if row["id"] not in {pair["id"] for pair in labelled}],
+            rows,
+            run.task,
+        )
         if agreement:
             details["agreement"] = agreement
         details |= {"counts": counts, "report": report}
         _say_results(counts, report, agreement)
+        _say_real(run, rows)
         if counts["kept"] <= len(examples):
             raise SgLocalError(
-                f"no made pair passed the filters ({counts['dropped']}): "
+                f"no pair passed the filters ({counts['dropped']}): "
                 f"look at {run.file('train.jsonl')}; a clearer instruction or other examples help most"
             )
 
 
-def _made_pairs(
-    run: Run, inputs: Sequence[InputRow], outputs: Sequence[OutputRow]
+def _annotated_pairs(
+    run: Run, inputs: Sequence[InputRow], all_outputs: Sequence[OutputRow]
 ) -> tuple[list[PairRow], Agreement | None]:
     """The answered inputs with what is chosen and dropped, and how well they fit their made-for labels."""
     by_id = {row["id"]: row for row in inputs}
+    outputs = [row for row in all_outputs if source_of(by_id[row["id"]]) != Source.LABELLED]
     pairs: list[PairRow] = [
         {
             "id": row["id"],
@@ -94,20 +120,29 @@ def _made_pairs(
             "targets": None,
             "copies": 1,
             "drop": row["drop"],
+            "source": source_of(by_id[row["id"]]),
         }
         for row in outputs
     ]
+    same = made_like_real(inputs)
+    for pair in pairs:
+        if pair["drop"] is None and pair["id"] in same:
+            pair["drop"] = DropReason.DUPLICATE
     agreement = None
     if run.task.is_classification:
-        agreement = _choose_labels(run, pairs, outputs, [by_id[row["id"]]["label"] for row in outputs])
+        known = known_labels(run, inputs, all_outputs, [pair["id"] for pair in pairs if pair["drop"] is None])
+        agreement = _choose_labels(run, pairs, outputs, [by_id[row["id"]]["label"] for row in outputs], known)
     else:
         _choose_answers(run, pairs, outputs)
-    if not run.file("test.jsonl").exists():
-        kept = [pair for pair in pairs if pair["drop"] is None]
-        kept.sort(key=lambda pair: row_seed(run.settings.seed, "held_out", pair["id"]))
-        for pair in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
-            pair["drop"] = DropReason.HELD_OUT
     return pairs, agreement
+
+
+def _hold_out(run: Run, pairs: Sequence[PairRow]) -> None:
+    """Drops a part of the annotated pairs, to be scored on."""
+    kept = [pair for pair in pairs if pair["drop"] is None]
+    kept.sort(key=lambda pair: row_seed(run.settings.seed, "held_out", pair["id"]))
+    for pair in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
+        pair["drop"] = DropReason.HELD_OUT
 
 
 def _example_pairs(run: Run) -> list[PairRow]:
@@ -120,13 +155,18 @@ def _example_pairs(run: Run) -> list[PairRow]:
             "targets": None,
             "copies": 1,
             "drop": None,
+            "source": Source.DEMONSTRATION,
         }
         for number, example in enumerate(run.task.examples, 1)
     ]
 
 
 def _choose_labels(
-    run: Run, pairs: Sequence[PairRow], outputs: Sequence[OutputRow], made_for: Sequence[str | None]
+    run: Run,
+    pairs: Sequence[PairRow],
+    outputs: Sequence[OutputRow],
+    made_for: Sequence[str | None],
+    known: Known,
 ) -> Agreement | None:
     """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well made-for labels fit."""
     settings, n_labels = run.settings, len(run.task.labels)
@@ -147,23 +187,28 @@ def _choose_labels(
             run.task.labels,
             removes_bias=settings.calibrate,
             weighs_evidence=settings.agreement == "evidence",
+            known=known,
         )
         _take_likeliest(run, [pair for pair, _, _ in answered], scores.last)
         agreed, reliability = scores.agreed, scores.reliability
     else:
         agreed = sum(pair["output"] == label for pair, _, label in answered)
-    follows = follows_labels(agreed, len(answered), n_labels)
+    _say_unequal_labels(run, pairs)
+    n_made_for = sum(label is not None for _, _, label in answered)
+    follows = follows_labels(agreed, n_made_for, n_labels)
     used_as_filter = settings.agreement == "always" or (settings.agreement == "auto" and follows)
     if used_as_filter:
         for pair, _, label in answered:
-            if pair["output"] != label:
+            if label is not None and pair["output"] != label:
                 pair["drop"] = DropReason.DISAGREEMENT
     _drop_least_confident(run, pairs, by_label=True)
+    if n_made_for == 0:
+        return None
     return {
-        "share": round(agreed / len(answered), 4),
-        "n_rows": len(answered),
+        "share": round(agreed / n_made_for, 4),
+        "n_rows": n_made_for,
         "chance": round(1 / n_labels, 4),
-        "p": float(f"{agreement_by_chance(agreed, len(answered), n_labels):.3g}"),
+        "p": float(f"{agreement_by_chance(agreed, n_made_for, n_labels):.3g}"),
         "reliability": round(reliability, 4),
         "used_as_filter": used_as_filter,
     }
@@ -219,10 +264,13 @@ def _answer_confidence(output: OutputRow, choose_by: str) -> float:
 
 
 def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool) -> None:
-    """Keeps the share keep_confident of the rows that are not dropped, of each label where there are labels."""
+    """Keeps the share keep_confident of the rows that are not dropped, of each label where there are labels.
+
+    Real and made rows are taken apart: the confidence of one says nothing beside that of the other.
+    """
     kept = [pair for pair in pairs if is_kept(pair)]
     is_confident = most_confident(
-        [pair["output"] if by_label else "" for pair in kept],
+        [f"{source_of(pair)} {pair['output'] if by_label else ''}" for pair in kept],
         [pair["confidence"] for pair in kept],
         run.settings.keep_confident,
     )
@@ -231,14 +279,27 @@ def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool)
             pair["drop"] = DropReason.LOW_CONFIDENCE
 
 
-def _balance(run: Run, rows: Sequence[PairRow]) -> None:
-    """Equal numbers for each label that occurs, by repeating rows, the most confident ones first."""
+def _set_copies(run: Run, rows: Sequence[PairRow]) -> None:
+    """How often each row is shown: labelled ones more often; labels as often as their shares, or equally often.
+
+    Of a label real rows come first, and of these the most confident ones.
+    """
     kept = [row for row in rows if is_kept(row)]
-    kept.sort(key=lambda row: -row["confidence"])  # stable: ties keep the order of the file
-    copies = balancing_copies([row["output"] for row in kept], run.settings.max_copies)
-    for row, count in zip(kept, copies, strict=True):
-        row["copies"] = count
-        if count == 0:
+    n_labelled = sum(source_of(row) == Source.LABELLED for row in kept)
+    weight = labelled_copies(n_labelled, len(kept) - n_labelled, run.settings.max_copies)
+    # Stable: ties keep the order of the file.
+    kept.sort(key=lambda row: (source_of(row) == Source.MADE, -row["confidence"]))
+    shown = [row for row in kept for _ in range(weight if source_of(row) == Source.LABELLED else 1)]
+    copies = [1] * len(shown)
+    if run.task.is_classification:
+        shares = dict(zip(run.task.labels, run.task.shares, strict=False))
+        copies = balancing_copies([row["output"] for row in shown], run.settings.max_copies, shares)
+    for row in kept:
+        row["copies"] = 0
+    for row, count in zip(shown, copies, strict=True):
+        row["copies"] += count
+    for row in kept:
+        if row["copies"] == 0:
             row["drop"] = DropReason.BALANCE
 
 
@@ -261,6 +322,36 @@ def _counts(rows: Sequence[PairRow]) -> Counts:
     if len(outputs) <= 20:
         counts["kept_by_output"] = dict(sorted(outputs.items()))
     return counts
+
+
+def _say_unequal_labels(run: Run, pairs: Sequence[PairRow]) -> None:
+    """Says it where real inputs speak clearly against labels that are equally frequent."""
+    answers = [pair["output"] for pair in pairs if is_kept(pair) and source_of(pair) == Source.GIVEN]
+    if run.task.shares or not are_unequal(answers, run.task.labels):
+        return
+    counts = ", ".join(f"{one_line(label)} {count}" for label, count in Counter(answers).most_common(5))
+    say(
+        f"curate: real inputs were annotated unequally ({counts}), and labels are taken to occur equally often: where "
+        "they do not, write `shares` into the task"
+    )
+
+
+def _say_real(run: Run, rows: Sequence[PairRow]) -> None:
+    """What of the training rows is real."""
+    kept = Counter(source_of(row) for row in rows if is_kept(row))
+    copies = {row["copies"] for row in rows if is_kept(row) and source_of(row) == Source.LABELLED}
+    if kept[Source.GIVEN]:
+        say(
+            f"curate: of the rows that are left {kept[Source.GIVEN]} have real inputs, {kept[Source.MADE]} made ones"
+        )
+    if kept[Source.LABELLED]:
+        n_held_out = sum(
+            row["drop"] == DropReason.HELD_OUT and source_of(row) == Source.LABELLED for row in rows
+        )
+        say(
+            f"curate: {kept[Source.LABELLED]} labelled rows are trained on, {min(copies)} to {max(copies)} times each; "
+            f"{n_held_out} are held out"
+        )
 
 
 def _say_results(counts: Counts, report: DataReport, agreement: Agreement | None) -> None:

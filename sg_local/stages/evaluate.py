@@ -7,6 +7,8 @@ writes evaluation.json
      "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
        predictions/<contender>.jsonl
     {"input": "...", "prediction": "refund", "reference": "refund", "exact_match": 1.0, "rouge_l": 1.0}
+    where a test row has several right outputs, also "references"; each metric takes the best
+    of base_label_scoring and tuned_merged also "label_logprobs": {"refund": -0.05, "login": -3.1}
 
 Contenders, all greedy through llama.cpp: base_zero_shot, base_few_shot, tuned_adapter (base + adapter.gguf),
 tuned_merged (model.gguf). Where the task has labels also base_label_scoring: the likeliest label after the same prompt
@@ -17,6 +19,7 @@ in-context learning on its own data).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +48,8 @@ from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.rows import read_pairs
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import (
+    FROM_LABELLED,
+    FROM_TEST_FILE,
     PredictionRow,
     Served,
     evaluation_of,
@@ -53,9 +58,10 @@ from sg_local.selfguide.evaluation import (
     prediction_row,
     predictions_file,
     predictions_note,
+    references_of,
 )
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, is_kept
+from sg_local.selfguide.rows import DEMONSTRATION, DropReason, Source, is_kept, source_of
 from sg_local.selfguide.selection import in_turns
 from sg_local.task import Example
 
@@ -63,13 +69,21 @@ from sg_local.task import Example
 MAX_MANY_SHOT_TOKENS = 2048
 
 
+class Reply(NamedTuple):
+    """A contender's answer to a row; log p of each label, in nats, where they are scored."""
+
+    text: str
+    label_logprobs: dict[str, float] | None = None
+
+
 class Way(NamedTuple):
-    """How a contender answers: with which files, which demonstrations in the prompt, and whether labels are scored."""
+    """How a contender answers: with which files, which demonstrations in the prompt, and whether by label scoring."""
 
     model: Path
     adapter: Path | None
     demonstrations: Sequence[Example]
     scores_labels: bool = False
+    has_probabilities: bool = False  # beside its greedy answers, those of the labels
 
     @property
     def served(self) -> Path:
@@ -126,35 +140,40 @@ def ways_to_answer(run: Run) -> dict[Contender, Way]:
     if run.settings.many_shot:
         ways[Contender.MANY_SHOT] = Way(base, None, many_shots(run, _scored_rows(run)[0]))
     ways[Contender.TUNED_ADAPTER] = Way(base, run.file("adapter.gguf"), tuned_demonstrations)
-    ways[Contender.TUNED_MERGED] = Way(run.file("model.gguf"), None, tuned_demonstrations)
+    ways[Contender.TUNED_MERGED] = Way(
+        run.file("model.gguf"), None, tuned_demonstrations, has_probabilities=run.task.is_classification
+    )
     return ways
 
 
 def _key(run: Run, way: Way, sha256: Sequence[str], rows: Sequence[Example]) -> str:
     """The key of a contender's answers. sha256: of the files that it answers with."""
     shown = [[example.input, example.output] for example in way.demonstrations]
-    asked = [[row.input, row.output] for row in rows]
+    asked = [[row.input, *row.outputs] for row in rows]
     limits = [run.settings.n_ctx, run.settings.max_new_tokens]
-    return key_of(task_facts(run), base_facts(run), list(sha256), shown, way.scores_labels, limits, asked)
+    how = ["probabilities"] if way.has_probabilities else way.scores_labels
+    return key_of(task_facts(run), base_facts(run), list(sha256), shown, how, limits, asked)
 
 
 def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow] | None:
     """The answers that an earlier call left for these rows; None where there are no such ones."""
     stored = read_rows(path) if path.exists() else []
     predictions = [row for row in stored if is_prediction(row)]
-    answered = [(row["input"], row["reference"]) for row in predictions]
-    is_complete = len(predictions) == len(stored) and answered == [(row.input, row.output) for row in rows]
+    answered = [(row["input"], *references_of(row)) for row in predictions]
+    is_complete = len(predictions) == len(stored) and answered == [(row.input, *row.outputs) for row in rows]
     return predictions if is_complete else None
 
 
 def _scored_rows(run: Run) -> tuple[list[Example], str]:
     if rows := run.test_rows:
-        return rows, "the task's test file"
-    held_out = [
-        Example(row["input"], row["output"])
-        for row in read_pairs(run)
-        if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
+        return rows, FROM_TEST_FILE
+    pairs = [
+        row for row in read_pairs(run) if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
     ]
+    labelled = [row for row in pairs if source_of(row) == Source.LABELLED]
+    held_out = [Example(row["input"], str(row["output"])) for row in labelled or pairs]
+    if labelled:
+        return held_out, FROM_LABELLED
     if not held_out:
         raise InputError(
             f"{run.path} has no test rows and no made pair was held out: begin a new run with a test "
@@ -174,10 +193,10 @@ def _predict(
         template = engine.tokenizer.chat_template(template_source(run))
         answer = _label_answers if way.scores_labels else _greedy_answers
         per_call = QUESTIONS_PER_CALL if way.scores_labels else INPUTS_PER_CALL
-        answers: list[str | None] = []
+        replies: list[Reply | None] = []
         for start in range(0, len(rows), per_call):
             part = [row.input for row in rows[start : start + per_call]]
-            answers += guarded_call(
+            replies += guarded_call(
                 run,
                 f"evaluate {contender}",
                 range(start, start + len(part)),
@@ -189,7 +208,8 @@ def _predict(
         counted = counters(engine)
     # What does not fit the context, or crashed, is no answer.
     predictions = [
-        prediction_row(row.input, answer or "", row.output) for row, answer in zip(rows, answers, strict=True)
+        prediction_row(row.input, reply.text, *row.outputs, label_logprobs=reply.label_logprobs)
+        for row, reply in zip(rows, (reply or Reply("") for reply in replies), strict=True)
     ]
     return predictions, counted
 
@@ -201,17 +221,24 @@ def _greedy_answers(
     way: Way,
     inputs: list[str],
     advance: Callable[[int], None],
-) -> list[str | None]:
+) -> list[Reply | None]:
     answers = answer_inputs(
         engine,
         template,
         run.task.instruction,
         inputs,
         demonstrations=way.demonstrations,
-        max_new_tokens=longest_answer(engine, run.task.labels, run.settings.max_new_tokens),
+        max_new_tokens=longest_answer(engine.tokenizer, run.task.labels, run.settings.max_new_tokens),
         on_finished=advance,
     )
-    return [answer.text.strip() if answer else None for answer in answers]
+    label_logprobs: list[dict[str, float] | None] = [None] * len(inputs)
+    if way.has_probabilities:
+        asked = replace(run.task, examples=tuple(way.demonstrations))
+        label_logprobs = score_labels(engine, template, asked, inputs, lambda _n_inputs: None)
+    return [
+        Reply(answer.text.strip(), scores) if answer else None
+        for answer, scores in zip(answers, label_logprobs, strict=True)
+    ]
 
 
 def _label_answers(
@@ -221,9 +248,9 @@ def _label_answers(
     _way: Way,
     inputs: list[str],
     advance: Callable[[int], None],
-) -> list[str | None]:
-    label_scores = score_labels(engine, template, run.task, inputs, advance)
-    return [likeliest(scores) if scores else None for scores in label_scores]
+) -> list[Reply | None]:
+    label_logprobs = score_labels(engine, template, run.task, inputs, advance)
+    return [Reply(likeliest(scores), scores) if scores else None for scores in label_logprobs]
 
 
 def many_shots(run: Run, rows: Sequence[Example]) -> list[Example]:

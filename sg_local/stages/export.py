@@ -3,7 +3,8 @@
 reads  adapter/ train.jsonl, from which the compared prompts are
 writes adapter.gguf   LoRA adapter for the base GGUF
        model.gguf     base and adapter merged, in the base's own types, Q8_0 where these cannot hold it, or --quant
-       Modelfile      for `ollama create`
+       Modelfile      for `ollama create`; Modelfile.adapter: the same for base and adapter.gguf
+       chat_template.jinja    of model.gguf, for base and adapter.gguf: it writes the trained prompt (chat/served.py)
 
 Nothing gets its final name before llama.cpp with these files was compared with torch (parity.py).
 """
@@ -12,19 +13,21 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sg_local.chat.modelfile import modelfile
+from sg_local.chat.modelfile import beside_base, modelfile
+from sg_local.chat.served import require_served
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import canonical_json, own_directory, remove_tree, sha256_file, write_json, write_text
-from sg_local.gguf_header import read_header
+from sg_local.gguf_header import BASE_TEMPLATE_KEY, read_header
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.check_base import FINER, type_to_merge_in
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
+from sg_local.llama.asking import longest_answer
 from sg_local.llama.library import load_model
 from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
@@ -32,7 +35,7 @@ from sg_local.models import directory_name, resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import ExportAs, Parity, measure_on_texts, measure_run, require_parity
 from sg_local.runs.begin import describe_base, read_model, require_base
-from sg_local.runs.directory import BaseModel, Run
+from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.selfguide.prompts import answer_messages
@@ -54,7 +57,10 @@ def run_export(run: Run) -> None:
         own_directory(work)
         try:
             metadata = _metadata(run)
-            write_text(work / "Modelfile", _modelfile(run))
+            source, text = _chat_files(run)
+            write_text(work / "chat_template.jinja", source)
+            write_text(work / "Modelfile", text)
+            write_text(work / "Modelfile.adapter", beside_base(text, run.model.path))
             parity, too_coarse = _write_ggufs(
                 run.model,
                 run.settings,
@@ -63,6 +69,7 @@ def run_export(run: Run) -> None:
                 metadata,
                 partial(measure_run, run),
                 partial(_command, "export", run.path),
+                {"tokenizer.chat_template": source, BASE_TEMPLATE_KEY: template_source(run)},
             )
             details["parity"] = parity.as_dict()
             if too_coarse:
@@ -94,6 +101,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         own_directory(work)
         metadata = {
             "general.name": f"{base.path.stem} with {directory_name(adapter_dir)}",
+            **_task_of_its_run(adapter_dir),
             **_origin(base),
         }
         measured = partial(measure_on_texts, base, settings, adapter_dir)
@@ -143,8 +151,11 @@ def _write_ggufs(
     metadata: dict[str, str],
     measured: Callable[[Path, Path], Parity],
     export_as: ExportAs,
+    chat_templates: Mapping[str, str] | None = None,
 ) -> tuple[Parity, Parity | None]:
     """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured.
+
+    chat_templates: metadata of model.gguf alone.
 
     Where the base's types were too coarse for that, it returns what was measured of them too. Raises SgLocalError with
     a diagnosis where the files are not the trained model.
@@ -156,7 +167,7 @@ def _write_ggufs(
     def write_and_measure(quant: str) -> Parity:
         say(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})")
         merged.unlink(missing_ok=True)  # of another type; there may be no room for both
-        _write_merged(base, settings, adapter, merged, quant, metadata)
+        _write_merged(base, settings, adapter, merged, quant, {**metadata, **(chat_templates or {})})
         say("export: comparing llama.cpp with torch")
         parity = measured(adapter, merged)
         say(f"export: {parity.in_words()}")
@@ -192,19 +203,42 @@ def _write_merged(
     Another quantization is made of the base, and the adapter added on its grid. Quantizing after the merge would be
     shorter, but rounds the adapter away wherever a matrix keeps its type.
     """
+    merge = partial(merge_gguf, metadata=metadata, n_threads=settings.n_threads)
     if quant == "F16":
-        merge_gguf(base.path, adapter, merged, metadata=metadata, matrix_type="F16")
+        merge(base.path, adapter, merged, matrix_type="F16")
     elif quant == "base":
-        merge_gguf(base.path, adapter, merged, metadata=metadata)
+        merge(base.path, adapter, merged)
     else:
         requantized = merged.with_name("base.gguf")
         requantize(base.path, requantized, quant, settings.n_threads)
-        merge_gguf(requantized, adapter, merged, metadata=metadata, force=True)
+        merge(requantized, adapter, merged, force=True)
         requantized.unlink()
+
+
+def _task_of_its_run(adapter_dir: Path) -> dict[str, str]:
+    """The task of an adapter that a run trained, as the run's own files carry it; nothing of any other adapter."""
+    run_dir = Path(os.path.abspath(adapter_dir)).parent
+    if directory_name(adapter_dir) != "adapter" or not (run_dir / "settings.toml").is_file():
+        return {}
+    run = open_run(run_dir)
+    for name in STAGE_FILES["train"].writes:
+        run.written_file(name)
+    say(f"export-adapter: the adapter of {run_dir}: both files carry its task, {run.task.name}")
+    return _task_metadata(run)
 
 
 def _metadata(run: Run) -> dict[str, str]:
     """What the exported files say about themselves; `predict` reads sg_local.task."""
+    return {
+        "general.name": f"{run.model.path.stem} tuned for {run.task.name}",
+        **_task_metadata(run),
+        "sg_local.train_sha256": sha256_file(run.file("train.jsonl")),
+        "sg_local.manifest_sha256": _manifest_sha256(run),
+        **_origin(run.model),
+    }
+
+
+def _task_metadata(run: Run) -> dict[str, str]:
     task = {
         "name": run.task.name,
         "instruction": run.task.instruction,
@@ -213,13 +247,7 @@ def _metadata(run: Run) -> dict[str, str]:
         "max_new_tokens": run.settings.max_new_tokens,
         "prompt_format": run.model.prompt_format,
     }
-    return {
-        "general.name": f"{run.model.path.stem} tuned for {run.task.name}",
-        "sg_local.task": json.dumps(task, ensure_ascii=False),
-        "sg_local.train_sha256": sha256_file(run.file("train.jsonl")),
-        "sg_local.manifest_sha256": _manifest_sha256(run),
-        **_origin(run.model),
-    }
+    return {"sg_local.task": json.dumps(task, ensure_ascii=False)}
 
 
 def _origin(base: BaseModel) -> dict[str, str]:
@@ -241,18 +269,26 @@ def _manifest_sha256(run: Run) -> str:
     return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
 
 
-def _modelfile(run: Run) -> str:
+def _chat_files(run: Run) -> tuple[str, str]:
+    """The chat template for other programs, and the Modelfile."""
     with load_model(run.model.path, vocab_only=True) as model:
         tokenizer = Tokenizer(model)
         template = tokenizer.chat_template(template_source(run))
-        messages = answer_messages(run.task.instruction, run.task.examples[0].input)
+        messages = answer_messages(run.task.instruction, run.task.examples[0].input, demonstrations(run))
+        begins_with = template.render(messages, add_generation_prompt=True)[0]
+        writes_bos = tokenizer.adds_bos and (
+            begins_with.is_data or not begins_with.text.startswith(template.bos_token)
+        )
+        source = require_served(template, run.task.instruction, demonstrations(run), writes_bos=writes_bos)
         end = tokenizer.encode_answer(template, messages, run.task.examples[0].output)[-1]
         stops = sorted({tokenizer.text_of(end), template.eos_token} - {""})
-        return modelfile(
+        text = modelfile(
             template,
             run.task.instruction,
             demonstrations(run),
             stops=stops,
             licence=run.model.licence,
+            max_new_tokens=longest_answer(tokenizer, run.task.labels, run.settings.max_new_tokens),
             adds_bos=tokenizer.adds_bos,
         )
+        return source, text

@@ -1,8 +1,14 @@
-"""Stage 1: the model invents inputs for the task (SELF-GUIDE, section 3.1).
+"""Stage 1: the real inputs of the task, and others that the model invents (SELF-GUIDE, section 3.1).
 
-reads  task.toml
+reads  task.toml, and given.jsonl and labelled.jsonl where they are
 writes inputs.jsonl   InputRow of selfguide/rows.py
-    {"id": 7, "input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417}
+    {"id": "given-1", "input": "were is my parcel", "label": null, "prompt": null, "drop": null, "seed": null,
+     "source": "given"}
+    {"id": 7, "input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417,
+     "source": "made"}
+
+Real inputs come first, and made ones fill up to n_inputs. What is made does not depend on them, so other real inputs
+leave the made ones as they are. Labelled rows stand among the inputs to be scored; how many is no matter of n_inputs.
 
 How inputs are asked for is chosen by a trial of each way (selfguide/trials.py), unless it is set. Finished trials are
 kept in .probe.jsonl, for a second call and for the manifest.
@@ -15,6 +21,7 @@ import functools
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 from sg_local.chat.template import ChatTemplate
 from sg_local.errors import InputError, SgLocalError
@@ -30,9 +37,10 @@ from sg_local.runs.in_flight import forget, guarded_call
 from sg_local.runs.made_from import is_made_from, note_made_from, stage_key
 from sg_local.runs.prompt import template_source
 from sg_local.selfguide.filters import Pool, Rules, input_fault, rules_of
+from sg_local.selfguide.given import real_rows
 from sg_local.selfguide.labels import label_scores
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
-from sg_local.selfguide.rows import DropReason, InputRow, Trial
+from sg_local.selfguide.rows import DropReason, InputRow, Source, Trial, source_of
 from sg_local.selfguide.trials import best_style
 from sg_local.settings import input_limit
 from sg_local.task import Task
@@ -48,28 +56,16 @@ Made = tuple[list[InputRow], list[Completion | None]]  # rows to fill, and their
 
 
 def run_generate(run: Run) -> None:
-    """Makes inputs until n_inputs passed the filters, or the attempts are used up."""
+    """Takes the real inputs, and makes others until n_inputs passed the filters or the attempts are used up."""
     with run.stage("generate") as details:
         path = run.file("inputs.jsonl")
         _discard_outdated(run)
-        rows = _whole_calls(recover_rows(path, InputRow))
-        write_rows(path, rows)
-        wanted = run.settings.n_inputs
-        attempts = ATTEMPTS_PER_INPUT * max(wanted, ROWS_PER_CALL)
-        pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
-        for row in rows:
-            if row["drop"] is None:
-                pool.add(row["input"])
-        kept = sum(row["drop"] is None for row in rows)
-        rules = rules_of(run.task)
+        made = _whole_calls(
+            [row for row in recover_rows(path, InputRow) if source_of(row) == Source.MADE],
+        )
         model_path = generating_model(run)
         details["model_file"] = model_path.name
-        with (
-            open_with(run.settings, model_path) as engine,
-            progress(
-                "generate", wanted, "inputs", min(kept, wanted), detail=lambda: speed(engine)
-            ) as advance,
-        ):
+        with open_with(run.settings, model_path) as engine:
             template = engine.tokenizer.chat_template(template_source(run))
             if not has_room(engine, template, run.task.instruction, run.task.examples):
                 raise InputError(
@@ -77,44 +73,118 @@ def run_generate(run: Run) -> None:
                     "tokens: shorten them, raise --n-ctx where the model's own context is longer, or take a model with "
                     "a shorter chat template"
                 )
-            style = rows[0]["prompt"] if rows else run.settings.input_prompt
-            if style == "auto":
-                style = _chosen_style(run, engine, template, rules)
-            trials = recover_rows(run.file(_TRIALS), Trial)
-            needs_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
-            while kept < wanted and (first_id := rows[-1]["id"] + 1 if rows else 0) < attempts:
-                earlier = [row["input"] for row in rows if row["drop"] is None]
-                ids = range(first_id, first_id + ROWS_PER_CALL)
-                requests, new = _requests(run, engine, template, style, ids, earlier)
-
-                def answer(
-                    places: Sequence[int], requests: list[Request] = requests
-                ) -> list[Completion | None]:
-                    return list(generate(engine, [requests[place] for place in places]))
-
-                completions = guarded_call(run, "generate", ids, answer, lambda _place: None)
-                _judge(run, rules, pool, new, completions, needs_form)
-                append_rows(path, new)
-                rows += new
-                n_new = sum(row["drop"] is None for row in new)
-                advance(min(n_new, wanted - kept))
-                kept += n_new
+            real = _real_rows(run, engine, template)
+            n_given = sum(row["drop"] is None and row["source"] == Source.GIVEN for row in real)
+            made = _needed_calls(made, run.settings.n_inputs - n_given)
+            write_rows(path, [*real, *made])
+            if n_given < run.settings.n_inputs:
+                _make_inputs(run, engine, template, made, run.settings.n_inputs - n_given)
             details.update(counters(engine))
-        if trials:
+        if trials := recover_rows(run.file(_TRIALS), Trial):
             details["probe"] = trials
-        drops = Counter(str(row["drop"]) for row in rows if row["drop"])
-        details["counts"] = {"made": len(rows), "kept": kept, "dropped": dict(sorted(drops.items()))}
-        if kept == 0:
-            advice = "a longer instruction or other examples help most"
-            if drops[DropReason.MARKS]:
-                advice += (
-                    ", or a new run with --no-form-filter, where inputs may lack the marks of the examples"
-                )
-            raise SgLocalError(
-                f"none of {len(rows)} made inputs passed the filters ({dict(drops)}): look at {path}; {advice}"
-            )
-        if kept < wanted:
-            say(f"generate: {kept} of {wanted} inputs after {len(rows)} attempts; going on with these")
+        details["counts"] = _counts(made, real, n_given)
+        _require_inputs(run, made, n_given)
+
+
+def _real_rows(run: Run, engine: Engine, template: ChatTemplate) -> list[InputRow]:
+    """The rows that are real, dropped ones included."""
+    task, given = run.task, run.given_inputs
+    rows = real_rows(
+        task.examples,
+        [row.input for row in run.labelled_rows],
+        given,
+        run.settings.n_inputs,
+        run.settings.seed,
+        lambda text: has_room(engine, template, task.instruction, task.examples, text),
+    )
+    n_kept = sum(row["drop"] is None and row["source"] == Source.GIVEN for row in rows)
+    if given:
+        drawn = f"; of {len(given)} given ones they are drawn with the seed {run.settings.seed}"
+        say(
+            f"generate: {n_kept} of {run.settings.n_inputs} inputs are real ({n_kept / run.settings.n_inputs:.0%})"
+            + (drawn if len(given) > run.settings.n_inputs else "")
+        )
+    drops = Counter(str(row["drop"]) for row in rows if row["drop"])
+    if drops:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
+        say(f"generate: {drops.total()} real inputs are dropped ({reasons})")
+    return rows
+
+
+def _needed_calls(rows: list[InputRow], wanted: int) -> list[InputRow]:
+    """The rows of as many calls as it takes to keep `wanted`: there may have been fewer real inputs before."""
+    needed: list[InputRow] = []
+    for _, call in groupby(rows, key=lambda row: int(row["id"]) // ROWS_PER_CALL):
+        if sum(row["drop"] is None for row in needed) >= wanted:
+            break
+        needed += call
+    return needed
+
+
+def _make_inputs(run: Run, engine: Engine, template: ChatTemplate, rows: list[InputRow], wanted: int) -> None:
+    """Appends made rows to the file and to `rows` until `wanted` of them passed the filters."""
+    attempts = ATTEMPTS_PER_INPUT * max(wanted, ROWS_PER_CALL)
+    pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
+    for row in rows:
+        if row["drop"] is None:
+            pool.add(row["input"])
+    kept = sum(row["drop"] is None for row in rows)
+    rules = rules_of(run.task)
+    with progress("generate", wanted, "inputs", min(kept, wanted), detail=lambda: speed(engine)) as advance:
+        style = rows[0]["prompt"] if rows else None
+        style = style or run.settings.input_prompt
+        if style == "auto":
+            style = _chosen_style(run, engine, template, rules)
+        trials = recover_rows(run.file(_TRIALS), Trial)
+        needs_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
+        while kept < wanted and (first_id := int(rows[-1]["id"]) + 1 if rows else 0) < attempts:
+            earlier = [row["input"] for row in rows if row["drop"] is None]
+            ids = range(first_id, first_id + ROWS_PER_CALL)
+            requests, new = _requests(run, engine, template, style, ids, earlier)
+
+            def answer(places: Sequence[int], requests: list[Request] = requests) -> list[Completion | None]:
+                return list(generate(engine, [requests[place] for place in places]))
+
+            completions = guarded_call(run, "generate", ids, answer, lambda _place: None)
+            _judge(run, rules, pool, new, completions, needs_form)
+            append_rows(run.file("inputs.jsonl"), new)
+            rows += new
+            n_new = sum(row["drop"] is None for row in new)
+            advance(min(n_new, wanted - kept))
+            kept += n_new
+
+
+def _counts(made: list[InputRow], real: list[InputRow], n_given: int) -> dict[str, object]:
+    """For the manifest."""
+    drops = Counter(str(row["drop"]) for row in (*real, *made) if row["drop"])
+    counts: dict[str, object] = {
+        "made": len(made),
+        "kept": sum(row["drop"] is None for row in made) + n_given,
+        "dropped": dict(sorted(drops.items())),
+    }
+    if real:
+        counts |= {
+            "given": sum(row["source"] == Source.GIVEN for row in real),
+            "given_kept": n_given,
+            "labelled": sum(row["source"] == Source.LABELLED for row in real),
+        }
+    return counts
+
+
+def _require_inputs(run: Run, made: list[InputRow], n_given: int) -> None:
+    """Raises SgLocalError where there is no input; says it where there are fewer than wanted."""
+    kept, wanted = sum(row["drop"] is None for row in made) + n_given, run.settings.n_inputs
+    drops = Counter(str(row["drop"]) for row in made if row["drop"])
+    if kept == 0:
+        advice = "a longer instruction or other examples help most"
+        if drops[DropReason.MARKS]:
+            advice += ", or a new run with --no-form-filter, where inputs may lack the marks of the examples"
+        raise SgLocalError(
+            f"none of {len(made)} made inputs passed the filters ({dict(drops)}): look at "
+            f"{run.file('inputs.jsonl')}; {advice}"
+        )
+    if kept < wanted:
+        say(f"generate: {kept} of {wanted} inputs after {len(made)} attempts; going on with these")
 
 
 def _discard_outdated(run: Run) -> None:
@@ -133,8 +203,8 @@ def _discard_outdated(run: Run) -> None:
 
 def _whole_calls(rows: list[InputRow]) -> list[InputRow]:
     """The rows of the calls that were written whole: a person may have taken out some before the last."""
-    n_last = (rows[-1]["id"] + 1) % ROWS_PER_CALL if rows else 0
-    return [row for row in rows if row["id"] <= rows[-1]["id"] - n_last]
+    last = int(rows[-1]["id"]) if rows else -1
+    return [row for row in rows if int(row["id"]) <= last - (last + 1) % ROWS_PER_CALL]
 
 
 def _requests(
@@ -169,7 +239,17 @@ def _requests(
                 stop=input_stops(task),
             )
         )
-        rows.append({"id": row_id, "input": "", "label": label, "prompt": style, "drop": None, "seed": seed})
+        rows.append(
+            {
+                "id": row_id,
+                "input": "",
+                "label": label,
+                "prompt": style,
+                "drop": None,
+                "seed": seed,
+                "source": Source.MADE,
+            }
+        )
     return requests, rows
 
 
@@ -256,7 +336,7 @@ def _trial(
 ) -> Trial:
     """What one way of asking gave: its trial inputs through the filters, and how often they are as asked."""
     rows, completions = made
-    style = rows[0]["prompt"]
+    style = str(rows[0]["prompt"])
     pool = Pool(run.task.examples, run.settings.near_duplicate_rouge_l)
     _judge(run, rules, pool, rows, completions, needs_form)
     good = [row for row in rows if row["drop"] is None]

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections import Counter
+from contextlib import ExitStack
 
 from sg_local.errors import SgLocalError
 from sg_local.files import own_directory, place_directory, remove_tree
@@ -48,22 +49,24 @@ def run_train(run: Run) -> None:
         remove_tree(work)
         own_directory(checkpoints)
         remove_incomplete(checkpoints)
-        weights_dir = training_weights(run).resolve()
-        prepare_process(work, on_gpu=bool(card))
         try:
-            with progress("train", steps, "steps") as advance:
-                details["training"] = train_adapter(
-                    weights_dir,
-                    vocabulary,
-                    rows,
-                    work / "adapter",
-                    checkpoints,
-                    run.model.sha256,
-                    modules,
-                    settings,
-                    advance,
-                    card=card,
-                )
+            with ExitStack() as until_loaded:
+                weights_dir = until_loaded.enter_context(training_weights(run)).resolve()
+                prepare_process(work, on_gpu=bool(card))
+                with progress("train", steps, "steps") as advance:
+                    details["training"] = train_adapter(
+                        weights_dir,
+                        vocabulary,
+                        rows,
+                        work / "adapter",
+                        checkpoints,
+                        run.model.sha256,
+                        modules,
+                        settings,
+                        advance,
+                        card=card,
+                        on_loaded=until_loaded.close,
+                    )
             place_directory(work / "adapter", final)
         finally:
             os.chdir(here)

@@ -127,7 +127,14 @@ def write_random_adapter(base: Path, directory: Path) -> None:
         arrays[f"{module}.lora_A.weight"] = random.normal(0, 0.02, (RANK, columns)).astype(np.float32)
         arrays[f"{module}.lora_B.weight"] = random.normal(0, 0.01, (rows, RANK)).astype(np.float32)
     save_file(arrays, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "bias": "none", "init_lora_weights": True}
+    config = {
+        "peft_type": "LORA",
+        "target_modules": sorted({name.rsplit(".", 3)[1] for name in arrays}),
+        "r": RANK,
+        "lora_alpha": RANK,
+        "bias": "none",
+        "init_lora_weights": True,
+    }
     (directory / "adapter_config.json").write_text(json.dumps(config))
 
 

@@ -70,7 +70,7 @@ def our_answers(
             )
             for text in inputs
         ]
-        limit = longest_answer(engine, run.task.labels, run.settings.max_new_tokens)
+        limit = longest_answer(engine.tokenizer, run.task.labels, run.settings.max_new_tokens)
         found = generate(engine, [Request(tuple(prompt), limit) for prompt in prompts])
     return prompts, limit, [completion.text for completion in found]
 

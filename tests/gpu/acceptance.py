@@ -27,6 +27,7 @@ MIB = 2**20
 
 MAX_WALL_OVER_DECODE = 1.10
 MIN_SHARE_OF_LLAMA_DECODE = 0.8
+MIN_SHARE_OF_BACKEND = 0.97  # of generation with backend samplers, that with numpy
 MAX_TIE_LOGITS = 0.2  # two tokens that are nearer than this may change places
 MAX_BUILD_SECONDS = 420
 MAX_MIB_LEFT = 64  # on the card when a process has ended
@@ -237,6 +238,17 @@ class Acceptance:
             "7B: generate as fast as llama_decode alone",
             self.on_cpu or found["generate_tokens_per_second"] >= MIN_SHARE_OF_LLAMA_DECODE * alone,
             share=found["generate_tokens_per_second"] / alone,
+        )
+        found = self._child("highest_logits", self.large, 8 if self.on_cpu else 96, self.layers, 8192)
+        self.results.check(
+            "7B: the highest logits are found where it is faster (open_engine's has_backend_top_k)",
+            found.get("generate_backend_top_k") == 40
+            and (
+                self.on_cpu
+                or found["generate_numpy_tokens_per_second"]
+                >= MIN_SHARE_OF_BACKEND * found["generate_backend_tokens_per_second"]
+            ),
+            **found,
         )
         planned = self._planned_mib("generate", 24, "--n-ctx", "8192")
         self.results.check(

@@ -63,6 +63,50 @@ def sixteen_bit_copy(model: str, copy: str) -> dict[str, Any]:
     return {"bytes": Path(copy).stat().st_size}
 
 
+def answering_speed(engine: Any, name: str, requests: list[Any]) -> dict[str, float]:
+    """Tokens a second of these requests, and their time as a multiple of llama_decode's."""
+    from sg_local.llama.generation import generate
+
+    counters = engine.counters
+    before = counters.seconds, counters.decode_seconds, counters.generated_tokens
+    generate(engine, requests)
+    wall, decode = counters.seconds - before[0], counters.decode_seconds - before[1]
+    return {
+        f"{name}_tokens_per_second": round((counters.generated_tokens - before[2]) / wall, 1),
+        f"{name}_wall_over_decode": round(wall / decode, 3),
+    }
+
+
+def highest_logits(model: str, n_steps: str, n_gpu_layers: str, n_ctx: str) -> dict[str, Any]:
+    """Generation and evaluation with the highest logits found in numpy, and by llama.cpp's backend samplers."""
+    from sg_local.llama.engine import open_engine
+    from sg_local.llama.generation import Request, generate
+
+    found: dict[str, Any] = {}
+    for place, is_on in (("numpy", False), ("backend", True)):
+        draw = random.Random(0)
+        with open_engine(
+            Path(model),
+            n_ctx=int(n_ctx),
+            n_parallel=N_SEQUENCES,
+            n_gpu_layers=int(n_gpu_layers),
+            has_backend_top_k=is_on,
+        ) as engine:
+            prompts = [(1, *tokens(draw, 100, engine.tokenizer.n_vocab)) for _ in range(N_SEQUENCES)]
+            for name, sampled in (
+                ("generate", {"temperature": 0.9, "top_k": 40, "min_p": 0.05}),
+                ("evaluate", {}),
+            ):
+                requests = [
+                    Request(prompt, int(n_steps), seed=seed, **sampled)  # type: ignore[arg-type]
+                    for seed, prompt in enumerate(prompts)
+                ]
+                generate(engine, [Request(prompt, 4, **sampled) for prompt in prompts])  # type: ignore[arg-type]
+                found.update(answering_speed(engine, f"{name}_{place}", requests))
+                found[f"{name}_{place}_top_k"] = engine.backend_top_k
+    return found
+
+
 def speed(model: str, n_steps: str, n_gpu_layers: str, n_ctx: str) -> dict[str, Any]:
     """Tokens a second of what the stages ask for, beside the same number of steps of llama_decode alone."""
     import llama_cpp
@@ -83,11 +127,7 @@ def speed(model: str, n_steps: str, n_gpu_layers: str, n_ctx: str) -> dict[str, 
         counters = engine.counters
 
         def timed(name: str, requests: list[Request]) -> None:
-            before = counters.seconds, counters.decode_seconds, counters.generated_tokens
-            generate(engine, requests)
-            wall, decode = counters.seconds - before[0], counters.decode_seconds - before[1]
-            found[f"{name}_tokens_per_second"] = round((counters.generated_tokens - before[2]) / wall, 1)
-            found[f"{name}_wall_over_decode"] = round(wall / decode, 3)
+            found.update(answering_speed(engine, name, requests))
 
         generate(engine, [Request(prompt, 4, seed=1, **sampled) for prompt in prompts])  # the first is slower
         timed("generate", [Request(prompt, count, seed=i, **sampled) for i, prompt in enumerate(prompts)])

@@ -24,7 +24,7 @@ from sg_local.errors import InputError
 from sg_local.finetune.reference import reference_logits
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import Floats, write_adapter_gguf
-from sg_local.gguf_io.base_weights import write_base_weights
+from sg_local.gguf_io.base_weights import BaseWeights, write_base_weights
 from sg_local.gguf_io.merge import merge_gguf
 from sg_local.gguf_io.tensors import lora_targets
 
@@ -43,6 +43,7 @@ LONG_FACTORS = {
     "rope_factors_long.weight": np.linspace(1, 40, 6),
     "rope_factors_short.weight": np.linspace(1, 3, 6),
 }
+GRANITE = {"embedding_scale": 3.0, "attention.scale": 0.5, "residual_scale": 0.7, "logit_scale": 0.5}
 # what is given to write_tiny_model
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -85,6 +86,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "vectors": LONG_FACTORS,
     },
+}
+VARIANTS |= {
+    "granite": {"metadata": GRANITE},
+    "granite, tied, biases": {"metadata": {"logit_scale": 0.5}, "tied": True, "biases": True},
+    "smollm3": {"n_layers": 4},
+    "smollm3, tied": {"n_layers": 9, "tied": True},
 }
 PROMPT = (1, *np.random.default_rng(1).integers(3, len(TOKENS), size=59).tolist())
 
@@ -149,14 +156,14 @@ def test_base_gives_the_same_logits(case: Case) -> None:
 
 
 def test_the_exports_reference_is_what_float32_gives(case: Case) -> None:
-    """It holds 16-bit weights, a layer at a time in float32, and computes several prompts at once."""
+    """It holds the weights of a layer at a time, and computes several prompts at once."""
     adapter = ADAPTERS[0]
     sequences = [(PROMPT, 0), (PROMPT[:20], 5), (PROMPT, len(PROMPT) - 3)]
     for adapter_dir, expected in (
         (None, case.torch_base),
         (case.adapter_dir(*adapter), case.torch_adapted[adapter]),
     ):
-        found = reference_logits(case.directory / "weights", adapter_dir, sequences)
+        found = reference_logits(BaseWeights(case.base), adapter_dir, sequences)
         for logits, (tokens, first) in zip(found, sequences, strict=True):
             np.testing.assert_allclose(logits, expected[first : len(tokens)], atol=1e-4)
 
@@ -216,6 +223,12 @@ def test_planted_errors_show(
         ("qwen3, tied, scaled", ("rope_parameters", "factor"), 1.0),
         ("qwen3, tied, scaled", ("rms_norm_eps",), 1e-1),
         ("phi3", ("sliding_window",), 16),
+        ("granite", ("embedding_multiplier",), 1.0),
+        ("granite", ("attention_multiplier",), 0.25),
+        ("granite", ("residual_multiplier",), 1.0),
+        ("granite", ("logits_scaling",), 1.0),
+        ("granite, tied, biases", ("attention_multiplier",), 1.0),
+        ("smollm3", ("no_rope_layers",), [1, 1, 1, 1]),
         ("phi3, tied, long factors", ("rope_parameters", "attention_factor"), 1.0),
         ("phi3, tied, long factors", ("rope_parameters", "partial_rotary_factor"), 1.0),
         (

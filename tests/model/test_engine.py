@@ -14,10 +14,12 @@ from sg_local.errors import SgLocalError
 from sg_local.gguf_header import read_model_header
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.generation import Request, generate
+from sg_local.llama.logits import log_softmax
 from sg_local.llama.quantize import requantize
-from sg_local.llama.scoring import label_logprobs, log_softmax, sequence_logits
+from sg_local.llama.scoring import label_logprobs, sequence_logits
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.task import load_task, load_test_rows
+from sg_local.task import load_task
+from sg_local.task_rows import load_test_rows
 
 ROOT = Path(__file__).parents[2]
 

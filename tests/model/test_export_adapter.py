@@ -114,13 +114,13 @@ import sg_local.gguf_io.merge as merge
 from sg_local.settings import Settings
 from sg_local.stages.export import export_adapter
 calls = 0
-def pad(file, alignment_bytes, right=merge.pad):
+def tensor_data(*arguments, right=merge._tensor_data):
     global calls
     calls += 1
     if calls == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    right(file, alignment_bytes)
-merge.pad = pad
+    return right(*arguments)
+merge._tensor_data = tensor_data
 export_adapter(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Settings(n_ctx=512, n_threads=1))
 """
 

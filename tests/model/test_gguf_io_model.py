@@ -349,7 +349,7 @@ def _kept_share(change: Floats, got: Floats) -> float:
 
 def _mean_kl_nats(wanted: Floats, got: Floats) -> float:
     """Mean over positions of KL(wanted ‖ got), both logits (n_positions, n_vocab)."""
-    from sg_local.llama.scoring import log_softmax
+    from sg_local.llama.logits import log_softmax
 
     log_p, log_q = log_softmax(wanted), log_softmax(got)
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())

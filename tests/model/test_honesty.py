@@ -18,7 +18,8 @@ import pytest
 
 from sg_local.files import read_rows, write_rows
 from sg_local.selfguide.statistics import paired_test
-from sg_local.task import load_task, load_test_rows, task_to_toml
+from sg_local.task import load_task, task_to_toml
+from sg_local.task_rows import load_test_rows
 
 TASK = "support-inbox"
 CANARY = "zq-canary-7f3a91"
@@ -57,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(place: Path, smollm2: Path) -> Path:
     """A finished run, one of whose test rows holds the canary."""
-    rows = [vars(row) for row in load_test_rows(load_task(TASK))][: N_TEST_ROWS - 1]
+    rows = [row.as_row() for row in load_test_rows(load_task(TASK))][: N_TEST_ROWS - 1]
     rows.append({"input": f"My parcel {CANARY} is late.", "output": "delivery"})
     task = write_task(place / "canary.toml", rows)
     sg_local("run", task, "--model", smollm2, "--run", place / "run", *SMALL, place=place)

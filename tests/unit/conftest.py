@@ -5,7 +5,7 @@ finished_run/ task.toml test.jsonl settings.toml inputs.jsonl ... adapter.gguf m
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from finished_run import MODEL, TENSORS, ScriptedStages, finish_run
 from gguf_bytes import Write, tiny_gguf
 from hypothesis import settings as hypothesis_settings
+from local_hub import OFFLINE, Server
 
 import sg_local.finetune.environment as environment
 import sg_local.runs.directory as run_directory
@@ -61,9 +62,11 @@ def no_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if "real_child" in request.fixturenames:
         return
 
-    def call_here(_work: str, function: str, **arguments: Any) -> Iterator[Any]:
+    def call_here(_work: str, function: str, **arguments: Any) -> Generator[Any, Any, None]:
         for value in child_process.call(function, json.loads(json.dumps(arguments))):
-            yield json.loads(json.dumps(value))
+            sent = yield json.loads(json.dumps(value))
+            if sent is not None:
+                child_process._received.put(json.loads(json.dumps(sent)))
 
     monkeypatch.setattr(child_process, "values_from_child", call_here)
 
@@ -160,3 +163,25 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         }
 
     return read
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A hub and an index on loopback, instead of those of the internet."""
+    server = Server()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+    for name in (
+        "PIP_CONFIG_FILE",
+        "PIP_EXTRA_INDEX_URL",
+        "PIP_FIND_LINKS",
+        "PIP_NO_INDEX",
+        *OFFLINE,
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield server
+    server.is_closing.set()
+    server.http.shutdown()
+    server.http.server_close()

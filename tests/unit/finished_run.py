@@ -43,10 +43,11 @@ TENSORS = [
     *(TinyTensor(f"blk.0.ffn_{name}.weight", (32, 2)) for name in ("gate", "up")),
     TinyTensor("blk.0.ffn_down.weight", (2, 32)),
 ]
+MODEL_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 MODEL: dict[str, Value] = {
     **HEADER,
     "general.name": "tiny",
-    "tokenizer.chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    "tokenizer.chat_template": MODEL_TEMPLATE,
 }
 N_ROWS = 2
 MESSAGE = "Log me in."
@@ -155,7 +156,9 @@ def _write_export(run: Run, message: str) -> None:
     }
     run.file("adapter.gguf").write_bytes(tiny_gguf({**tuned, "general.type": "adapter"}, TENSORS[:1]))
     run.file("model.gguf").write_bytes(tiny_gguf(tuned, TENSORS[:1]))
-    run.file("Modelfile").write_text(f"FROM ./model.gguf\n# {message}\n")
+    run.file("chat_template.jinja").write_text(MODEL_TEMPLATE)
+    for name in ("Modelfile", "Modelfile.adapter"):
+        run.file(name).write_text(f"FROM ./model.gguf\n# {message}\n")
 
 
 def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: int) -> None:

@@ -73,7 +73,7 @@ class ScriptedEngine:
     def replace_llama_cpp(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every `open_with` serves this engine, from now to the end of the test."""
         monkeypatch.setattr(asking, "open_engine", self._open)
-        monkeypatch.setattr(asking, "generate", ScriptedEngine._generate)
+        monkeypatch.setattr(asking, "completions", ScriptedEngine._completions)
         monkeypatch.setattr(asking, "label_logprobs", ScriptedEngine._label_logprobs)
 
     def fits(self, n_prompt_tokens: int, max_new_tokens: int) -> bool:
@@ -90,15 +90,12 @@ class ScriptedEngine:
         self.opened.append((model_path.name, adapter_path and adapter_path.name, n_gpu_layers))
         yield self
 
-    def _generate(self, requests: Sequence[Any], on_finished: Callable[[int], None]) -> list[Completion]:
-        completions = []
+    def _completions(self, requests: Sequence[Any]) -> Iterator[tuple[int, Completion]]:
         for index, request in enumerate(requests):
             prompt = bytes(request.prompt).decode()
             self.asked.append(prompt)
             answer = self.answer(self.file, prompt)
-            completions.append(answer if isinstance(answer, Completion) else Completion(answer, (1,), "end"))
-            on_finished(index)
-        return completions
+            yield index, answer if isinstance(answer, Completion) else Completion(answer, (1,), "end")
 
     def _label_logprobs(
         self,

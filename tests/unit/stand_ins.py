@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def replace_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(train, "require_trainer", lambda _trainer: None)
     monkeypatch.setattr(train, "_tokenized", tokenized)
-    monkeypatch.setattr(train, "training_weights", lambda run: run.path)
+    monkeypatch.setattr(train, "training_weights", lambda run: nullcontext(run.path))
     monkeypatch.setattr(train, "prepare_process", prepare_process)
     monkeypatch.setattr(train, "train_adapter", train_adapter)
 
@@ -123,6 +124,8 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, parity: Parity = GOOD) -> No
     monkeypatch.setattr(export, "require_base", lambda *_: None)
     monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
     monkeypatch.setattr(export, "merge_gguf", merge)
-    monkeypatch.setattr(export, "_modelfile", lambda run: f"FROM ./model.gguf\n# {run.task.name}\n")
+    monkeypatch.setattr(
+        export, "_chat_files", lambda run: ("{{ messages }}", f"FROM ./model.gguf\n# {run.task.name}\n")
+    )
     monkeypatch.setattr(export, "measure_run", lambda *_: parity)
     monkeypatch.setattr(export, "measure_on_texts", lambda *_: parity)

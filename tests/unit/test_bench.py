@@ -67,15 +67,15 @@ def test_all_three_formats_are_read(task: Path, tasks: Path) -> None:
     found = load_tasks(tasks)
     assert [task.name for task, _ in found] == ["boxes", "crates", "task1_polite"]
     assert [metric_of(task) for task, _ in found] == ["exact_match", "exact_match", "rouge_l"]
-    assert [len(rows) for _, rows in found] == [1, 1, 300]
-    assert [len(rows) for _, rows in load_tasks(tasks, n_test_rows=7)] == [1, 1, 7]
+    assert [len(rows.test) for _, rows in found] == [1, 1, 300]
+    assert [len(rows.test) for _, rows in load_tasks(tasks, n_test_rows=7)] == [1, 1, 7]
     assert load_tasks(tasks / "tasks") == found
     task_files = task.parent / "files"
     task_files.mkdir()
     task.rename(task_files / "a.toml")
     task.with_name("inbox.test.jsonl").rename(task_files / "inbox.test.jsonl")
     ((inbox, rows),) = load_tasks(task_files)
-    assert (inbox.name, len(rows)) == ("inbox", 2)
+    assert (inbox.name, len(rows.test)) == ("inbox", 2)
 
 
 def test_tasks_are_chosen_by_the_names_of_their_files(tasks: Path) -> None:

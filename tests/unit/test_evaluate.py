@@ -35,9 +35,13 @@ def login_if_tuned(file: str, _prompt: str) -> str:
 
 
 def label_logprobs(prompt: str, labels: list[str]) -> list[float]:
-    """Right for both test rows: login is likelier where the message names a password."""
+    """Right for both test rows, where it is shown the demonstration: login is likelier if the message names a password.
+
+    Asked as the tuned model is, it prefers login for any.
+    """
     assert labels == ["refund", "login"]
-    assert "I want my money back." in prompt  # the demonstration
+    if "I want my money back." not in prompt:
+        return [-3.0, -0.05]
     return [-2.0, -0.1] if "password" in prompt else [-0.1, -2.0]
 
 
@@ -90,6 +94,22 @@ def test_what_is_told_of_the_labels(evaluation: dict[str, Any]) -> None:
     }
 
 
+def test_the_tuned_model_is_asked_for_its_probabilities_as_it_was_trained(
+    evaluation: dict[str, Any], finished_run: Run
+) -> None:
+    rows = read_rows(finished_run.file("predictions/tuned_merged.jsonl"))
+    assert [row.get("label_logprobs") for row in rows] == [{"refund": -3.0, "login": -0.05}] * 2 + [None]
+    told = evaluation["contenders"]["tuned_merged"]["calibration"]
+    # It is 95 % sure of login twice, and right once: 0.45 too sure.
+    assert told["calibration_error"] == pytest.approx(0.45, abs=0.001)
+    assert [item["right"] for item in told["risk_coverage"]] == [0.5] * 3 + [1.0] * 3
+    assert told["temperature"] > 5
+    assert "tuned_merged, right among the surest: 100% 0.500" in score_table(finished_run)
+    assert "calibration" in evaluation["contenders"]["base_label_scoring"]
+    assert "calibration" not in evaluation["contenders"]["base_few_shot"]
+    assert "calibration error" in evaluation["calibration_error"]
+
+
 @pytest.mark.usefixtures("evaluation")
 def test_the_table_tells_each_label_and_whether_one_is_given_to_all(finished_run: Run) -> None:
     lines = score_table(finished_run).splitlines()
@@ -111,9 +131,11 @@ def test_scores_of_an_earlier_version_are_shown_without_labels(finished_run: Run
     found = json.loads(path.read_text())
     for scores in found["contenders"].values():
         del scores["labels"]
+        scores.pop("calibration", None)
     rewrite(finished_run, path.name, json.dumps(found))
     assert "tuned_merged over base_few_shot" in score_table(finished_run)
     assert "given" not in score_table(finished_run)
+    assert "surest" not in score_table(finished_run)
 
 
 def test_the_gain_has_a_test_and_its_verdict(evaluation: dict[str, Any], finished_run: Run) -> None:

@@ -17,6 +17,7 @@ from sg_local.selfguide.evaluation import (
     first_line_rows,
     gain_over_best,
     gains,
+    is_prediction,
     metric_mean,
     metrics_of,
     prediction_row,
@@ -121,3 +122,22 @@ def test_first_lines_are_no_contender_where_examples_have_more_lines() -> None:
     assert (cut["prediction"], scores_of([cut], Metric.EXACT_MATCH)) == ("refund", [1])
     assert first_line_rows([cut], TASK.examples) == []
     assert first_line_rows(rows, [Example("Pay me.", "refund\nof money")]) == []
+
+
+def test_of_several_right_outputs_the_best_counts_for_each_metric() -> None:
+    row = prediction_row("Give me tea.", "May I have tea?", "Could I have some tea?", "may i have tea")
+    assert row["reference"] == "Could I have some tea?"
+    assert scores_of([row], Metric.EXACT_MATCH) == scores_of([row], Metric.ROUGE_L) == [1.0]
+    [cut] = first_line_rows([{**row, "prediction": "May I have tea?\nYes"}], [Example("a", "b")])
+    assert (cut["references"], scores_of([cut], Metric.EXACT_MATCH)) == (row["references"], [1.0])
+    assert is_prediction(row)
+    assert not is_prediction({**row, "references": [3]})
+    assert "references" not in prediction_row("Pay me.", "refund", "refund")
+
+
+def test_labels_are_counted_by_the_right_one_that_was_answered() -> None:
+    rows = [prediction_row("Pay me.", answer, "refund", "login") for answer in ("login", "refund", "other")]
+    answers = dict.fromkeys((BASELINE, TUNED), rows)
+    labels = evaluation_of(TASK, answers, SERVED, "")["contenders"][TUNED]["labels"]
+    assert labels["refund"] == {"rows": 2, "given": 1, "right": 1}
+    assert labels["login"] == {"rows": 1, "given": 1, "right": 1}

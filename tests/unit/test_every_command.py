@@ -119,6 +119,8 @@ def calls(
     ).replace_llama_cpp(monkeypatch)  # fmt: skip
     inputs = tmp_path / "inputs.jsonl"
     write_rows(inputs, [{"input": HOSTILE}])
+    labelled = tmp_path / "labelled.jsonl"
+    write_rows(labelled, [{"input": HOSTILE, "output": f"{n % 2} {HOSTILE_TASK}"[:30]} for n in range(9)])
     json_task = tmp_path / "json" / "tasks" / "boxes.json"
     json_task.parent.mkdir(parents=True)
     pairs = [{"input": HOSTILE_TASK, "output": "refund"}]
@@ -150,6 +152,7 @@ def calls(
     begun = ["run", task, "--model", model, "--run", run.path, "--n-inputs=7"]
     bench = ["bench", task.parent, "--model", model, "--preset=quick"]
     return {
+        ("init",): [["init", "new.toml"], ["init", "new.toml", "--labelled", labelled]],
         ("run",): [begun, [*begun, "--json"], ["run", task, "--model", model]],
         ("plan",): [["plan", task, "--model", model], ["plan", task, "--model", model, "--json"]],
         **{(stage,): [[stage, run.path]] for stage in STAGES[:-1]},
@@ -161,7 +164,9 @@ def calls(
             ["predict", "--model", model, inputs],
             ["predict", "--model", model, "--task", task, inputs],
             ["predict", "--model", model, "--adapter", run.file("adapter.gguf"), inputs],
+            ["predict", "--model", run.path, "--abstain-below", "0.5", "--probabilities", inputs],
         ],
+        ("chat",): [["chat", run.path, "--compare"], ["chat", model]],
         ("verify",): [["verify", run.path, "--no-parity"], ["verify", run.path]],
         ("bench",): [bench, [*bench, "--json"]],
         ("export-adapter",): [["export-adapter", "--adapter", broken_adapter, "--model", model]],
@@ -195,10 +200,13 @@ def require_end(result: Result) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_strangers_text_is_shown_and_does_nothing(
-    sg: Call, calls: Calls, command: tuple[str, ...], tmp_path: Path
+    sg: Call, calls: Calls, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        "sg_local.plan.doctor.find_present", lambda _model: None
+    )  # it would try it for seconds
     for arguments in calls[command]:
-        result = sg(*arguments)
+        result = sg(*arguments, input="Let me in.\n")
         require_end(result)
         for shown in (result.stdout, result.stderr):
             hidden = {character for character in shown if not character.isprintable()} - {"\n"}
@@ -265,7 +273,7 @@ def test_no_command_opens_a_socket(
     sg: Call, calls: Calls, command: tuple[str, ...], sockets: Callable[[], str]
 ) -> None:
     for arguments in calls[command]:
-        require_end(sg(*arguments))
+        require_end(sg(*arguments, input="Let me in.\n"))
     assert sockets() == ""
 
 

@@ -4,6 +4,7 @@ The proof's numbers are scripted: a Parity for each type. Nothing is computed.
 """
 
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 
 import pytest
 from command_line import Call, Contents, given
-from finished_run import HEADER, TENSORS
+from finished_run import HEADER, MODEL_TEMPLATE, TENSORS
 from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
+from stand_ins import replace_export
 
 import sg_local.finetune.environment as environment
 import sg_local.stages.export as export
-from sg_local.errors import SgLocalError
+from sg_local.errors import InputError, SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.proof.parity import Parity, diagnosis
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.stage import run_stage
+from sg_local.task import carried_task
 
 PASSES = Parity(
     max_logit_difference=0.05,
@@ -64,7 +67,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
         monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
         monkeypatch.setattr(export, "_write_merged", write_merged)
         monkeypatch.setattr(export, "measure_run", measure)
-        monkeypatch.setattr(export, "_modelfile", lambda _run: "FROM ./model.gguf\n")
+        monkeypatch.setattr(export, "_chat_files", lambda _run: ("{{ messages }}", "FROM ./model.gguf\n"))
         return tried
 
     return script
@@ -209,3 +212,63 @@ def test_run_with_another_type_says_how_a_finished_training_gets_it(
     assert_says(result.stderr, f"`{command}`", "--run DIR")
     # With another change it would not help.
     assert command not in sg(*given(finished_run, task), "--quant", "F16", "--rank", 8).stderr
+
+
+def test_the_merged_model_carries_the_template_for_other_programs_beside_that_of_its_base(
+    finished_run: Run, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted({"base": 0.01})
+    carried: list[Mapping[str, str]] = []
+    write_merged, write_adapter = export._write_merged, export.write_adapter_gguf
+
+    def merged(*arguments: Any) -> None:
+        carried.append(arguments[-1])
+        write_merged(*arguments)
+
+    def adapter(*arguments: Any) -> None:
+        carried.append(arguments[-1])
+        write_adapter(*arguments)
+
+    monkeypatch.setattr(export, "_write_merged", merged)
+    monkeypatch.setattr(export, "write_adapter_gguf", adapter)
+    assert run_stage(finished_run, "export", redo=True)
+    of_adapter, of_model = carried
+    assert not [key for key in of_adapter if "chat_template" in key]
+    assert of_model["tokenizer.chat_template"] == finished_run.file("chat_template.jinja").read_text()
+    assert of_model["tokenizer.chat_template.base"] == MODEL_TEMPLATE
+
+
+def test_the_template_of_a_tuned_model_is_its_bases(tmp_path: Path) -> None:
+    templates = {"tokenizer.chat_template": "for others", "tokenizer.chat_template.base": "the base's"}
+    for more, expected in (({}, "for others"), ({"sg_local.task": "{}"}, "the base's")):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(tiny_gguf({**HEADER, **templates, **more}, TENSORS))
+        assert read_header(path).chat_template == expected
+
+
+def test_the_adapter_of_a_run_carries_its_task_wherever_it_is_exported(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_export(monkeypatch)
+    written: list[dict[str, str]] = []
+    write = export.write_adapter_gguf
+
+    def keep(adapter: Path, base: Path, out: Path, metadata: dict[str, str]) -> None:
+        written.append(metadata)
+        write(adapter, base, out, metadata)
+
+    monkeypatch.setattr(export, "write_adapter_gguf", keep)
+    call = (str(finished_run.model.path), tmp_path / "out", finished_run.settings)
+    export.export_adapter(finished_run.file("adapter"), *call)
+    carried = carried_task(written[0]["sg_local.task"], tmp_path)
+    assert carried.task.instruction == finished_run.task.instruction
+    assert (carried.task.examples, carried.max_new_tokens) == ((), 128)
+    assert_says(capsys.readouterr().err, "carry its task", finished_run.task.name)
+    # One that is no run's is of no task.
+    shutil.copytree(finished_run.file("adapter"), tmp_path / "adapter")
+    export.export_adapter(tmp_path / "adapter", call[0], tmp_path / "other", call[2])
+    assert "sg_local.task" not in written[1]
+    # What was put in the place of a run's adapter is not what the task was trained into.
+    finished_run.file("adapter/adapter_config.json").write_text("{ }")
+    with pytest.raises(InputError, match="not as it was written"):
+        export.export_adapter(finished_run.file("adapter"), call[0], tmp_path / "third", call[2])

@@ -147,6 +147,8 @@ def test_missing_files_and_what_is_no_file_are_input_errors(tmp_path: Path) -> N
             read_rows(fifo)
     with pytest.raises(InputError, match=r"cannot be read|is missing"):
         read_rows(Path("a\0b"))
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        read_rows(Path("a" * 5000))
 
 
 def test_writing_replaces_the_whole_file_with_the_usual_permissions(tmp_path: Path) -> None:

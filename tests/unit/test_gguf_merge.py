@@ -132,6 +132,18 @@ def test_the_same_arguments_give_the_same_bytes(base: Path, adapter: Path, tmp_p
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.parametrize("matrix_type", [None, "F16"])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(
+    base: Path, adapter: Path, tmp_path: Path, matrix_type: str | None
+) -> None:
+    written = []
+    for n_threads in (1, 2, 5):
+        out = tmp_path / f"{n_threads}.gguf"
+        merge_gguf(base, adapter, out, metadata={}, matrix_type=matrix_type, n_threads=n_threads)
+        written.append(out.read_bytes())
+    assert written == [written[0]] * 3
+
+
 def test_all_but_the_merged_matrices_is_byte_equal(base: Path, tmp_path: Path) -> None:
     module = "base_model.model.model.layers.1.mlp.gate_proj"
     arrays = {name: values for name, values in adapter_arrays().items() if name.startswith(module)}
@@ -219,7 +231,7 @@ def test_merging_holds_a_block_not_the_model(
     del big
     tracemalloc.start()
     try:
-        merge_gguf(base, adapter, out, metadata={})
+        merge_gguf(base, adapter, out, metadata={}, n_threads=1)  # each thread holds a block
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -153,6 +153,33 @@ def test_config_of_phi3(tmp_path: Path) -> None:
     }
 
 
+def test_config_of_granite(tmp_path: Path) -> None:
+    scales = {
+        "embedding_scale": 12.0,
+        "attention.scale": 0.0078125,
+        "residual_scale": 0.25,
+        "logit_scale": 8.0,
+    }
+    config = config_of(tmp_path, "granite", scales)
+    expected = {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.0078125,
+        "residual_multiplier": 0.25,
+        "logits_scaling": 8.0,
+    }
+    assert {key: config[key] for key in expected} == expected
+    assert config["rope_parameters"] == PLAIN_ROPE
+    # 0 and nothing say that llama.cpp does not scale
+    (tmp_path / "plain").mkdir()
+    plain = config_of(tmp_path / "plain", "granite", {"logit_scale": 8.0, "residual_scale": 0.0})
+    assert (plain["residual_multiplier"], plain["attention_multiplier"]) == (1.0, 0.25)
+
+
+def test_smollm3_does_not_rotate_every_fourth_layer(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "smollm3", n_layers=9)
+    assert config["no_rope_layers"] == [1, 1, 1, 0, 1, 1, 1, 0, 1]
+
+
 def test_phi3_without_factors_has_plain_rotation(tmp_path: Path) -> None:
     config = config_of(tmp_path, "phi3")
     assert config["rope_parameters"] == {**PLAIN_ROPE, "partial_rotary_factor": 1.0}
@@ -250,6 +277,21 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         "gemma3",
         {"metadata": {"rope.freq_base_swa": 0.5}},
         "freq_base_swa is 0.5",
+    ),
+    "granite that rotates nothing": (
+        "granite",
+        {"metadata": {"logit_scale": 8.0, "rope.scaling.finetuned": False}},
+        r"granite\.rope\.scaling\.finetuned is false",
+    ),
+    "granite without a scale of its logits": (
+        "granite",
+        {"metadata": {"logit_scale": None}},
+        r"granite\.logit_scale is missing",
+    ),
+    "granite with a strange scale": (
+        "granite",
+        {"metadata": {"logit_scale": 8.0, "residual_scale": -1.0}},
+        r"granite\.residual_scale is -1\.0, not a number that scales",
     ),
     "phi3 with short factors alone": (
         "phi3",

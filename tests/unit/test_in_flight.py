@@ -1,5 +1,8 @@
 """The record of what native code works on: whole calls, then single rows, then none."""
 
+import importlib.util
+import sys
+
 import pytest
 
 import sg_local.runs.in_flight as in_flight
@@ -102,3 +105,18 @@ def test_the_record_of_a_version_that_named_no_process_counts_as_an_earlier_one(
     with pytest.raises(SystemExit):
         call(new_run, crash_on=12)
     assert note_crash(new_run, before) == [10, 11, 12, 13]
+
+
+def test_a_process_of_the_same_number_is_another_one(new_run: Run) -> None:
+    """The system gives the number of one that is gone to a later one."""
+    recorded = []
+    for _ in range(2):
+        spec = importlib.util.find_spec(in_flight.__name__)
+        assert spec
+        assert spec.loader
+        as_in_another = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(as_in_another)
+        with pytest.raises(SystemExit):
+            as_in_another.guarded_call(new_run, "annotate", [11], lambda _: sys.exit(), lambda _: None)
+        recorded.append(recorded_by(new_run))
+    assert recorded[0] != recorded[1]

@@ -4,12 +4,13 @@
 
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sg_local.chat.modelfile import modelfile
+from sg_local.chat.modelfile import beside_base, modelfile
 from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import Example
@@ -52,7 +53,7 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
             kept = ""
         if after != state:
             if state == "name":
-                assert buffer.lower() in {"from", "template", "parameter", "license"}, (
+                assert buffer.lower() in {"from", "adapter", "system", "template", "parameter", "license"}, (
                     f"Ollama: no {buffer!r}"
                 )
                 name, after = buffer.lower(), "parameter" if buffer.lower() == "parameter" else after
@@ -84,8 +85,14 @@ def is_printable(character: str) -> bool:
     return character == " " or (character != "" and unicodedata.category(character)[0] in "LMNPS")
 
 
-def execute(template: str, prompt: str) -> str:
-    """Go's text/template for the two actions used: a field, and a string constant."""
+def execute(template: str, prompt: str, system: str) -> str:
+    """Go's text/template for the actions used: fields, string constants, one choice by whether there is SYSTEM."""
+    before, _, rest = template.partition("{{ if .System }}{{ .System }}{{ else }}")
+    stated, _, rest = rest.partition("{{ end }}")
+    return constants(before, prompt) + (system or constants(stated, prompt)) + constants(rest, prompt)
+
+
+def constants(template: str, prompt: str) -> str:
     shown = ""
     while "{{" in template:  # Go's lexer takes the leftmost pair
         text, template = template.split("{{", 1)
@@ -97,10 +104,10 @@ def execute(template: str, prompt: str) -> str:
     return shown + template
 
 
-def served_prompt(text: str, prompt: str) -> str:
-    """What the model is shown by Ollama, BOS left out."""
-    (template,) = [value for name, value in read_modelfile(text) if name == "template"]
-    return execute(template, prompt)
+def served_prompt(text: str, prompt: str, system: str | None = None) -> str:
+    """What the model is shown by Ollama, BOS left out; with the file's SYSTEM, or that of a call."""
+    values = dict(read_modelfile(text))
+    return execute(values["template"], prompt, values.get("system", "") if system is None else system)
 
 
 def trained_prompt(template: ChatTemplate, instruction: str, prompt: str, shown: tuple[Example, ...]) -> str:
@@ -115,8 +122,9 @@ def written(template: ChatTemplate, instruction: str, shown: tuple[Example, ...]
 def test_the_whole_file():
     assert written(CHATML, "Sort this message:") == (
         "FROM ./model.gguf\n"
+        'SYSTEM "Sort this message:"\n'
         'TEMPLATE """<|im_start|>system\n'
-        "Sort this message:<|im_end|>\n"
+        "{{ if .System }}{{ .System }}{{ else }}Sort this message:{{ end }}<|im_end|>\n"
         "<|im_start|>user\n"
         "{{ .Prompt }}<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -127,6 +135,25 @@ def test_the_whole_file():
         'LICENSE "Apache-2.0"\n'
     )
     assert read_modelfile(written(VICUNA, "Sort this."))[0] == ("from", "./model.gguf")
+
+
+def test_an_answer_has_the_length_that_was_trained():
+    text = modelfile(CHATML, "Sort.", (), stops=[], licence="MIT", max_new_tokens=12)
+    assert ("num_predict", "12") in read_modelfile(text)
+
+
+def test_base_and_adapter_are_asked_as_the_merged_model_is():
+    text = written(CHATML, 'Say """yes""".')
+    other = read_modelfile(beside_base(text, Path("/my models/base v1.gguf")))
+    assert other[:2] == [("from", "/my models/base v1.gguf"), ("adapter", "./adapter.gguf")]
+    assert other[2:] == read_modelfile(text)[1:]
+
+
+@pytest.mark.parametrize("path", ['/a"b.gguf', "/a\nb.gguf", "/a\u200bb.gguf"])
+def test_a_base_that_a_modelfile_cannot_name_is_to_be_copied(path: str):
+    text = beside_base(written(CHATML, "Sort."), Path(path))
+    assert read_modelfile(text)[0] == ("from", "./base.gguf")
+    assert "# Copy the base" in text
 
 
 INSTRUCTIONS = [
@@ -176,8 +203,13 @@ def test_ollama_shows_the_prompt_that_was_trained(template: ChatTemplate, instru
     for shown in ((), SHOWN):
         text = written(template, instruction, shown)
         for prompt in ("my parcel is lost", 'x {{ .Prompt }} """ \\u0041'):
-            assert served_prompt(text, prompt) == trained_prompt(template, instruction, prompt, shown)
-        assert [name for name, _ in read_modelfile(text)] == [
+            expected = trained_prompt(template, instruction, prompt, shown)
+            assert served_prompt(text, prompt) == served_prompt(text, prompt, system="") == expected
+            other = trained_prompt(template, "Translate it.", prompt, shown)
+            assert served_prompt(text, prompt, system="Translate it.") == other
+        commands = read_modelfile(text)
+        assert [value for name, value in commands if name == "system"] in ([], [instruction])
+        assert [name for name, _ in commands if name != "system"] == [
             "from", "template", "temperature", "repeat_penalty", "stop", "license"
         ]  # fmt: skip
 
@@ -186,7 +218,15 @@ def test_ollama_shows_the_prompt_that_was_trained(template: ChatTemplate, instru
 def test_ollama_shows_the_prompt_whatever_the_instruction(instruction: str, as_demonstration: bool):
     shown = (Example("a", instruction),) if as_demonstration else ()
     expected = trained_prompt(CHATML, instruction, "my parcel", shown)
-    assert served_prompt(written(CHATML, instruction, shown), "my parcel") == expected
+    for system in (None, ""):
+        assert served_prompt(written(CHATML, instruction, shown), "my parcel", system) == expected
+
+
+def test_system_is_left_out_where_it_cannot_be_read_back():
+    for instruction in ("zero\u200bwidth", '"""\nFROM evil'):
+        text = written(CHATML, instruction)
+        assert "system" not in dict(read_modelfile(text))
+        assert served_prompt(text, "x") == trained_prompt(CHATML, instruction, "x", ())
 
 
 def test_a_plain_instruction_stays_readable():
@@ -252,4 +292,6 @@ def test_a_licence_stays_one_value(licence: str, expected: str):
     text = modelfile(CHATML, "Sort.", (), stops=[], licence=licence)
     commands = read_modelfile(text)
     assert commands[-1] == ("license", expected)
-    assert [name for name, _ in commands] == ["from", "template", "temperature", "repeat_penalty", "license"]
+    assert [name for name, _ in commands] == [
+        "from", "system", "template", "temperature", "repeat_penalty", "license"
+    ]  # fmt: skip

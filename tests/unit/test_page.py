@@ -93,6 +93,7 @@ def test_the_page_says_what_the_evaluation_says(sg: Call, finished_run: Run) -> 
         assert Contender[_name(contender)].heading in elements.text
     assert finished_run.model.sha256 in elements.text
     assert "n_inputs 7 400 generate" in elements.text  # the one setting that is no default
+    assert "How sure the tuned model is" not in elements.text  # this run did not record it
     assert "1 right in both" in elements.text
     assert "1 wrong in both" in elements.text
 
@@ -305,7 +306,7 @@ def test_the_verdict_in_a_sentence() -> None:
 def test_rows_are_fixed_broken_or_as_before() -> None:
     found = page_data.changes(prediction_rows("rl?r"), prediction_rows("lrl?"), Metric.EXACT_MATCH)
     assert [row.kind for row in found] == [Kind.BROKEN, Kind.FIXED, Kind.FIXED, Kind.WRONG]
-    assert (found[0].number, found[0].input, found[0].right) == (1, "input 1", "refund")
+    assert (found[0].number, found[0].input, found[0].right) == (1, "input 1", ("refund",))
     assert (found[0].before, found[0].after) == ("refund", "login")
     half = prediction_row("a", "the red cat", "the red dog")
     less = prediction_row("a", "red", "the red dog")
@@ -340,6 +341,45 @@ def test_reliability_has_groups_of_equal_numbers() -> None:
     assert [item.n_rows for item in bins] == [10] * 5
     assert [item.agreement for item in bins] == [0, 0, 0, 1, 1]
     assert bins[0].probability == pytest.approx(0.09)
+
+
+def test_answers_are_as_sure_as_recorded() -> None:
+    rows = [
+        prediction_row(
+            "a", "refund", "refund" if row % 4 else "login", label_logprobs={"refund": log_p, "login": -3.0}
+        )
+        for row, log_p in enumerate([-0.1] * 20 + [-3.0] * 20)
+    ]
+    bins = page_data.answer_reliability(rows)
+    assert [item.n_rows for item in bins] == [8] * 5
+    assert bins[0].probability == pytest.approx(0.5)
+    assert bins[-1].probability == pytest.approx(0.9478, abs=1e-3)
+    assert bins[-1].agreement == 0.75
+    assert page_data.answer_reliability([prediction_row("a", "refund", "refund")] * 40) == []
+
+
+def test_real_rows_stand_beside_the_made_ones(new_run: Run) -> None:
+    real = {"prompt": None, "seed": None, "source": "given"}
+    write_inputs(
+        new_run, [{"id": 0, "input": "made", "label": "login"}, {"id": "given-1", "input": "real", **real}]
+    )
+    scores = [{"login": -0.1, "refund": -2.0}]
+    write_outputs(
+        new_run, [{"id": row, "output": "login", "label_logprobs": scores} for row in (0, "given-1")]
+    )
+    write_train_rows(
+        new_run,
+        [
+            {"id": 0, "input": "made", "output": "login"},
+            {"id": "given-1", "input": "real", "output": "login", "source": "given"},
+        ],
+    )
+    text = Elements(page_of(new_run)).text
+    assert (
+        "1 inputs were asked for, 1 real ones were given; 2 rows are left to train on, 1 of them made."
+        in text
+    )
+    assert "given-1 in training real login given" in text
 
 
 def test_variety_is_of_equal_numbers_of_texts() -> None:

@@ -11,6 +11,7 @@ from scripted_engine import ScriptedEngine
 
 import sg_local.finetune.reference as reference
 import sg_local.gguf_io.adapter as adapter_module
+import sg_local.gguf_io.base_weights as base_weights
 import sg_local.proof.parity as parity
 from sg_local.errors import SgLocalError
 from sg_local.runs.directory import Run
@@ -24,8 +25,8 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     engine.replace_llama_cpp(monkeypatch)
     logits = np.zeros((2, 5), np.float32)
     monkeypatch.setattr(parity, "f16_gguf", lambda *_: Path("f16.gguf"))
-    monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
-    monkeypatch.setattr(parity, "sequence_logits", lambda *_: logits)
+    monkeypatch.setattr(base_weights, "BaseWeights", lambda path: path)
+    monkeypatch.setattr(parity, "sequences_logits", lambda *_: [logits])
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
     fields: list[object] = []
@@ -105,8 +106,8 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
         return [zeros + np.array([torch_off_by, 0, 0, 0, 0], np.float32)]
 
     monkeypatch.setattr(parity, "f16_gguf", lambda *_: Path("f16.gguf"))
-    monkeypatch.setattr(parity, "torch_weights", lambda _run: Path("hf"))
-    monkeypatch.setattr(parity, "sequence_logits", lambda *_: zeros)
+    monkeypatch.setattr(base_weights, "BaseWeights", lambda path: path)
+    monkeypatch.setattr(parity, "sequences_logits", lambda *_: [zeros])
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
     monkeypatch.setattr(reference, "reference_logits", in_torch)

@@ -240,6 +240,19 @@ def test_a_crash_before_any_row_is_counted_for_none(new_run: Run, capsys: pytest
     assert "row" not in capsys.readouterr().err
 
 
+def test_a_stage_that_ended_well_leaves_no_record_of_its_crashes(new_run: Run) -> None:
+    stages, record = ScriptedStages(), new_run.file(".in_flight.json")
+
+    def crash_once(run: Run, stage: str) -> int:
+        if record.exists():
+            return stages(run, stage)
+        record.write_text(json.dumps({"process": "4711-crashed", "part": stage, "rows": [3], "crashes": {}}))
+        return -signal.SIGSEGV
+
+    assert run_pipeline(new_run, "generate", start_stage=crash_once)
+    assert not record.exists()
+
+
 def test_redo_counts_crashes_anew(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"process": "4711-crashed", "part": "annotate", "rows": [], "crashes": {"annotate": {"0": 2}}}
     finished_run.file(".in_flight.json").write_text(json.dumps(record))

@@ -143,7 +143,7 @@ def test_a_task_of_ones_own_making_is_checked_as_one_from_a_file(model: Path, st
     with pytest.raises(InputError) as caught:
         sg_local.run(wrong, model=model)
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["task No name"] * 5
-    assert "there are 4 examples, the limit is 3" in str(caught.value)
+    assert "examples[3]: output 'refund' is not one of the labels" in str(caught.value)
     assert not Path("runs/No name").exists()
 
 

@@ -46,7 +46,7 @@ def test_rows_as_the_stages_write_them_are_read(new_run: Run) -> None:
         (lambda rows: [*rows, rows[0]], ["the id 0 stands in two rows"]),
         (lambda rows: changed(rows, 1, id=[1]), ["line 2: id is [1]"]),
         (lambda rows: changed(rows, 1, id=None), ["line 2: id is None"]),
-        (lambda rows: changed(rows, 1, id="1"), ["line 2: id is '1'"]),
+        (lambda rows: changed(rows, 1, id="1"), ['the id "1"', "a number"]),
         (lambda rows: [{"output": "a", "drop": None}, *rows], ["line 1: the row has no id"]),
         (lambda rows: changed(rows, 1, output=None), ["row 1", "no output"]),
         (lambda rows: changed(rows, 1, label_logprobs=[]), ["row 1", "label_logprobs"]),

@@ -14,8 +14,10 @@ from finished_run import ScriptedStages, finish_run, write_inputs, write_outputs
 from scripted_engine import ScriptedEngine
 
 import sg_local.runs.directory as run_directory
+from sg_local.errors import InputError
 from sg_local.files import SAMPLED_BYTES, sha256_file, write_rows
 from sg_local.proof.verify import verify_run
+from sg_local.report.scores import read_evaluation
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run, Unfinished, open_run
 from sg_local.runs.pipeline import run_pipeline
@@ -42,6 +44,18 @@ EARLIER_READS = {
 }
 
 
+@pytest.fixture
+def task(task: Path) -> Path:
+    """With all the files that a task may name."""
+    line = 'test = "inbox.test.jsonl"\n'
+    task.write_text(
+        task.read_text().replace(line, f'{line}inputs = "inbox.txt"\nlabelled = "inbox.labelled.jsonl"\n')
+    )
+    task.with_name("inbox.txt").write_text("were is my money\n")
+    write_rows(task.with_name("inbox.labelled.jsonl"), [{"input": "Let me in!", "output": "login"}])
+    return task
+
+
 def edit(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n")
 
@@ -59,7 +73,7 @@ def finished_stages(run: Run) -> list[str]:
 
 
 def test_stages_read_what_earlier_ones_wrote_or_the_run_began_with() -> None:
-    there = {"task.toml", "test.jsonl"}
+    there = {"task.toml", "test.jsonl", "given.jsonl", "labelled.jsonl"}
     for files in STAGE_FILES.values():
         assert set(files.reads) | set(files.looks_for) <= there
         there |= set(files.writes)
@@ -100,13 +114,23 @@ def test_what_no_person_edits_has_to_stay_as_it_was_written(
         list(verify_run(finished_run, with_parity=False))
 
 
-@pytest.mark.parametrize("stage", [stage for stage, files in STAGE_FILES.items() if files.editable])
-def test_what_a_person_may_edit_is_not_made_again_unless_it_is_empty(finished_run: Run, stage: str) -> None:
-    (name,) = STAGE_FILES[stage].editable
+@pytest.mark.parametrize(
+    ("stage", "name"), [(stage, name) for stage, files in STAGE_FILES.items() for name in files.editable]
+)
+def test_what_a_person_may_edit_is_not_made_again_unless_it_is_empty(
+    finished_run: Run, stage: str, name: str
+) -> None:
     edit(finished_run.file(name))
     assert finished_run.is_finished(stage)
     empty(finished_run.file(name))
     assert finished_run.first_unfinished() == Unfinished(stage, f"is not finished ({name} is empty)")
+
+
+def test_what_was_taken_back_is_not_shown(finished_run: Run) -> None:
+    finished_run.forget_from("train", keep_partial=False)
+    assert finished_run.file("evaluation.json").exists()
+    with pytest.raises(InputError, match=r"not finished: `sg-local evaluate .* makes it"):
+        read_evaluation(finished_run)
 
 
 def test_large_files_are_looked_at_in_samples(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

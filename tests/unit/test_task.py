@@ -13,15 +13,9 @@ from messages import assert_says
 
 from sg_local import task as task_module
 from sg_local.errors import InputError
-from sg_local.task import (
-    Example,
-    Task,
-    example_names,
-    import_task,
-    load_task,
-    load_test_rows,
-    task_to_toml,
-)
+from sg_local.task import Example, Task, example_names, load_task, task_to_toml
+from sg_local.task_import import import_task
+from sg_local.task_rows import load_test_rows
 
 GOOD = '''
 name = "support-or-undermine"
@@ -170,16 +164,17 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         "instruction is missing",
         "one label",
         "nowhere is missing",
-        "there are 4 examples, the limit is 3",
         "examples[0]: input is empty",
         "examples[0]: output is missing",
         "examples[1]: input must be",
         "examples[1]: output 'y' is not",
         "examples[2]: input is missing",
         "examples[2]: output is missing",
+        "examples[3]: input is missing",
+        "examples[3]: output is missing",
     ):
         assert part in text
-    assert len(text.splitlines()) == 12
+    assert len(text.splitlines()) == 13
 
 
 def test_a_task_needs_examples(tmp_path: Path) -> None:
@@ -270,6 +265,31 @@ def test_faults_of_test_rows_are_reported_at_once_with_their_lines(tmp_path: Pat
     assert lines[3].startswith(f"{path}, line 4: not JSON")
     assert lines[4] == f"{path}, line 5: input is empty"
     assert lines[10:] == ["… and 15 more"]
+
+
+def test_a_test_row_may_have_several_right_outputs(tmp_path: Path) -> None:
+    task = load_task(write_good(tmp_path))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"input": "a", "outputs": ["Support", "undermine", "support"]}\n'
+        '{"input": "b", "output": "undermine", "outputs": 3}\n'
+    )
+    several, one = load_test_rows(task)
+    assert several == Example("a", "support", ("undermine",))
+    assert several.as_row() == {"input": "a", "outputs": ["support", "undermine"]}
+    assert one.as_row() == {"input": "b", "output": "undermine"}
+    rows.write_text(
+        '{"input": "a", "outputs": []}\n{"input": "a", "outputs": "x"}\n{"input": "a", "outputs": ["support", 1]}\n'
+        '{"input": "a", "outputs": ["support", "both"]}\n{"input": "a"}\n'
+    )
+    with pytest.raises(InputError) as caught:
+        load_test_rows(task)
+    told = str(caught.value).splitlines()
+    assert len(told) == 5
+    for line, word in zip(
+        told, ("1 to 100 texts", "1 to 100 texts", "outputs[1]", "'both'", "missing"), strict=True
+    ):
+        assert word in line
 
 
 def test_no_test_rows_is_an_error(tmp_path: Path) -> None:
@@ -398,6 +418,15 @@ def test_import_of_a_generation_task(tmp_path: Path, outputs: list[str]) -> None
     assert (task.labels, task.is_classification, task.instruction) == ((), False, "Do.")
     assert task.examples == (Example("a", "Free text"),)
     assert [row.output for row in rows] == outputs
+
+
+def test_import_keeps_all_right_outputs(tmp_path: Path) -> None:
+    instances = [("a", ["One two.", "Two\r\none.", "One two.", 3, " "]), ("b", ["Three."]), ("c", "Four.")]
+    _, rows = import_task(save(tmp_path, super_natural(instances, [("d", "Free text")], Definition="Do.")))
+    assert rows == [Example("a", "One two.", ("Two\none.",)), Example("b", "Three."), Example("c", "Four.")]
+    labelled = [("a", ["yes", "No"]), ("b", ["no", "perhaps"]), ("c", ["yes"]), ("d", ["no"])]
+    _, rows = import_task(save(tmp_path, super_natural(labelled, [("e", "yes")])))
+    assert rows[:2] == [Example("a", "yes", ("no",)), Example("b", "no")]
 
 
 def test_import_at_the_bounds_of_classification(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,14 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from disk import Disk, files_in
 from filelock import Timeout
 from gguf_models import write_model
+from messages import assert_says
+from tiny_models import write_tiny_llama
 
+import sg_local.gguf_io.base_weights as base_weights
 import sg_local.llama.library as library
 import sg_local.llama.quantize as quantize
 import sg_local.llama.speed as speed
 import sg_local.proof.working_copies as weights
+from sg_local.errors import SgLocalError, outside_cause
 from sg_local.files import atomic_path, find_leftovers, partial_directory
+from sg_local.gguf_header import read_header
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.settings import Settings
@@ -210,3 +217,117 @@ def test_all_that_is_written_beside_the_copies_is_written_by_the_locks_holder(
     monkeypatch.setattr(weights, "write_json", checked)
     weights.generating_model(run)
     assert written == ["base.json", "speed.json"]
+
+
+def torch_weights(run: Run) -> object:
+    with weights.training_weights(run) as path:
+        return files_in(path)
+
+
+COPIES: dict[str, Callable[[Run], object]] = {
+    "hf": torch_weights,
+    "f16.gguf": lambda run: weights.f16_gguf(run.model, 1).read_bytes(),
+}
+
+
+def fault_of(work: Callable[[], object]) -> str:
+    """What a command says of its failure; "" where it has none."""
+    try:
+        work()
+    except (SgLocalError, OSError) as error:
+        return outside_cause(error) or str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("way", ["killed", "no room"])
+def test_a_copy_is_whole_or_not_there_and_made_by_the_next(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, way: str
+) -> None:
+    """At every place where the directory of the copies is changed."""
+
+    def requantize(_source: Path, target: Path, _file_type: str, _n_threads: int) -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"weights")
+
+    monkeypatch.setattr(quantize, "requantize", requantize)
+    disk = Disk(monkeypatch)
+    failing = disk.killed_at if way == "killed" else disk.full_from
+    with failing(None):
+        whole = COPIES[name](run)
+    unbroken, n_changes = files_in(weights.copies_root()), disk.count
+    assert n_changes >= 6
+    for number in range(1, n_changes + 1):
+        shutil.rmtree(weights.copies_root().parent, ignore_errors=True)
+        where = f"{way} at change {number} of {n_changes}"
+        with failing(number):
+            if way == "killed":
+                COPIES[name](run)
+            elif told := fault_of(lambda: COPIES[name](run)):
+                assert_says(told, "No space left on device")
+                assert any(remedy in told for remedy in ("free some space", "free space", "SG_LOCAL_HOME"))
+            else:  # the copy served, and could not be removed
+                assert (name, number) == ("hf", n_changes)
+        if way == "no room":
+            assert find_leftovers(weights.copies_root()) == [], where
+            assert not list(weights.copies_root().rglob("*.partial")), where
+        assert COPIES[name](run) == whole, where
+        assert files_in(weights.copies_root()) == unbroken, where
+
+
+def test_llama_cpp_without_room_for_a_copy_says_so(tmp_path: Path) -> None:
+    """The system itself refuses to let the file grow."""
+    resource = pytest.importorskip("resource")
+    base = write_tiny_llama(tmp_path / "base.gguf")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(SgLocalError) as caught:
+            quantize.requantize(base, tmp_path / "copy.gguf", "F16", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_says(str(caught.value), str(tmp_path), "free some space")
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
+
+
+def test_llama_cpp_is_given_paths_that_are_not_utf8_as_they_are(tmp_path: Path) -> None:
+    base = write_tiny_llama(tmp_path / "base.gguf")
+    odd = tmp_path / os.fsdecode(b"\xff")
+    odd.mkdir()
+    base.rename(odd / "base.gguf")
+    quantize.requantize(odd / "base.gguf", odd / "copy.gguf", "F16", 1)
+    assert {tensor.type_name for tensor in read_header(odd / "copy.gguf").tensors} == {"F16", "F32"}
+
+
+def torch_copy(_gguf: Path, path: Path) -> None:
+    path.mkdir()
+    (path / "model.safetensors").write_text("safetensors")
+
+
+def test_one_copy_is_there_at_a_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7B model has 13 GB of each: what a training loads is gone when it has loaded it."""
+    monkeypatch.setattr(base_weights, "write_base_weights", torch_copy)
+    names = {".lock", "base.json"}
+    copy = weights.f16_gguf(run.model, 1)
+    with weights.training_weights(run) as directory:
+        assert (directory / "model.safetensors").read_text() == "safetensors"
+        assert {path.name for path in place_of(run).iterdir()} == {*names, "hf"}
+        with pytest.raises(Timeout), weights.lock_copies(place_of(run), timeout_seconds=0):
+            pass  # another run of this base waits, and does not make room
+    assert {path.name for path in place_of(run).iterdir()} == names
+
+    with pytest.raises(ValueError, match="out of memory"), weights.training_weights(run):
+        raise ValueError("out of memory")
+    assert {path.name for path in place_of(run).iterdir()} == {*names, "hf"}  # for the next attempt
+    assert weights.f16_gguf(run.model, 1) == copy
+    assert {path.name for path in place_of(run).iterdir()} == {*names, "f16.gguf"}
+
+
+def test_a_link_in_the_place_of_the_other_copy_stays(run: Run, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "model.safetensors").write_text("theirs")
+    place_of(run).mkdir(parents=True)
+    (place_of(run) / "hf").symlink_to(theirs)
+    weights.f16_gguf(run.model, 1)
+    assert (place_of(run) / "hf" / "model.safetensors").read_text() == "theirs"

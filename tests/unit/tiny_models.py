@@ -116,6 +116,8 @@ def write_tiny_llama(
     return path
 
 
+# Keys that llama.cpp does not load an architecture without
+NEEDED: dict[str, dict[str, Value]] = {"granite": {"logit_scale": 0.5}}
 WIDE_HEAD_DIM = 32  # of the architectures whose heads need not be hidden / heads wide
 
 
@@ -158,7 +160,8 @@ def write_tiny_model(
     if not entry.derives_heads:
         head_dim = WIDE_HEAD_DIM
         sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    keys = {f"{architecture}.{key}": value for key, value in {**sizes, **(metadata or {})}.items()}
+    given = {**sizes, **NEEDED.get(architecture, {}), **(metadata or {})}
+    keys = {f"{architecture}.{key}": value for key, value in given.items()}
 
     dimensions = Dimensions(
         vocab=len(TOKENS),

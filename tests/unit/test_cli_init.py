@@ -1,0 +1,98 @@
+"""`sg-local init`: questions in, a task file out that can be checked; nothing is written before it is right."""
+
+from pathlib import Path
+
+import pytest
+from command_line import Call, one_line
+from messages import assert_says
+
+from sg_local.files import write_rows
+from sg_local.task import Example, load_task
+
+
+def lines(*answers: str) -> str:
+    return "".join(f"{answer}\n" for answer in answers)
+
+
+def test_a_task_is_written_from_answers(sg: Call) -> None:
+    Path("inputs.txt").write_text("were is my parcel\n")
+    answers = lines(
+        "inbox", "Which box?", "refund, log in", "Pay me.", "refund", "Let me in.", "log in", "", "inputs.txt"
+    )
+    result = sg("init", "tasks/inbox.toml", input=answers)
+    assert result.exit_code == 2
+    assert_says(result.stderr.splitlines()[-1], "no directory tasks")
+    Path("tasks").mkdir()
+    result = sg("init", "tasks/inbox.toml", input=answers)
+    assert result.exit_code == 0, result.stderr
+    assert_says(result.stdout, "wrote tasks/inbox.toml", "sg-local run tasks/inbox.toml")
+    task = load_task(Path("tasks/inbox.toml"))
+    assert (task.name, task.instruction, task.labels) == ("inbox", "Which box?", ("refund", "log in"))
+    assert task.examples == (Example("Pay me.", "refund"), Example("Let me in.", "log in"))
+    assert task.inputs
+    assert task.inputs.path.resolve() == Path("inputs.txt").resolve()
+    assert_says(sg("task", "check", "tasks/inbox.toml").stdout, "2 examples", "1 real inputs")
+
+
+def test_a_wrong_answer_is_asked_for_again(sg: Call) -> None:
+    result = sg(
+        "init",
+        input=lines(
+            "My task", "my-task", "Say it.", "one", "", "Pay me.", "Could you pay me?", "", "no.txt", ""
+        ),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert_says(result.stderr, "name 'My task' must be", "labels has one label", "no.txt is missing")
+    assert load_task(Path("my-task.toml")).examples == (Example("Pay me.", "Could you pay me?"),)
+
+
+def test_an_output_that_is_no_label_is_asked_for_again(sg: Call) -> None:
+    result = sg("init", input=lines("", "Say it.", "a, b", "Pay me.", "c", "a", "", ""))
+    assert result.exit_code == 0, result.stderr
+    assert "output 'c' is not one of the labels ('a', 'b')" in result.stderr
+
+
+def test_labels_and_examples_come_from_labelled_rows(sg: Call) -> None:
+    Path("gold.csv").write_text(
+        "text;box\n" + "".join(f"Message {n}.;{['Refund', 'login'][n % 2]}\n" for n in range(20)), "cp1252"
+    )
+    gold = ["--labelled", "gold.csv", "--column", "text", "--output-column", "box", "--encoding", "cp1252"]
+    result = sg("init", "inbox.toml", *gold, input=lines("", "Which box?", "y", ""))
+    assert result.exit_code == 0, result.stderr
+    assert_says(
+        result.stderr, "outputs of the labelled rows: Refund, login", "2 were chosen among its labelled"
+    )
+    assert load_task(Path("inbox.toml")).labels == ("Refund", "login")
+    told = sg("task", "check", "inbox.toml")
+    assert_says(told.stdout, "2 examples", "18 labelled rows")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--labelled", "gold.csv"], ["gold.csv has no column 'output'"]),
+        (["--labelled", "gold.csv", "--encoding", "utf-61"], ["'utf-61' is no encoding"]),
+        (["there.toml"], ["there.toml exists"]),
+    ],
+)
+def test_what_is_wrong_with_the_call_is_said(sg: Call, arguments: list[str], told: list[str]) -> None:
+    Path("gold.csv").write_text("input\nPay me.\n")
+    Path("there.toml").write_text("mine")
+    result = sg("init", *arguments, input=lines("a", "Say it.", ""))
+    assert result.exit_code == 2
+    assert_says(result.stderr.splitlines()[-1], *told)
+    assert Path("there.toml").read_text() == "mine"
+
+
+def test_a_task_whose_labels_cannot_be_told_apart_is_not_written(sg: Call) -> None:
+    result = sg("init", "a.toml", input=lines("", "Say it.", "C, C++", "Pay me.", "C", "", ""))
+    assert result.exit_code == 2
+    assert "same for scoring" in result.stderr
+    assert not Path("a.toml").exists()
+
+
+def test_answers_that_end_early_write_nothing(sg: Call) -> None:
+    write_rows(Path("gold.jsonl"), [{"input": "a", "output": "b"}])
+    assert sg("init", "a.toml", input=lines("", "Say it.")).exit_code == 1
+    assert not Path("a.toml").exists()
+    assert "missing" in one_line(sg("task", "check", "a.toml"), 2)

@@ -1,0 +1,39 @@
+"""Whole sequences in one batch give the logits that each gives alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import write_tiny_llama
+
+from sg_local.llama.engine import Engine, open_engine
+from sg_local.llama.scoring import sequence_logits
+from sg_local.llama.sequences import From, sequences_logits
+
+SEQUENCES: list[From] = [
+    ((1, 5, 9, 12, 4), 2),
+    ((1, 7, 3), 0),
+    ((1, *range(3, 40)), 30),
+    ((1, 8, 8, 8), 3),
+    ((1, 9), 1),
+]
+
+
+@pytest.mark.parametrize(("n_ctx", "batches"), [(256, [52]), (40, [8, 38, 6])])
+def test_sequences_that_fit_a_batch_go_together_and_do_not_see_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ctx: int, batches: list[int]
+) -> None:
+    with open_engine(write_tiny_llama(tmp_path / "tiny.gguf"), n_ctx=256, n_parallel=1) as engine:
+        alone = [sequence_logits(engine, *sequence) for sequence in SEQUENCES]
+        engine.n_ctx = n_ctx
+        sizes: list[int] = []
+        decode = Engine.decode
+        monkeypatch.setattr(
+            Engine, "decode", lambda self, tokens: (sizes.append(len(tokens)), decode(self, tokens))[1]
+        )
+        together = sequences_logits(engine, SEQUENCES)
+        assert sizes == batches
+    assert [rows.shape for rows in together] == [rows.shape for rows in alone]
+    for rows, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(rows, expected, atol=2e-2)
+    assert max(float(np.abs(rows).max()) for rows in alone) > 1
