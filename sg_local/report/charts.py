@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sg_local.escape import one_line
 from sg_local.report.page_data import Bin
+from sg_local.selfguide.calibration import Covered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,6 +174,17 @@ def reliability_chart(bins: Sequence[Bin], told: str, name: str) -> str:
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("probability of the label")
         axes.set_ylabel(told)
+        return finish(name)
+
+
+def coverage_chart(covered: Sequence[Covered], name: str) -> str:
+    """Which share of the answers is wrong, if only the surest rows are answered."""
+    with _drawing(5) as (axes, finish):
+        shares, risks = [item["share"] for item in covered], [1 - item["right"] for item in covered]
+        axes.plot(shares, risks, "o-", color=AFTER, linewidth=2, markersize=6)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("share of the rows that is answered")
+        axes.set_ylabel("share that is wrong")
         return finish(name)
 
 

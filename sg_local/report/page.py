@@ -192,13 +192,14 @@ def _distribution(labels: Sequence[str], shown: Sequence[str], answers: Mapping[
 
 def _sureness(evaluation: Evaluation, rows: Sequence[PredictionRow]) -> Part:
     """How right the tuned model is where it is sure, as far as its label probabilities were recorded."""
-    from sg_local.report.charts import reliability_chart
+    from sg_local.report.charts import coverage_chart, reliability_chart
 
-    bins = data.answer_reliability(rows)
+    bins, calibration = data.answer_reliability(rows), calibration_in(evaluation, TUNED)
     return {
         "bins": bins,
         "reliability_chart": reliability_chart(bins, "share that is right", "sureness") if bins else "",
-        "calibration": calibration_in(evaluation, TUNED),
+        "calibration": calibration,
+        "coverage_chart": coverage_chart(calibration["risk_coverage"], "coverage") if calibration else "",
     }
 
 
@@ -288,9 +289,11 @@ def _training(entry: Mapping[str, Any]) -> Part:
     }
 
 
-def _proof(parity: object) -> Part:
-    merged_type = parity.get("merged_type") if isinstance(parity, dict) else None
-    return {**_numbers(parity), "type": merged_type if isinstance(merged_type, str) else ""}
+def _proof(parity: object) -> Part | None:
+    if not isinstance(parity, dict) or not (numbers := _numbers(parity)):
+        return None
+    merged_type = parity.get("merged_type")
+    return {**numbers, "type": merged_type if isinstance(merged_type, str) else ""}
 
 
 def _numbers(values: object) -> dict[str, float | int]:

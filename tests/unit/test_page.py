@@ -303,6 +303,24 @@ def test_the_verdict_in_a_sentence() -> None:
     )
 
 
+def test_how_sure_the_model_is_stands_there_where_it_was_recorded(finished_run: Run) -> None:
+    evaluation = json.loads(finished_run.file("evaluation.json").read_text())
+    evaluation["contenders"][TUNED]["calibration"] = {
+        "calibration_error": 0.091,
+        "temperature": 1.414,
+        "calibration_error_at_temperature": 0.102,
+        "risk_coverage": [
+            {"share": 1.0, "right": 0.67, "least_probability": 0.408},
+            {"share": 0.5, "right": 0.82, "least_probability": 0.765},
+        ],
+    }
+    rewrite(finished_run, "evaluation.json", json.dumps(evaluation))
+    text = Elements(page_of(finished_run)).text
+    assert "100.0% 67.0% 33.0% 0.408 50.0% 82.0% 18.0% 0.765" in text
+    assert "calibration error 0.091 at temperature 1.414 0.102" in text
+    assert "Risk and coverage" in text
+
+
 def test_rows_are_fixed_broken_or_as_before() -> None:
     found = page_data.changes(prediction_rows("rl?r"), prediction_rows("lrl?"), Metric.EXACT_MATCH)
     assert [row.kind for row in found] == [Kind.BROKEN, Kind.FIXED, Kind.FIXED, Kind.WRONG]
