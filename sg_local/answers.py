@@ -9,7 +9,7 @@ task's demonstrations. A run's directory stands for its model.gguf.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -82,7 +82,7 @@ class ServedModel:
             "template_source": self.template_source,
             "instruction": self.task.instruction,
             "labels": self.task.labels,
-            "examples": [asdict(example) for example in self.task.examples],
+            "examples": [example.as_row() for example in self.task.examples],
             "max_new_tokens": self.max_new_tokens,
         }
 

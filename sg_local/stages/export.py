@@ -69,7 +69,7 @@ def run_export(run: Run) -> None:
                 metadata,
                 partial(measure_run, run),
                 partial(_command, "export", run.path),
-                {"tokenizer.chat_template": source, BASE_TEMPLATE_KEY: template_source(run)},
+                _chat_templates(run, source),
             )
             details["parity"] = parity.as_dict()
             if too_coarse:
@@ -99,16 +99,20 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
     _remove_killed_work(work)
     try:
         own_directory(work)
+        run = _run_of(adapter_dir)
         metadata = {
             "general.name": f"{base.path.stem} with {directory_name(adapter_dir)}",
-            **_task_of_its_run(adapter_dir),
+            **(_task_metadata(run) if run else {}),
             **_origin(base),
         }
+        chat_templates = _chat_templates(run, _chat_files(run)[0]) if run else None
         measured = partial(measure_on_texts, base, settings, adapter_dir)
         export_as = partial(
             _command, "export-adapter", "--adapter", adapter_dir, "--model", base.path, "--out", out_dir
         )
-        parity, _ = _write_ggufs(base, settings, adapter_dir, work, metadata, measured, export_as)
+        parity, _ = _write_ggufs(
+            base, settings, adapter_dir, work, metadata, measured, export_as, chat_templates
+        )
         write_json(work / "parity.json", parity.as_dict())
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
@@ -215,16 +219,21 @@ def _write_merged(
         requantized.unlink()
 
 
-def _task_of_its_run(adapter_dir: Path) -> dict[str, str]:
-    """The task of an adapter that a run trained, as the run's own files carry it; nothing of any other adapter."""
+def _run_of(adapter_dir: Path) -> Run | None:
+    """The run that trained an adapter, whose task both files then carry; None for any other adapter."""
     run_dir = Path(os.path.abspath(adapter_dir)).parent
     if directory_name(adapter_dir) != "adapter" or not (run_dir / "settings.toml").is_file():
-        return {}
+        return None
     run = open_run(run_dir)
     for name in STAGE_FILES["train"].writes:
         run.written_file(name)
     say(f"export-adapter: the adapter of {run_dir}: both files carry its task, {run.task.name}")
-    return _task_metadata(run)
+    return run
+
+
+def _chat_templates(run: Run, source: str) -> dict[str, str]:
+    """The chat templates of model.gguf: for other programs, and the base's."""
+    return {"tokenizer.chat_template": source, BASE_TEMPLATE_KEY: template_source(run)}
 
 
 def _metadata(run: Run) -> dict[str, str]:

@@ -258,6 +258,9 @@ def test_the_adapter_of_a_run_carries_its_task_wherever_it_is_exported(
         write(adapter, base, out, metadata)
 
     monkeypatch.setattr(export, "write_adapter_gguf", keep)
+    merged: list[dict[str, str]] = []
+    merge = export._write_merged
+    monkeypatch.setattr(export, "_write_merged", lambda *args: (merged.append(args[-1]), merge(*args)))
     call = (str(finished_run.model.path), tmp_path / "out", finished_run.settings)
     export.export_adapter(finished_run.file("adapter"), *call)
     carried = carried_task(written[0]["sg_local.task"], tmp_path)
@@ -268,6 +271,7 @@ def test_the_adapter_of_a_run_carries_its_task_wherever_it_is_exported(
     shutil.copytree(finished_run.file("adapter"), tmp_path / "adapter")
     export.export_adapter(tmp_path / "adapter", call[0], tmp_path / "other", call[2])
     assert "sg_local.task" not in written[1]
+    assert ["tokenizer.chat_template" in metadata for metadata in merged] == [True, False]
     # What was put in the place of a run's adapter is not what the task was trained into.
     finished_run.file("adapter/adapter_config.json").write_text("{ }")
     with pytest.raises(InputError, match="not as it was written"):
