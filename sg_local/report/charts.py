@@ -80,6 +80,18 @@ def interval_chart(
         return finish(name)
 
 
+def gain_chart(rows: Sequence[tuple[str, float, Sequence[float]]], axis: str, name: str) -> str:
+    """A dot with its interval for each gain, beside the line of no gain."""
+    with _drawing(len(rows)) as (axes, finish):
+        axes.axvline(0, color=TRUTH, linewidth=1.5)
+        for place, (_, mean, (low, high)) in enumerate(rows):
+            axes.plot([low, high], [place, place], color=AFTER, linewidth=2.5, solid_capstyle="round")
+            axes.plot([mean], [place], "o", color=AFTER, markersize=7)
+        _name_rows(axes, [row_name for row_name, _, _ in rows])
+        axes.set_xlabel(axis)
+        return finish(name)
+
+
 def share_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], axis: str, name: str) -> str:
     """For each name the share that it has in each series, as a mark; the first series is the truth."""
     marks = [("|", TRUTH, 15.0), ("o", BEFORE, 7.0), ("o", AFTER, 7.0), ("D", MADE, 5.0)]

@@ -1,29 +1,23 @@
 """The page of a run: one HTML file that asks for nothing else, to be read with the network off, shared, or printed.
 
-    write_report("runs/support-inbox")   -> runs/support-inbox/report.html, at most MAX_PAGE_BYTES
+    write_report("runs/support-inbox")   -> runs/support-inbox/report.html, under 2 MB
 
 Scores and what they rest on, test rows that training fixed or broke, the made rows and why others were dropped, the
 loss, the proof, and where all of it comes from. A part whose stage is not finished is left out, and the page says so.
 What the page shows is computed in page_data.py, drawn in charts.py, and laid out in page.html.j2.
-
-Every text from a task, a model or a file goes through `printable` and then through Jinja's autoescape; the page's
-Content-Security-Policy lets no script run but its own, and nothing be loaded.
 """
 
-import hashlib
 import math
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from sg_local.errors import InputError
-from sg_local.escape import printable
 from sg_local.files import read_rows, write_text
 from sg_local.report import page_data as data
 from sg_local.report import tables
 from sg_local.report.explain import has_label_scores
+from sg_local.report.html import PAGE, small_page
 from sg_local.report.made_data import data_report
 from sg_local.report.page_data import Change, Kind
 from sg_local.report.scores import read_evaluation, read_predictions
@@ -45,11 +39,6 @@ from sg_local.selfguide.metrics import METRICS
 from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, Source, is_kept, source_of
 from sg_local.settings import STAGES
 
-PAGE = "report.html"  # in the run's directory
-MAX_PAGE_BYTES = 2_000_000
-# Characters of a text, and rows of a table: the first that make a page small enough.
-_LIMITS = ((2000, 2000), (500, 2000), (150, 1000), (60, 300))
-
 Part = dict[str, Any]  # what the template shows of one part of the page
 
 
@@ -65,13 +54,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def page_of(run: Run) -> str:
     """The page as HTML. Of a run with very long or very many rows, it shows less of each, and says so."""
-    parts = page_parts(run)
-    page = ""
-    for max_characters, max_rows in _LIMITS:
-        page = _rendered(parts, max_characters, max_rows)
-        if len(page.encode()) <= MAX_PAGE_BYTES:
-            break
-    return page
+    return small_page("page.html.j2", page_parts(run))
 
 
 def page_parts(run: Run) -> dict[str, Any]:
@@ -322,44 +305,3 @@ def _versions(stages: Mapping[str, Any]) -> dict[str, str]:
             if version not in (seen := found.setdefault(str(name), [])):
                 seen.append(version)
     return {name: ", ".join(map(str, versions)) for name, versions in found.items()}
-
-
-def _rendered(parts: Mapping[str, Any], max_characters: int, max_rows: int) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters |= {
-        "score": tables.score,
-        "share": tables.share,
-        "p_value": tables.p_value,
-        "gain": tables.gain,
-        "size": tables.size,
-        "shortened": partial(_shortened, max_characters=max_characters),
-        "picture": Markup,  # of what charts.py drew; nothing else is let through
-    }
-    script = (here / "page.js").read_text("utf-8")
-    return environment.get_template("page.html.j2").render(
-        **parts,
-        style=Markup((here / "page.css").read_text("utf-8")),
-        script=Markup(script),
-        script_sha256=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        max_rows=max_rows,
-    )
-
-
-def _shown(value: object) -> object:
-    """What stands for a value in the page: of a plain text, what is not plain to see as an escape."""
-    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-
-def _shortened(text: str, max_characters: int) -> str:
-    return text if len(text) <= max_characters else f"{text[:max_characters]}… ({len(text)} characters)"

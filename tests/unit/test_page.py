@@ -15,10 +15,12 @@ from finished_run import ScriptedStages, rewrite, write_inputs, write_outputs, w
 import sg_local
 from sg_local.escape import printable
 from sg_local.files import write_json, write_rows
-from sg_local.report import page as page_module
-from sg_local.report import page_data
+from sg_local.report import html, page_data
+from sg_local.report.bench import summary as bench_summary
+from sg_local.report.bench_page import bench_page
 from sg_local.report.charts import interval_chart, loss_chart
-from sg_local.report.page import MAX_PAGE_BYTES, page_of, write_report
+from sg_local.report.html import MAX_PAGE_BYTES
+from sg_local.report.page import page_of, write_report
 from sg_local.report.page_data import Kind
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
@@ -251,7 +253,7 @@ def test_long_and_many_rows_make_no_large_page(new_run: Run, monkeypatch: pytest
     assert len(page.encode()) <= MAX_PAGE_BYTES
     assert page.count("<tr id=") == 400
     assert f"({len(long) + 2} characters)" in page
-    monkeypatch.setattr(page_module, "MAX_PAGE_BYTES", 400_000)
+    monkeypatch.setattr(html, "MAX_PAGE_BYTES", 400_000)
     page = page_of(new_run)
     assert len(page.encode()) <= 400_000
     assert page.count("<tr id=") == 300
@@ -435,3 +437,66 @@ def test_a_task_without_labels_has_no_part_about_labels(tmp_path: Path, model: P
     assert "have ROUGE-L 0.500" in text
     assert 'id="labels"' not in page
     assert "ROUGE-L before" in text
+
+
+def test_a_bench_has_a_page_of_its_own(sg: Call, stages: ScriptedStages, tmp_path: Path, model: Path) -> None:
+    tasks = tmp_path / "everyday"
+    tasks.mkdir()
+    for name in ("boxes", "crates", "lids"):
+        (tasks / f"{name}.toml").write_text(
+            f'name = "{name}"\ninstruction = "Which?"\nlabels = ["refund", "login"]\ntest = "test.jsonl"\n'
+            '[[examples]]\ninput = "Money back."\noutput = "refund"\n'
+        )
+    write_rows(tasks / "test.jsonl", [{"input": "Let me in.", "output": "login"}])
+    stages.failing = {"lids"}
+    bench = tmp_path / "bench"
+    assert (
+        sg("bench", tasks, "--model", model, "--out", bench, "--seeds", 2, "--ablate", "rank=8").exit_code
+        == 1
+    )
+    result = sg("report", bench)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{bench / 'report.html'}\n"
+    page = (bench / "report.html").read_text()
+    elements = Elements(page)
+    results = json.loads((bench / "results.json").read_text())
+    gain = results["tasks"][0]["gain_over_best"]
+    assert f"boxes {gain['mean']:+.3f} +0.200 to +0.800 better 0.001 label scoring" in elements.text
+    assert "2 tasks, against the base's best way: 2 better, 0 no difference shown, 0 worse." in elements.text
+    assert "lids: `sg-local bench`" in elements.text
+    assert "seed 0 seed 1" in elements.text
+    assert "rank=8 boxes" in elements.text
+    assert "<svg" in page
+    assert {str(attributes["href"])[0] for _, attributes in elements.found if attributes.get("href")} == {"#"}
+    path = bench / "boxes" / "evaluation.json"
+    path.write_text(path.read_text() + " ")
+    assert sg("report", bench).exit_code == 0
+    assert "boxes: `sg-local bench`" in Elements((bench / "report.html").read_text()).text
+
+
+def test_a_strangers_names_do_nothing_in_the_page_of_a_bench() -> None:
+    gain: Any = {
+        "of": TUNED,
+        "over": HOSTILE,
+        "mean": 0.5,
+        "interval_95": [0.2, 0.8],
+        "p": 0.1,
+        "verdict": HOSTILE,
+    }
+    row: Any = {
+        "task": HOSTILE,
+        "kind": "generation",
+        "n_rows": 3,
+        "minutes": 1.0,
+        "scores": {Contender.FEW_SHOT: 0.2, TUNED: 0.7},
+        "gain": gain,
+        "gain_over_best": gain,
+    }
+    page = bench_page(
+        HOSTILE, {"tasks": [row], "summary": bench_summary([row]), "failed": {HOSTILE: HOSTILE}}
+    )
+    assert not {character for character in page if not character.isprintable()} - {"\n"}
+    elements = Elements(page)
+    assert [tag for tag, _ in elements.found].count("script") == 1
+    assert "img" not in {tag for tag, _ in elements.found}
+    assert page.count(printable(HOSTILE)[:12]) >= 4
