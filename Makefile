@@ -49,20 +49,21 @@ run: install ## try it: the quick loop on a shipped example (TASK=... MODEL=...)
 
 test: install ## all tests: unit (no model) and model (a real small GGUF)
 	@echo "unit tests (seconds), then tests with a real model (minutes)"
-	@$(BIN)/pytest tests/unit tests/model --durations=10
+	@$(BIN)/pytest -q -n auto tests/unit
+	@$(BIN)/pytest tests/model --durations=10
 
 check: install ## format, lint, types, unit tests; changes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q -n auto tests/unit
 
 fmt: install ## format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 test-unit: install ## unit tests alone
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q -n auto tests/unit
 
 test-model: install ## tests with a real model alone
 	@$(BIN)/pytest tests/model --durations=10

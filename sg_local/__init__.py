@@ -7,8 +7,8 @@
     >>> sg_local.predict(["Where is my parcel?"], model=result.model)
     ['delivery']
 
-`run` and `predict` are what the commands of these names call. They show their progress on stderr. What you can do
-something about is an `SgLocalError`: an `InputError` where the call or a file is wrong.
+`run`, `predict` and `write_report` are what the commands `run`, `predict` and `report` call. They show their progress
+on stderr. What you can do something about is an `SgLocalError`: an `InputError` where the call or a file is wrong.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sg_local.answers import predict
     from sg_local.errors import InputError, SgLocalError, WorseThanBase
+    from sg_local.report.page import write_report
     from sg_local.row_files import RowFile
     from sg_local.runs.loop import Result, run
     from sg_local.settings import Settings
@@ -33,6 +34,7 @@ __all__ = [
     "load_task",
     "predict",
     "run",
+    "write_report",
 ]
 
 # Where a name is; its module is imported when the name is used, so that `import sg_local` costs nothing.
@@ -43,6 +45,7 @@ _MODULES = {
     "RowFile": "row_files",
     "Settings": "settings",
     "predict": "answers",
+    "write_report": "report.page",
 }
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from sg_local.bench.ablation import PLACE, comparison
 from sg_local.files import write_json, write_text
+from sg_local.models import directory_name
 from sg_local.report import ablation as ablation_table
 from sg_local.report.ablation import AblationRow
 from sg_local.report.bench import BenchRow, Results, results_markdown, row_of, summary
+from sg_local.report.bench_page import bench_page
+from sg_local.report.html import PAGE
 from sg_local.report.scores import read_evaluation
 from sg_local.runs.directory import Run, open_run
 from sg_local.settings import STAGES
@@ -51,8 +54,8 @@ class BenchResults:
             if row := comparison(self.bench, run, open_run(path)):
                 self._comparisons[path] = row
 
-    def write(self, failed: dict[str, str]) -> Results:
-        """Writes results.json and results.md, and returns the first."""
+    def results(self, failed: dict[str, str]) -> Results:
+        """What results.json holds. failed: task -> why it is not finished."""
         rows = [self._runs[name][1] for name in sorted(self._runs)]
         results: Results = {"tasks": rows, "summary": summary(rows), "failed": failed}
         if compared := [self._comparisons[path] for path in sorted(self._comparisons)]:
@@ -60,6 +63,32 @@ class BenchResults:
             results["ablations_summary"] = ablation_table.summary(compared)
         if (seeds := ablation_table.seeds(compared))["tasks"]:
             results["seeds"] = seeds
+        return results
+
+    def write(self, failed: dict[str, str]) -> Results:
+        """Writes results.json and results.md, and returns the first."""
+        results = self.results(failed)
         write_json(self.bench / "results.json", results)
         write_text(self.bench / "results.md", results_markdown(results))
         return results
+
+
+def is_bench(directory: Path) -> bool:
+    """Whether a directory is that of a bench, which wrote its results there."""
+    return (directory / "results.json").is_file()
+
+
+def write_bench_report(bench: Path, out: Path | None = None) -> Path:
+    """Writes the page of a bench, of the runs in it that are finished, and returns where: `out`, or in the bench.
+
+    Raises InputError where a run's scores are not as they were written.
+    """
+    found = BenchResults(bench)
+    unfinished = {
+        path.parent.name: "`sg-local bench` with the same arguments goes on with it"
+        for path in sorted(bench.glob("*/settings.toml"))
+        if not found.is_finished(path.parent.name)
+    }
+    path = out or bench / PAGE
+    write_text(path, bench_page(directory_name(bench), found.results(unfinished)))
+    return path

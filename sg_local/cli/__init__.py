@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
     "evaluate": ("stages", "Stage 6: score the tuned model beside the base."),
     "explain": ("explain", "One row: what each stage did with it, and why."),
+    "report": ("report", "A run or bench as a page."),
     "predict": ("predict", "Answer a file of inputs."),
     "chat": ("chat", "Try it in the terminal."),
     "verify": ("verify", "Check a run, or a server that has it."),

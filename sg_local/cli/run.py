@@ -69,6 +69,8 @@ def run(
             f"{result.model}  (llama.cpp, LM Studio, sg-local predict)",
             f"{result.modelfile}  ({create})",
         ]
+        page = shlex.join(["sg-local", "report", str(result.directory)])
+        files.append(f"{page}  (this as a page)")
         click.echo(printable("\n".join([score_table(result.run), "", *files])))
     if gate:
         result.gate()

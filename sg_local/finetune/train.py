@@ -93,6 +93,7 @@ def train_adapter(
         "steps": len(losses),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
+        "losses": losses,  # of each step
         "rows_tokens": sum(row.n_tokens for row in rows),
         "computed_tokens": trainer.computed_tokens,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

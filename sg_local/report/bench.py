@@ -121,7 +121,7 @@ def markdown(rows: Sequence[BenchRow], failed: Mapping[str, str]) -> str:
     for kind, totals in summary(rows).items():
         lines += [f"### {kind.capitalize()}: {METRIC_OF_KIND[kind].heading}", ""]
         lines += _table([row for row in rows if row["kind"] == kind], totals)
-        lines += ["", _in_words(totals), ""]
+        lines += ["", in_words(totals), ""]
     lines += _type_lines(rows)
     for task, reason in sorted(failed.items()):
         lines.append(f"- {text(task)} is not finished: {text('; '.join(reason.splitlines()))}")
@@ -146,7 +146,7 @@ def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:
     columns = [contender for contender in Contender if any(contender in row["scores"] for row in rows)]
     totals: KindSummary = {
         "n_tasks": len(rows),
-        "means": {contender: average([_score(row, contender) for row in rows]) for contender in columns},
+        "means": {contender: average([score_of(row, contender) for row in rows]) for contender in columns},
         "gain": mean_over_tasks([row["gain"]["mean"] for row in rows]),
         "better": verdicts.count(Verdict.BETTER),
         "no_difference_shown": verdicts.count(Verdict.NO_DIFFERENCE),
@@ -187,7 +187,7 @@ def _table(rows: Sequence[BenchRow], totals: KindSummary) -> list[str]:
     lines = tables.markdown_heads([*heads, "minutes"])
     for row in rows:
         best = row["gain_over_best"]
-        cells = [row["task"], *(tables.score(_score(row, contender)) for contender in columns)]
+        cells = [row["task"], *(tables.score(score_of(row, contender)) for contender in columns)]
         cells += [_gain(row["gain"]), _gain(best), tables.p_value(best["p"]), best["verdict"]]
         if has_labels:
             cells += [*_before_and_after(row), _agreement(row["agreement"])]
@@ -212,7 +212,7 @@ def _agreement(agreement: Agreement | None) -> str:
     return f"{agreement['share']:.0%} ({agreement['chance']:.0%})" if agreement else ""
 
 
-def _in_words(totals: KindSummary) -> str:
+def in_words(totals: KindSummary) -> str:
     n_tasks = totals["n_tasks"]
     text = f"{n_tasks} task{'s' * (n_tasks != 1)}, against the base's best way: {totals['better']} {Verdict.BETTER}, "
     text += f"{totals['no_difference_shown']} {Verdict.NO_DIFFERENCE}, {totals['worse']} {Verdict.WORSE}. "
@@ -224,7 +224,7 @@ def _in_words(totals: KindSummary) -> str:
     return text + (" (95 % interval over tasks)." if n_tasks > 1 else ".")
 
 
-def _score(row: BenchRow, contender: Contender) -> float:
+def score_of(row: BenchRow, contender: Contender) -> float:
     """Few-shot answers of one line are what they are when they are cut at its end."""
     scores = row["scores"]
     if contender == Contender.FIRST_LINE and contender not in scores:

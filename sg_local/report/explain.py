@@ -159,7 +159,7 @@ def _label_scores(
     The bias is that of all answered rows, so it is known when annotate is finished; how much the made-for label counts,
     when curate is.
     """
-    whole = [row for row in outputs if row["drop"] is None and _has_scores(row, run.task.labels)]
+    whole = [row for row in outputs if row["drop"] is None and has_label_scores(row, run.task.labels)]
     others = {row["id"] for row in inputs if source_of(row) == Source.LABELLED} | made_like_real(inputs)
     scored = [row for row in whole if row["id"] not in others]
     if len({len(row["label_logprobs"]) for row in whole}) > 1:  # somebody edited them
@@ -189,7 +189,7 @@ def _label_scores(
     }
 
 
-def _has_scores(row: OutputRow, labels: Sequence[str]) -> bool:
+def has_label_scores(row: OutputRow, labels: Sequence[str]) -> bool:
     """Whether a row has scores of all labels, by each prompt."""
     by_prompt = row.get("label_logprobs")
     return bool(by_prompt) and all(scores.keys() >= {*labels} for scores in by_prompt or [])

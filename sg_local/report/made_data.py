@@ -135,7 +135,7 @@ def data_report(
     made_kept = [row for row in all_kept if source_of(row) == Source.MADE]
     kept = made_kept or all_kept
     texts = [row["input"] for row in kept]
-    nearest, n_compared = _nearest(texts)
+    nearest, n_compared = nearest_rouge_l(texts)
     unanswered = {row["id"] for row in outputs if row["drop"]}
     report: DataReport = {
         "attempts": len(inputs),
@@ -148,18 +148,18 @@ def data_report(
             ),
         },
         "kept": len(all_kept),
-        "distinct_1": _distinct(texts, 1),
-        "distinct_2": _distinct(texts, 2),
+        "distinct_1": distinct_share(texts, 1),
+        "distinct_2": distinct_share(texts, 2),
         "nearest_rouge_l": nearest,
         "nearest_rouge_l_rows": n_compared,
         "like_demonstrations": _like_examples(kept, task),
         "input_characters": {
-            "made": _spread(texts),
-            "demonstrations": _spread([example.input for example in task.examples]),
+            "made": spread(texts),
+            "demonstrations": spread([example.input for example in task.examples]),
         },
         "output_characters": {
-            "made": _spread([row["output"] for row in kept]),
-            "demonstrations": _spread([example.output for example in task.examples]),
+            "made": spread([row["output"] for row in kept]),
+            "demonstrations": spread([example.output for example in task.examples]),
         },
     }
     if n_given := sum(source_of(row) == Source.GIVEN for row in inputs):
@@ -418,7 +418,8 @@ def _longer_share(rows: Sequence[PairRow], others: Sequence[PairRow]) -> float |
     return round(twice / 2 / (len(lengths) * len(other_lengths)), 4)
 
 
-def _distinct(texts: Sequence[str], n: int) -> float:
+def distinct_share(texts: Sequence[str], n: int) -> float:
+    """Share of distinct n-grams of words among all of the texts' (distinct-n)."""
     grams = [
         tuple(text_words[start : start + n])
         for text_words in map(words, texts)
@@ -427,7 +428,7 @@ def _distinct(texts: Sequence[str], n: int) -> float:
     return _share(len(set(grams)), len(grams))
 
 
-def _nearest(texts: Sequence[str]) -> tuple[float, int]:
+def nearest_rouge_l(texts: Sequence[str]) -> tuple[float, int]:
     """Mean ROUGE-L with the nearest other text, and of how many texts it is the mean."""
     pool = [words(text) for text in texts]
     n_compared = min(len(pool), max(MIN_COMPARED, MAX_COMPARISONS // max(1, len(pool))))
@@ -472,7 +473,7 @@ def _rouge_l(one: list[str], other: list[str]) -> float:
     return 2 * LCSseq.similarity(one, other) / total if total else 0.0
 
 
-def _spread(texts: Sequence[str]) -> Spread:
+def spread(texts: Sequence[str]) -> Spread:
     """Least, quartiles and most of the lengths in characters; zeros without texts."""
     lengths = sorted(map(len, texts)) or [0]
     least, *quartiles, most = (lengths[round(part * (len(lengths) - 1) / 4)] for part in range(5))

@@ -253,7 +253,7 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
     }
     if task.is_classification:
         answers = [row["prediction"] for row in rows]
-        references = [_matched_reference(row) for row in rows]
+        references = [matched_reference(row) for row in rows]
         n_outside = sum(not is_label(answer, task.labels) for answer in answers)
         scores["no_label_share"] = round(n_outside / len(rows), 5)
         scores["label_distance"] = round(label_distance(answers, references, task.labels), 5)
@@ -268,7 +268,7 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
     return cast(ContenderScores, scores)
 
 
-def _matched_reference(row: PredictionRow) -> str:
+def matched_reference(row: PredictionRow) -> str:
     """The right output that counts in tables of labels: of several the one that was answered, else the first."""
     right = (text for text in references_of(row) if exact_match(row["prediction"], text))
     return next(right, row["reference"])

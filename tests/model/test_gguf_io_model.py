@@ -184,7 +184,8 @@ def test_changes_on_the_grids_that_llama_cpp_makes(type_name: str) -> None:
     change = (left @ right * 0.005 * np.abs(steps).mean()).astype(np.float32)
     rows_after = add_on_grid(rows, change, type_name, random)
     difference = dequantize(rows_after, type_name) - before
-    taken = (grid.read(rows_after.reshape(blocks.shape)) - q).reshape(weights.shape)
+    after = grid.read(rows_after.reshape(blocks.shape))
+    taken = (after.astype(np.int32) - q.astype(np.int32)).reshape(weights.shape)
     assert set(np.unique(taken)) == {-1, 0, 1}
     # Two sums of float32 numbers under 1, each rounded to 2**-25.
     assert np.abs(difference - steps * taken).max() <= 2**-23

@@ -59,7 +59,12 @@ def test_unsloths_forward_gets_an_additive_mask_that_is_kept_and_not_cut() -> No
 
     Decoder.forward.__module__ = "unsloth.models.llama"
     decoder, head = Decoder(), torch.nn.Linear(4, 9)
-    causal = SimpleNamespace(base_model_prefix="model", model=decoder, get_output_embeddings=lambda: head)
+    causal = SimpleNamespace(
+        base_model_prefix="model",
+        model=decoder,
+        get_output_embeddings=lambda: head,
+        config=SimpleNamespace(),
+    )
     model = SimpleNamespace(get_base_model=lambda: causal)
     batch = tree_batch([TrainRow((1, 5, 6), (7, 2)), TrainRow((1, 5, 8), (3, 2))])
     batch_loss(model, tensors(batch, SimpleNamespace()))

@@ -159,6 +159,7 @@ def calls(
         ("evaluate",): [["evaluate", run.path], ["evaluate", run.path, "--redo"]],
         ("explain",): [["explain", run.path, row] for row in ("0", "demonstration-1", HOSTILE)]
         + [["explain", run.path, "0", "--json"]],
+        ("report",): [["report", run.path], ["report", run.path, "--out", tmp_path / "page.html"]],
         ("predict",): [
             ["predict", "--model", model, inputs],
             ["predict", "--model", model, "--task", task, inputs],

@@ -45,19 +45,20 @@ LAYERS = [
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
-# Packages that one part alone may import.
+# Packages that these parts alone may import.
 WALLS = {
-    "llama_cpp": "llama",
-    "gguf": "gguf_io",
+    "llama_cpp": {"llama"},
+    "gguf": {"gguf_io"},
     **dict.fromkeys(
         ("torch", "trl", "unsloth", "transformers", "peft", "datasets", "tokenizers", "bitsandbytes"),
-        "finetune",
+        frozenset({"finetune"}),
     ),
-    "rich": "progress",
-    "click": "cli",
-    "jinja2": "chat",
-    "huggingface_hub": "download_child",
-    **dict.fromkeys(("socket", "http", "urllib"), "chat_server"),
+    "rich": {"progress"},
+    "click": {"cli"},
+    "jinja2": {"chat", "report"},  # in a sandbox for templates of others; for our own page
+    "matplotlib": {"report"},
+    "huggingface_hub": {"download_child"},
+    **dict.fromkeys(("socket", "http", "urllib"), frozenset({"chat_server"})),
 }
 
 HEAVY = {
@@ -111,8 +112,8 @@ def test_imports_point_down() -> None:
                 imported = part(".".join(rest))
                 if imported != importer and HEIGHT[imported] >= HEIGHT[importer]:
                     wrong.append(f"{place}: {importer} may not import {name}")
-            if head in WALLS and folder != WALLS[head]:
-                wrong.append(f"{place}: only {WALLS[head]} may import {head}")
+            if head in WALLS and folder not in WALLS[head]:
+                wrong.append(f"{place}: only {' and '.join(sorted(WALLS[head]))} may import {head}")
     assert not wrong
 
 
@@ -165,7 +166,7 @@ def test_the_command_line_is_light() -> None:
     loaded = modules_after(
         "import sg_local.cli.run, sg_local.cli.stages, sg_local.cli.predict, sg_local.cli.verify\n"
         "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan, sg_local.cli.bench\n"
-        "import sg_local.cli.explain, sg_local.cli.export_adapter, sg_local.cli.chat"
+        "import sg_local.cli.explain, sg_local.cli.export_adapter, sg_local.cli.chat, sg_local.cli.report"
     )
     assert not HEAVY & loaded
     assert (
