@@ -10,6 +10,7 @@ Not done here: the rest of config.json. hf_config.py makes one from the GGUF.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,6 +84,14 @@ _NAMES_CODE = (
 )
 
 
+class Matched(NamedTuple):
+    """The tensors of a GGUF, each with its name among the stored ones."""
+
+    header: GgufHeader
+    pairs: list[tuple[TensorInfo, ModelTensor, str]]
+    stored_by_name: dict[str, StoredTensor]
+
+
 def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     """Checks that a directory of safetensors holds the weights that the GGUF was made from.
 
@@ -91,6 +100,27 @@ def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
 
     Raises InputError, with all faults: the directory or a file cannot be read, config.json names another model or
     remote code, the weights are pickles, a tensor is missing, has no counterpart, has another shape or other values.
+    """
+    header, pairs, stored_by_name = match_base_weights(gguf_path, weights_dir)
+    faults = Faults()
+    for tensor, model_tensor, name in pairs:
+        stored_tensor = stored_by_name[name]
+        bound = (
+            MARGIN * (RELATIVE_ERRORS[tensor.type_name] + RELATIVE_ERRORS[stored_tensor.dtype]) + _ARITHMETIC
+        )
+        difference = _relative_difference(header, tensor, model_tensor, stored_tensor)
+        if not difference <= bound:  # also if it is NaN
+            faults.add(
+                f"{weights_dir}: tensor {name} differs from {tensor.name} of {gguf_path.name} by {difference:.3g} "
+                f"(relative RMS), and {tensor.type_name} explains {bound:.2g}; {_REMEDY}"
+            )
+    faults.raise_any()
+
+
+def match_base_weights(gguf_path: Path, weights_dir: Path) -> Matched:
+    """What check_base_weights looks at before it reads the weights themselves: seconds, even for a large model.
+
+    Raises InputError as it does.
     """
     header = read_model_header(gguf_path)
     require_supported(header)
@@ -114,19 +144,7 @@ def check_base_weights(gguf_path: Path, weights_dir: Path) -> None:
     for tensor, model_tensor, name in pairs:
         _check_kind(weights_dir, stored_by_name.get(name), tensor, model_tensor, name, faults)
     faults.raise_any()
-
-    for tensor, model_tensor, name in pairs:
-        stored_tensor = stored_by_name[name]
-        bound = (
-            MARGIN * (RELATIVE_ERRORS[tensor.type_name] + RELATIVE_ERRORS[stored_tensor.dtype]) + _ARITHMETIC
-        )
-        difference = _relative_difference(header, tensor, model_tensor, stored_tensor)
-        if not difference <= bound:  # also if it is NaN
-            faults.add(
-                f"{weights_dir}: tensor {name} differs from {tensor.name} of {gguf_path.name} by {difference:.3g} "
-                f"(relative RMS), and {tensor.type_name} explains {bound:.2g}; {_REMEDY}"
-            )
-    faults.raise_any()
+    return Matched(header, pairs, stored_by_name)
 
 
 def _read_config(weights_dir: Path) -> dict[str, object]:
