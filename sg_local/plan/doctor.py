@@ -23,6 +23,7 @@ from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, model_store
 from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 from sg_local.report.checks import Finding
+from sg_local.report.tables import counted
 
 LLAMA_REQUIREMENT = "llama-cpp-python==0.3.36"  # as in pyproject.toml
 NEEDED_BYTES = 33_000_000_000  # a run of a 7B model: two 16-bit copies, the merged file (see memory.py)
@@ -199,7 +200,7 @@ def _compiler(has_gpu: bool) -> list[Finding]:
 
 
 def _machine() -> Finding:
-    processors = f"{os.cpu_count()} processors"
+    processors = counted(os.cpu_count() or 1, "processor")
     total = total_memory_bytes()
     return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory" if total else processors)
 

@@ -81,7 +81,7 @@ def free(item: StoreItem, directory: Path) -> str | None:
     if item["what"] == NOT_OURS:
         return "it is not ours"
     for run in item["used_by"]:
-        if _is_at_work(directory / run):
+        if is_at_work(directory / run):
             return f"a run is at work with it, {run}"
     path = Path(item["path"])
     try:
@@ -170,27 +170,34 @@ def _item(
     sha256: str | None = None,
     users: list[RunHere] | None = None,
 ) -> StoreItem:
-    size_bytes, written_at = 0, 0.0
-    for part in [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else [])]:
-        with suppress(FileNotFoundError):  # a pull or a run is at work
-            status = part.lstat()
-            size_bytes += status.st_size if not part.is_dir() or part.is_symlink() else 0
-            written_at = max(written_at, status.st_mtime)
+    size_bytes, age_seconds = size_and_age(path)
     return {
         "what": what,
         "path": str(path),
         "model": model,
         "sha256": sha256,
         "size_bytes": size_bytes,
-        "age_seconds": max(0, int(time.time() - written_at)),
+        "age_seconds": age_seconds,
         "used_by": [str(run.path) for run in users or []],
     }
 
 
-def _is_at_work(run: Path) -> bool:
+def size_and_age(path: Path) -> tuple[int, int]:
+    """The bytes of a file or directory, and the seconds since something in it was written last."""
+    size_bytes, written_at = 0, 0.0
+    for part in [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else [])]:
+        with suppress(FileNotFoundError):  # a pull or a run is at work
+            status = part.lstat()
+            size_bytes += status.st_size if not part.is_dir() or part.is_symlink() else 0
+            written_at = max(written_at, status.st_mtime)
+    return size_bytes, max(0, int(time.time() - written_at))
+
+
+def is_at_work(run: Path) -> bool:
+    """Whether a process holds the lock of a run."""
     from filelock import FileLock, Timeout
 
-    if not (run / ".lock").exists():
+    if not (run / ".lock").exists() or (run / ".lock").is_symlink():  # to open a link would empty its target
         return False
     try:
         with FileLock(run / ".lock", timeout=0):

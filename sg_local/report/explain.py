@@ -19,6 +19,7 @@ from typing import TypedDict
 from sg_local.errors import InputError
 from sg_local.escape import json_text, one_line
 from sg_local.files import Row, read_rows
+from sg_local.report.tables import counted
 from sg_local.runs.directory import Run
 from sg_local.runs.rows import known_labels
 from sg_local.selfguide.given import made_like_real
@@ -213,7 +214,7 @@ def _score_lines(scores: dict[str, Scores], logprobs: Sequence[Mapping[str, floa
         by_prompt = " ".join(f"{prompt[label]:.2f}" for prompt in logprobs)
         lines.append(f"  {label:<{width}}{cells[0]:>7}{cells[1]:>12}{cells[2]:>15}   {by_prompt}")
     if len(ordered) > len(listed):
-        lines.append(f"  ... and {len(ordered) - len(listed)} labels more (--json shows all)")
+        lines.append(f"  ... and {counted(len(ordered) - len(listed), 'label')} more (--json shows all)")
     return lines
 
 
@@ -229,7 +230,7 @@ def _sample_lines(samples: Sequence[str]) -> list[str]:
         for sample, n in counts[:MAX_SHOWN_SAMPLES]
     ]
     if len(counts) > len(lines):
-        lines.append(f"  ... and {len(counts) - len(lines)} other samples (--json shows all)")
+        lines.append(f"  ... and {counted(len(counts) - len(lines), 'other sample')} (--json shows all)")
     return lines
 
 

@@ -25,6 +25,7 @@ from typing import NotRequired, TypedDict
 
 from rapidfuzz.distance import LCSseq
 
+from sg_local.report.tables import counted
 from sg_local.selfguide.filters import LENGTH_SLACK_CHARACTERS
 from sg_local.selfguide.labels import Agreement
 from sg_local.selfguide.metrics import normalize, words
@@ -257,7 +258,7 @@ def _label_lines(labels: dict[str, LabelCounts]) -> list[str]:
         numbers = "".join(f"{cell:>11}" for cell in cells)
         lines.append(f"{label:<{width}}{numbers}   {counts['demonstrations']:>14}")
     if len(labels) > len(listed):
-        lines.append(f"and {len(labels) - len(listed)} labels more, in manifest.json")
+        lines.append(f"and {counted(len(labels) - len(listed), 'label')} more, in manifest.json")
     return lines
 
 
@@ -267,7 +268,7 @@ def _by_label(counts: dict[str, int]) -> str:
     more = []
     if len(listed) > MAX_LABELS_IN_A_LINE:
         listed = sorted(listed, key=lambda item: -item[1])[: MAX_LABELS_IN_A_LINE // 2]
-        more = [f"{len(counts) - len(listed)} labels more"]
+        more = [f"{counted(len(counts) - len(listed), 'label')} more"]
     return ", ".join([*(f"{n} {label}" for label, n in listed), *more])
 
 

@@ -59,7 +59,7 @@ def read_predictions(run: Run, contender: Contender) -> list[PredictionRow]:
 def score_table(run: Run) -> str:
     """The evaluation as lines to read: a row for each contender, the gain, and what was scored."""
     evaluation = read_evaluation(run)
-    lines = [f"{run.task.name}: {evaluation['n_rows']} rows, {evaluation['rows_from']}", ""]
+    lines = [f"{run.task.name}: {tables.counted(evaluation['n_rows'], 'row')}, {evaluation['rows_from']}", ""]
     lines += [*_contender_lines(evaluation), ""]
     before, after = (evaluation["contenders"][contender].get("labels") for contender in (BASELINE, TUNED))
     if before and after:  # runs of earlier versions do not have them
@@ -127,7 +127,7 @@ def _label_lines(
         )
         lines.append(tables.aligned([label, *map(str, numbers)], widths))
     if n_more := len(counted) - len(in_table):
-        lines.append(f"and {n_more} labels more, in evaluation.json")
+        lines.append(f"and {tables.counted(n_more, 'label')} more, in evaluation.json")
     return lines
 
 

@@ -40,7 +40,7 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
         answer, recorded = comparison.rows[place]["prediction"], comparison.recorded[place]["prediction"]
         lines.append(f"row {place + 1}: {_short(answer)} by the server, {_short(recorded)} recorded")
     if n_more := len(differing) - MAX_ROWS_SHOWN:
-        lines += [f"and {n_more} rows more"] if n_more > 0 else []
+        lines += [f"and {tables.counted(n_more, 'row')} more"] if n_more > 0 else []
     return lines
 
 

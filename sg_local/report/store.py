@@ -11,7 +11,6 @@ from sg_local.report import tables
 
 HEADS = ("what", "model", "sha256", "size", "age", "used by")
 MAX_RUNS_SHOWN = 3
-_UNITS = (("days", 86400), ("hours", 3600), ("min", 60))
 
 
 class StoreItem(TypedDict):
@@ -28,14 +27,7 @@ class StoreItem(TypedDict):
 
 def store_lines(items: Sequence[StoreItem]) -> Iterator[str]:
     """A table with a line for each item."""
-    rows = [HEADS, *(_cells(item) for item in items)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if head in ("size", "age") else cell.ljust(width)
-            for head, cell, width in zip(HEADS, row, widths, strict=True)
-        ]
-        yield "  ".join(cells).rstrip()
+    return tables.columns([HEADS, *(_cells(item) for item in items)], ("size", "age"))
 
 
 def _cells(item: StoreItem) -> tuple[str, ...]:
@@ -47,13 +39,6 @@ def _cells(item: StoreItem) -> tuple[str, ...]:
         name,
         (item["sha256"] or "-")[:8],
         tables.size(item["size_bytes"]),
-        _age(item["age_seconds"]),
+        tables.age(item["age_seconds"]),
         ", ".join(runs[:MAX_RUNS_SHOWN]) + more or "-",
     )
-
-
-def _age(seconds: int) -> str:
-    for name, size in _UNITS:
-        if seconds >= 2 * size:
-            return f"{seconds // size} {name}"
-    return f"{max(0, seconds)} s"

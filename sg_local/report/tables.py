@@ -7,7 +7,7 @@ markdown_row(["sst2", "0.340"])          -> "| sst2 | 0.340 |"
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from sg_local.escape import markdown
 from sg_local.plan.memory import GIB
@@ -44,6 +44,31 @@ def size(n_bytes: int) -> str:
     if not n_bytes:
         return "-"
     return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB / 10 else f"{math.ceil(n_bytes / 1024**2)} MiB"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: "1 row", "2 rows", "0 rows"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def age(seconds: int) -> str:
+    """How long ago something was: "3 days", "40 s"."""
+    for name, length in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {name}"
+    return f"{max(0, seconds)} s"
+
+
+def columns(rows: Sequence[Sequence[str]], to_the_right: Collection[str] = ()) -> Iterator[str]:
+    """The lines of a plain table as wide as its cells. The first row are the heads; some columns end at the right."""
+    heads = rows[0]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if head in to_the_right else cell.ljust(width)
+            for head, cell, width in zip(heads, row, widths, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()
 
 
 def name_width(names: Iterable[str]) -> int:

@@ -26,6 +26,7 @@ from sg_local.llama.tokens import Tokenizer
 from sg_local.plan.machine import card_in_use
 from sg_local.progress import progress, say
 from sg_local.proof.working_copies import training_weights
+from sg_local.report.tables import counted
 from sg_local.runs.directory import Run
 from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.rows import read_pairs
@@ -41,7 +42,10 @@ def run_train(run: Run) -> None:
         settings, modules = run.settings, target_modules(run.base_header, run.settings)
         card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
-        say(f"train: {len(rows)} rows, {settings.epochs} epochs, {steps} steps; loading {settings.trainer}")
+        say(
+            f"train: {counted(len(rows), 'row')}, {counted(settings.epochs, 'epoch')}, {counted(steps, 'step')}; "
+            f"loading {settings.trainer}"
+        )
         run_dir = run.path.resolve()  # the trainer works in another directory
         final, work, checkpoints = (run_dir / name for name in ("adapter", ".work", "checkpoints"))
         here = os.getcwd()
