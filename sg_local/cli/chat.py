@@ -6,15 +6,20 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import SettingsCommand, given
+from sg_local.cli.options import SettingsCommand, complete_model, complete_task, given
 
 
 @click.command(
     cls=SettingsCommand,
     settings=("n_ctx", "n_threads", "n_gpu_layers", "prompt_format", "max_new_tokens"),
 )
-@click.argument("model", metavar="RUN|MODEL")
-@click.option("--task", "task_source", help="The task.  [default: the one in the tuned GGUF]")
+@click.argument("model", metavar="RUN|MODEL", shell_complete=complete_model)
+@click.option(
+    "--task",
+    "task_source",
+    shell_complete=complete_task,
+    help="The task.  [default: the one in the tuned GGUF]",
+)
 @click.option("--compare", is_flag=True, help="Show the base's answer above it; for a run.")
 def chat(model: str, task_source: str | None, compare: bool, **settings: Any) -> None:
     """\b

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import JSON_OPTION, SettingsCommand, given
+from sg_local.cli.options import JSON_OPTION, SettingsCommand, complete_model, given
 from sg_local.cli.output import echo_json
 
 
@@ -18,7 +18,10 @@ from sg_local.cli.output import echo_json
     help="Directory of a PEFT adapter: adapter_config.json and adapter_model.safetensors.",
 )
 @click.option(
-    "--model", required=True, help="The adapter's base: a GGUF file, or a name of `sg-local models list`."
+    "--model",
+    required=True,
+    shell_complete=complete_model,
+    help="The adapter's base: a GGUF file, or a name of `sg-local models list`.",
 )
 @click.option(
     "--out",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sg_local.cli.group import Group
-from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.options import JSON_OPTION, complete_model
 from sg_local.cli.output import echo_json
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def list_command(as_json: bool) -> None:
 
 
 @models.command("pull", short_help="Fetch a model: the only command that uses the network.")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_model)
 def pull_command(name: str) -> None:
     """\b
     sg-local models pull smollm2-135m
@@ -60,7 +60,7 @@ def pull_command(name: str) -> None:
 
 
 @models.command("show", short_help="Show what a model file says about itself.")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @JSON_OPTION
 def show_command(model: str, as_json: bool) -> None:
     """\b

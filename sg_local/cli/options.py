@@ -3,22 +3,55 @@
 `--help` shows the everyday options under a heading for each stage, `--help-all` shows all options.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sg_local.settings import PRESETS, STAGES, Settings, declared_for
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 MAX_OPTION_WIDTH = 24  # the help of a longer option begins on the next line
 
+
+def _completions(names: Iterable[str], ending: str, incomplete: str) -> "list[CompletionItem]":
+    """For a shell: names, and files of this directory; any other path is the shell's own matter."""
+    from click.shell_completion import CompletionItem
+
+    files = (path.name for path in Path().glob(f"*{ending}"))
+    words = [name for name in (*names, *sorted(files)) if name.startswith(incomplete) and name.isprintable()]
+    return [*map(CompletionItem, words)] or [CompletionItem(incomplete, type="file")]
+
+
+def complete_task(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """The shipped tasks, and task files."""
+    from sg_local.task import example_names
+
+    return _completions(example_names(), ".toml", incomplete)
+
+
+def complete_model(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """The listed models, and GGUF files."""
+    from sg_local.models import list_models
+
+    return _completions([model.name for model in list_models()], ".gguf", incomplete)
+
+
+TASK_ARGUMENT = click.argument("task_source", metavar="TASK", shell_complete=complete_task)
 RUN_ARGUMENT = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 MODEL_OPTION = click.option(
     "--model",
     default="smollm2-135m",
     show_default=True,
+    shell_complete=complete_model,
     help="A GGUF file, or a name of `sg-local models list`.",
 )
 RUN_OPTION = click.option(
@@ -82,7 +115,7 @@ _SHOWS_ALL = f"{__name__}.shows_all"  # key of a context's meta
 
 
 def _show_all(ctx: click.Context, _option: click.Parameter, is_wanted: bool) -> None:
-    if is_wanted:
+    if is_wanted and not ctx.resilient_parsing:
         ctx.meta[_SHOWS_ALL] = True
         click.echo(ctx.get_help(), color=ctx.color)
         ctx.exit()

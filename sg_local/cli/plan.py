@@ -5,12 +5,20 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
+from sg_local.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTION,
+    PRESET_OPTION,
+    RUN_OPTION,
+    TASK_ARGUMENT,
+    SettingsCommand,
+    given,
+)
 from sg_local.cli.output import echo_json
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("task_source", metavar="TASK")
+@TASK_ARGUMENT
 @MODEL_OPTION
 @RUN_OPTION
 @PRESET_OPTION

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from sg_local.cli.options import SettingsCommand, given
+from sg_local.cli.options import SettingsCommand, complete_model, complete_task, given
 from sg_local.cli.output import echo_utf8
 
 
@@ -14,10 +14,18 @@ from sg_local.cli.output import echo_utf8
     settings=("n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "prompt_format", "max_new_tokens"),
 )
 @click.option(
-    "--model", required=True, help="A run's directory, a GGUF file, or a name of `sg-local models list`."
+    "--model",
+    required=True,
+    shell_complete=complete_model,
+    help="A run's directory, a GGUF file, or a name of `sg-local models list`.",
 )
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter (GGUF) for the model.")
-@click.option("--task", "task_source", help="The task.  [default: the one in the tuned GGUF]")
+@click.option(
+    "--task",
+    "task_source",
+    shell_complete=complete_task,
+    help="The task.  [default: the one in the tuned GGUF]",
+)
 @click.option("--column", help="Column of a table, or key of JSON, that holds the input.  [default: input]")
 @click.option("--encoding", default="utf-8", show_default=True, help="FILE's encoding; answers are in UTF-8.")
 @click.option("--probabilities", is_flag=True, help="Show how probable each label is.")

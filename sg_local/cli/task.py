@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from sg_local.cli.group import Group
-from sg_local.cli.options import JSON_OPTION
+from sg_local.cli.options import JSON_OPTION, TASK_ARGUMENT
 from sg_local.cli.output import echo_json
 
 
@@ -19,7 +19,7 @@ def task() -> None:
 
 
 @task.command("check", short_help="Check a task file, and show what it holds.")
-@click.argument("task_source", metavar="TASK")
+@TASK_ARGUMENT
 @JSON_OPTION
 def check_command(task_source: str, as_json: bool) -> None:
     """\b
@@ -29,6 +29,7 @@ def check_command(task_source: str, as_json: bool) -> None:
     """
     from sg_local.escape import json_text, one_line, printable
     from sg_local.progress import say
+    from sg_local.report.tables import counted
     from sg_local.runs.given import check_task
     from sg_local.selfguide.given import n_held_out_labelled
     from sg_local.selfguide.metrics import metric_of
@@ -52,18 +53,19 @@ def check_command(task_source: str, as_json: bool) -> None:
         else "generation"
     )
     lines = [
-        f"{checked_task.name}: {kind}; {len(checked_task.examples)} examples; scored by {metric_of(checked_task)}"
+        f"{checked_task.name}: {kind}; {counted(len(checked_task.examples), 'example')}; "
+        f"scored by {metric_of(checked_task)}"
     ]
     if checked_task.test:
-        lines.append(f"{checked_task.test}: {len(rows.test)} test rows")
+        lines.append(f"{checked_task.test}: {counted(len(rows.test), 'test row')}")
     elif n_held_out := n_held_out_labelled(len(rows.labelled)):
         lines.append(f"no test file: {n_held_out} of the labelled rows will be held out, and scored on")
     else:
         lines.append("no test file: a part of the made data will be held out, and agreement with it reported")
     if checked_task.inputs:
-        lines.append(f"{checked_task.inputs.path}: {len(rows.inputs)} real inputs")
+        lines.append(f"{checked_task.inputs.path}: {counted(len(rows.inputs), 'real input')}")
     if rows.labelled:
-        lines.append(f"{len(rows.labelled)} labelled rows")
+        lines.append(counted(len(rows.labelled), "labelled row"))
     click.echo(printable("\n".join(lines)))
     for note in rows.notes:
         say(note)
@@ -93,6 +95,7 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from sg_local.errors import InputError, SgLocalError
     from sg_local.escape import printable
     from sg_local.files import write_rows, write_text
+    from sg_local.report.tables import counted
     from sg_local.task import task_to_toml
     from sg_local.task_import import import_task
 
@@ -109,5 +112,5 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     if rows:
         write_rows(test, [row.as_row() for row in rows])
     write_text(target, task_to_toml(replace(imported, test=Path(test.name) if rows else None)))
-    tested = f"{len(rows)} test rows in {test}" if rows else "no test rows"
-    click.echo(printable(f"{target}: {len(imported.examples)} examples, {tested}"))
+    tested = f"{counted(len(rows), 'test row')} in {test}" if rows else "no test rows"
+    click.echo(printable(f"{target}: {counted(len(imported.examples), 'example')}, {tested}"))

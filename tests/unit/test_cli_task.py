@@ -51,7 +51,7 @@ def test_a_checked_task_is_told(sg: Call, task: Path) -> None:
     result = sg("task", "check", task)
     assert (result.exit_code, result.stderr) == (0, "")
     assert_says(
-        result.stdout, "inbox: classification", "refund, login", "1 examples", "exact_match", "2 test rows"
+        result.stdout, "inbox: classification", "refund, login", "1 example;", "exact_match", "2 test rows"
     )
     assert json.loads(sg("task", "check", task, "--json").stdout) == {
         "name": "inbox",
@@ -84,7 +84,7 @@ def test_an_imported_task_is_one_that_can_be_checked(sg: Call, tmp_path: Path) -
     ]
     result = sg(*arguments)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "1 examples, 3 test rows" in result.stdout
+    assert "1 example, 3 test rows" in result.stdout
     assert len(read_rows(tmp_path / "new/task1_polite.test.jsonl")) == 3
     assert "3 test rows" in sg("task", "check", tmp_path / "new/task1_polite.toml").stdout
     assert_says(one_line(sg(*arguments), 2), tmp_path / "new/task1_polite.toml", "exists", "--out")
@@ -95,5 +95,5 @@ def test_an_imported_task_is_one_that_can_be_checked(sg: Call, tmp_path: Path) -
 def test_a_task_without_instances_says_so(sg: Call, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps({**SUPER_NI, "Instances": []}))
     result = sg("task", "import", tmp_path / "t.json", "--out", tmp_path / "new")
-    assert "1 examples, no test rows" in result.stdout
+    assert "1 example, no test rows" in result.stdout
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["t.toml"]
