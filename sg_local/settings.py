@@ -13,7 +13,7 @@ departs from them. A user with three examples has no data to tune settings on, s
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -325,6 +325,12 @@ def declared_for(name: str) -> str | None:
     if name in _names(CommonSettings):
         return None
     return next((stage for stage, kind in _DECLARED_FOR.items() if name in _names(kind)), None)
+
+
+def unreached(names: Iterable[str]) -> tuple[str, ...]:
+    """The stages before the first that may read one of these settings; all stages for no names."""
+    first = min((STAGES.index(declared_for(name) or STAGES[0]) for name in names), default=len(STAGES))
+    return STAGES[:first]
 
 
 def _settings_of(stage: str) -> type[CommonSettings]:

@@ -5,11 +5,11 @@
     -> {"switch": "n_layouts=1", "task": "sst2", "metric": "exact_match", "default": 0.79, "switched": 0.74,
         "difference": {"mean": 0.05, "interval_95": [-0.01, 0.11], "p": 0.13, "verdict": "no difference shown"}}
 
-The results of the stages that do not depend on the setting are copied, not computed again; so are the base's answers. A
-difference is `default` - `switched`, the scores of the served files on the same test rows: over 0, the default helps.
+The results of the stages that do not depend on the setting are copied, not computed again; so are the base's answers
+(runs/second_try.py). A difference is `default` - `switched`, the scores of the served files on the same test rows:
+over 0, the default helps.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -17,26 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import Faults, copy_file
+from sg_local.files import Faults
 from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.begin import ModelFile, create_or_open_run, with_full_paths
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.given import TaskRows
-from sg_local.runs.lock import lock_run
-from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import reason_of_failure
+from sg_local.runs.second_try import as_file_name, assigned, run_rest, take_stages
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
-from sg_local.selfguide.evaluation import metric_mean, predictions_file, predictions_note, scores_of
+from sg_local.selfguide.evaluation import metric_mean, scores_of
 from sg_local.selfguide.metrics import metric_of
 from sg_local.selfguide.statistics import Difference, average, difference
-from sg_local.settings import STAGES, Settings, declared_for, resolve_settings
+from sg_local.settings import STAGES, Settings, declared_for, resolve_settings, unreached
 from sg_local.task_rows import load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
-# Settings that the base's greedy answers depend on; other ablations leave the answers as they are.
-_READ_BY_BASE = ("prompt_format", "n_ctx", "n_parallel", "n_threads", "n_gpu_layers", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,7 @@ class Ablation:
     @property
     def text(self) -> str:
         """Setting and value as on the command line: "n_layouts=1"."""
-        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
-        return f"{self.name}={value}"
+        return assigned(self.name, self.value)
 
     @property
     def first_stage(self) -> str:
@@ -60,11 +56,11 @@ class Ablation:
     @property
     def earlier(self) -> tuple[str, ...]:
         """The stages that do not depend on the setting."""
-        return STAGES[: STAGES.index(self.first_stage)]
+        return unreached([self.name])
 
     def place(self, bench: Path) -> Path:
         """The directory of its runs in that of a bench; a value may be a path, and becomes one name there."""
-        return bench / PLACE / re.sub(r"[^\w=., -]", lambda match: f"%{ord(match[0]):02x}", self.text)
+        return bench / PLACE / as_file_name(self.text)
 
     def applied(self, settings: Settings) -> Settings:
         """The settings with this one changed. Only `--baselines` scores the base many-shot."""
@@ -118,13 +114,8 @@ def run_ablation(ablation: Ablation, run: Run, bench: Path, model: ModelFile) ->
     say(f"{ablation.text}: {run.task.name}, {path}")
     earlier = ablation.earlier
     if earlier and not (ablated.is_finished(earlier[-1]) and ablated.shares(run, earlier)):
-        with lock_run(run.path), lock_run(path):
-            ablated.forget_from(ablation.first_stage, keep_partial=False)
-            ablated.take_over(run, earlier)
-    run_pipeline(ablated, STAGES[-2], command="bench")
-    if ablation.name not in _READ_BY_BASE:
-        _copy_base_answers(run, ablated)
-    run_pipeline(ablated, command="bench")
+        take_stages(ablated, run, earlier)
+    run_rest(ablated, run, command="bench")
     return True
 
 
@@ -200,15 +191,3 @@ def _rows(run: Run) -> TaskRows:
     """What a run has of its task's files, all test rows among it."""
     test = load_test_rows(run.file("test.jsonl"), run.task.labels)
     return TaskRows(test, run.given_inputs, run.labelled_rows)
-
-
-def _copy_base_answers(run: Run, ablated: Run) -> None:
-    """Copies answers of the base that depend on no made rows, nor on the ablation; `evaluate` uses them as they are."""
-    with lock_run(ablated.path):
-        for contender in Contender:
-            if contender.uses_made_rows or ablated.file(predictions_file(contender)).exists():
-                continue
-            # The note first: answers without it are not gone on with.
-            for name in (predictions_note(contender), predictions_file(contender)):
-                if run.file(name).exists():
-                    copy_file(run.file(name), ablated.file(name))

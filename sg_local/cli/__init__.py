@@ -1,6 +1,6 @@
 """The command line: `sg-local COMMAND`. Commands read flags, call one function, print, and exit.
 
-Exit codes: 0 success; 1 the work failed; 2 the call or a file is wrong; 3 worse than the base (`--gate`).
+Exit codes: 0 success; 1 the work failed; 2 the call or a file is wrong; 3 worse than the base (`--gate`); 130 Ctrl-C.
 A command's module is imported when the command is called, so that the list of commands appears at once.
 """
 
@@ -13,6 +13,8 @@ from sg_local.cli.group import Group
 from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.progress import say
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 # Command -> its module and one line of help, in the order of the work.
 COMMANDS = {
     "init": ("init", "Write a task file, by questions."),
@@ -20,21 +22,23 @@ COMMANDS = {
     "plan": ("plan", "What a run will need: memory, disk, tokens."),
     "generate": ("stages", "Stage 1: the model makes inputs."),
     "annotate": ("stages", "Stage 2: the model answers its inputs."),
-    "curate": ("stages", "Stage 3: choose the pairs to train on, and show what was dropped."),
-    "train": ("stages", "Stage 4: finetune the model on these pairs."),
-    "export": ("stages", "Stage 5: write the GGUF files, and prove that they are the trained model."),
+    "curate": ("stages", "Stage 3: choose the pairs to train on."),
+    "train": ("stages", "Stage 4: finetune the model on them."),
+    "export": ("stages", "Stage 5: write the GGUF files, with proof."),
     "evaluate": ("stages", "Stage 6: score the tuned model beside the base."),
-    "explain": ("explain", "One row: what each stage did with it, and why."),
+    "explain": ("explain", "What each stage did with a row, and why."),
     "report": ("report", "A run or bench as a page."),
+    "compare": ("compare", "What differs; a paired test."),
+    "runs": ("runs", "The runs here: state, score, size."),
     "predict": ("predict", "Answer a file of inputs."),
     "chat": ("chat", "Try it in the terminal."),
     "verify": ("verify", "Check a run, or a server that has it."),
-    "bench": ("bench", "Run many tasks, and compare them in one table."),
-    "export-adapter": ("export_adapter", "Write any PEFT LoRA adapter as GGUF files, with proof."),
-    "models": ("models", "Models by name: list, pull, show."),
-    "cache": ("cache", "What the store holds, for which runs; and frees it."),
-    "task": ("task", "Task files: check, import."),
-    "doctor": ("doctor", "What this machine can do, what is missing, and the fix."),
+    "bench": ("bench", "Many tasks in one table."),
+    "export-adapter": ("export_adapter", "Any PEFT LoRA adapter as GGUF, with proof."),
+    "models": ("models", "Models by name."),
+    "cache": ("cache", "What the store holds; frees it."),
+    "task": ("task", "Task files."),
+    "doctor": ("doctor", "What is missing here, and the fix."),
 }
 # The modules whose commands continue where they stopped, when they are called again.
 _RESUMING = {"run", "stages", "bench"}
@@ -63,7 +67,7 @@ class _Commands(Group):
                 raise
             module, _ = COMMANDS[str(ctx.invoked_subcommand)]
             say(f"Error: {cause}{GOES_ON if module in _RESUMING else ''}")
-            ctx.exit(1)
+            ctx.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def _show_version(ctx: click.Context, _option: click.Parameter, is_wanted: bool) -> None:

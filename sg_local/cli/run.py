@@ -5,16 +5,32 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from sg_local.cli.options import JSON_OPTION, MODEL_OPTION, PRESET_OPTION, RUN_OPTION, SettingsCommand, given
+from sg_local.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTION,
+    PRESET_OPTION,
+    RUN_OPTION,
+    TASK_ARGUMENT,
+    SettingsCommand,
+    given,
+)
 from sg_local.cli.output import echo_json
 from sg_local.settings import STAGES
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("task_source", metavar="TASK")
+@TASK_ARGUMENT
 @MODEL_OPTION
 @RUN_OPTION
+@click.option(
+    "--from",
+    "other_dir",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Keep what another run has, as far as it fits.",
+)
 @PRESET_OPTION
 @click.option(
     "--until",
@@ -26,13 +42,14 @@ from sg_local.settings import STAGES
 @click.option(
     "--gate",
     is_flag=True,
-    help="Exit with code 3 if the tuned model is significantly worse than the base's best way.",
+    help="Exit code 3 where worse than the base at its best.",
 )
 @JSON_OPTION
 def run(
     task_source: str,
     model: str,
     run_dir: Path | None,
+    other_dir: Path | None,
     preset: str,
     until: str,
     gate: bool,
@@ -42,20 +59,32 @@ def run(
     """\b
     sg-local run support-inbox --model smollm2-135m --preset quick
     sg-local run my-task.toml --model ./vicuna-7b-v1.5.Q4_K_M.gguf --prompt-format vicuna --load-in-4bit
+    sg-local run my-task.toml --from runs/my-task --epochs 5
 
-    The model makes data for TASK and is finetuned, exported as GGUF and scored.
-
-    TASK is a file or a shipped task. The same call again continues the run.
+    The model makes data for TASK, a file or a shipped task, and is finetuned, exported as GGUF and scored.
+    The same call again continues the run.
     """  # fmt: skip
     from sg_local.errors import InputError
     from sg_local.escape import json_text, printable
-    from sg_local.runs import loop
+    from sg_local.runs import loop, second_try
     from sg_local.settings import resolve_settings
 
     if gate and until != STAGES[-1]:
         raise InputError(f"--gate judges the scores, and --until {until} stops before them: leave one out")
-    resolved = resolve_settings(preset, given(settings))
-    result = loop.run(task_source, model=model, settings=resolved, run_dir=run_dir, until=until)
+    if other_dir is None:
+        resolved = resolve_settings(preset, given(settings))
+        result = loop.run(task_source, model=model, settings=resolved, run_dir=run_dir, until=until)
+    else:
+        if _is_typed("preset"):
+            raise InputError(f"--preset and --from {other_dir} both say which settings hold: leave one out")
+        result = second_try.run_from(
+            task_source,
+            other_dir,
+            given(settings),
+            model=model if _is_typed("model") else None,
+            run_dir=run_dir,
+            until=until,
+        )
     if until != STAGES[-1]:
         return
     from sg_local.report.scores import read_evaluation, score_table
@@ -71,6 +100,14 @@ def run(
         ]
         page = shlex.join(["sg-local", "report", str(result.directory)])
         files.append(f"{page}  (this as a page)")
+        if other_dir:
+            compare = shlex.join(["sg-local", "compare", str(other_dir), str(result.directory)])
+            files.append(f"{compare}  (what the changes did)")
         click.echo(printable("\n".join([score_table(result.run), "", *files])))
     if gate:
         result.gate()
+
+
+def _is_typed(name: str) -> bool:
+    """Whether an option was given on the command line, and has not its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sg_local.chat.served import require_served
 from sg_local.chat.template import (
@@ -30,12 +30,13 @@ from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.runs.lock import lock_run, make_directory
 from sg_local.runs.prompt import demonstrations_of
-from sg_local.settings import Settings, as_flag
+from sg_local.runs.stage_files import BEGUN_WITH
+from sg_local.settings import Settings, as_flag, unreached
 from sg_local.task import FILE_KEYS, TASK_KEYS, Task, task_to_toml
 
 # What a run that was killed while it was made may have left: these, and temporaries of the files.
 _COPIES = {"test.jsonl": "test rows", "given.jsonl": "inputs", "labelled.jsonl": "labelled rows"}
-_FIRST_FILES = ("task.toml", *_COPIES, "settings.toml")
+_FIRST_FILES = (*BEGUN_WITH, "settings.toml")
 
 
 _CONTROL = 3  # of tokenizer.ggml.token_type
@@ -62,21 +63,32 @@ class ModelFile:
 
 
 def begin_run(
-    task_source: str | Path | Task, model_source: str | Path, run_dir: str | Path | None, settings: Settings
+    task_source: str | Path | Task,
+    model_source: str | Path,
+    run_dir: str | Path | None,
+    settings: Settings,
+    other_than: Run | None = None,
 ) -> tuple[Run, bool]:
     """The run of this task, model and settings, made if there is none; True when it is new.
 
-    Raises InputError where one of them is wrong, or is not what the run was begun with.
+    other_than: a run that a new one has to differ from. Raises InputError where one of them is wrong, or is not what
+    the run was begun with; then there is no new run.
     """
     task, rows = check_task(task_source)
     base = read_model(resolve_model(str(model_source)))
-    run, is_new = create_or_open_run(
-        Path(run_dir) if run_dir else Path("runs") / task.name,
-        task,
-        base,
-        with_full_paths(settings),
-        rows,
-    )
+    settings = with_full_paths(settings)
+    path = Path(run_dir) if run_dir else Path("runs") / task.name
+    if not _is_begun(path):
+        if other_than and not _changes(other_than, task, rows, describe_base(base, settings), settings)[0]:
+            raise InputError(
+                f"nothing differs from {other_than.path}: give another value of a setting, such as --epochs"
+            )
+        if settings.base_weights:
+            from sg_local.gguf_io.check_weights import match_base_weights
+
+            match_base_weights(base.path, Path(settings.base_weights))
+    called_with = str(task_source) if isinstance(task_source, str | Path) else ""
+    run, is_new = create_or_open_run(path, task, base, settings, rows, called_with)
     if is_new:
         for note in rows.notes:
             say(f"{task.name}: {note}")
@@ -220,10 +232,12 @@ def create_or_open_run(
     model: ModelFile | Path,
     settings: Settings,
     rows: TaskRows | None = None,
+    called_with: str = "",
 ) -> tuple[Run, bool]:
     """The run at `path`, made if there is none; True when it is new. rows: as `check_task` found them with the task.
 
-    model: as it was read for the runs of this call, or its path. Raises InputError that names what changed when the
+    model: as it was read for the runs of this call, or its path. called_with: the task as `run` was called with it, for
+    a command that an error proposes. Raises InputError that names what changed when the
     directory belongs to another task, model or settings, and SgLocalError where it cannot be made.
     """
     if isinstance(model, Path):
@@ -234,11 +248,11 @@ def create_or_open_run(
     base = describe_base(model, settings)
     require_utf8(path.absolute())
     if _is_begun(path):
-        return _open_same_run(path, task, rows, base, settings), False
+        return _open_same_run(path, task, rows, base, settings, called_with), False
     make_directory(path)
     with lock_run(path):
         if _is_begun(path):  # by another process, a moment ago
-            return _open_same_run(path, task, rows, base, settings), False
+            return _open_same_run(path, task, rows, base, settings, called_with), False
         write_text(path / "task.toml", _task_text(task))
         for name, copy in _copies(rows).items():
             (path / name).unlink(missing_ok=True)
@@ -264,8 +278,51 @@ def _is_begun(path: Path) -> bool:
     return False
 
 
-def _open_same_run(path: Path, task: Task, rows: TaskRows, base: BaseModel, settings: Settings) -> Run:
+def _open_same_run(
+    path: Path, task: Task, rows: TaskRows, base: BaseModel, settings: Settings, called_with: str
+) -> Run:
     old = open_run(path)
+    before, now = _changes(old, task, rows, base, settings)
+    if before:
+        advice = "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
+        if now == [as_flag("quant", settings.quant)]:  # the one setting that a finished training may change
+            command = shlex.join(["sg-local", "export", str(path), "--quant", settings.quant])
+            advice = f"`{command}` exports its training so, else {advice}"
+        elif called_with and len(before) == 1 and (kept := _kept_in_second_try(old, settings)):
+            flags = [
+                word for name in kept.changed for word in as_flag(name, getattr(settings, name)).split(" ", 1)
+            ]
+            command = shlex.join(["sg-local", "run", called_with, "--from", str(path), *flags])
+            advice = f"`{command}` begins a new run that keeps {', '.join(kept.stages)}, else {advice}"
+        raise InputError(
+            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: {advice}"
+        )
+    return old
+
+
+class _Kept(NamedTuple):
+    changed: list[str]
+    stages: list[str]
+
+
+def _kept_in_second_try(old: Run, settings: Settings) -> _Kept | None:
+    """Which settings changed, and which stages of a run they do not reach; None where there are no such ones."""
+    changed = changed_settings(old.settings, settings)
+    finished = old.manifest()["stages"]
+    stages = [stage for stage in unreached(changed) if stage in finished]
+    return _Kept(changed, stages) if changed and stages else None
+
+
+def changed_settings(old: Settings, new: Settings) -> list[str]:
+    """The names of the settings whose values differ, in the order of declaration."""
+    values = new.as_dict()
+    return [name for name, value in old.as_dict().items() if value != values[name]]
+
+
+def _changes(
+    old: Run, task: Task, rows: TaskRows, base: BaseModel, settings: Settings
+) -> tuple[list[str], list[str]]:
+    """What a run was begun with and what a call has instead, as it is said to the user; two empty lists if nothing."""
     before, now = differences(old.model, old.settings, base, settings)
     if task.name != old.task.name:
         before.append(f"the task {old.task.name}")
@@ -278,29 +335,22 @@ def _open_same_run(path: Path, task: Task, rows: TaskRows, base: BaseModel, sett
         now.append(f"other {' and '.join(keys)} in it")
     else:
         for name, copy in _copies(rows).items():
-            if copy != _rows_of(path / name):
+            if copy != _rows_of(old.file(name)):
                 before.append(f"{_COPIES[name]} of {task.name}")
                 now.append(f"other {_COPIES[name]}")
-    if before:
-        advice = "call it as it was begun, or begin anew elsewhere: run --run DIR, bench --out DIR"
-        if now == [as_flag("quant", settings.quant)]:  # the one setting that a finished training may change
-            command = shlex.join(["sg-local", "export", str(path), "--quant", settings.quant])
-            advice = f"`{command}` exports its training so, else {advice}"
-        raise InputError(
-            f"{path} was begun with {', '.join(before)}, and is called with {', '.join(now)}: {advice}"
-        )
-    return old
+    return before, now
 
 
 def differences(
     old_model: BaseModel, old: Settings, model: BaseModel, settings: Settings
 ) -> tuple[list[str], list[str]]:
     """What something was begun with and is called with, where they differ, as it is said to the user."""
-    new = settings.as_dict()
-    changed = {name: value for name, value in old.as_dict().items() if value != new[name]}
+    changed = changed_settings(old, settings)
     # As on the command line, to be copied from there.
-    before = [" ".join(as_flag(name, value) for name, value in changed.items())] if changed else []
-    now = [" ".join(as_flag(name, new[name]) for name in changed)] if changed else []
+    before, now = (
+        [" ".join(as_flag(name, getattr(values, name)) for name in changed)] if changed else []
+        for values in (old, settings)
+    )
     if model.sha256 != old_model.sha256:
         before.append(f"the model {old_model.path}")
         now.append("other bytes in that file" if model.path == old_model.path else f"the model {model.path}")

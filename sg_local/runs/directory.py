@@ -254,15 +254,15 @@ class Run:
     def take_over(self, other: "Run", stages: Sequence[str]) -> None:
         """Copies what finished stages of another run wrote, with their manifest entries, into this one.
 
-        For runs of the same task and model whose settings differ in what later stages read. For a holder of both
-        locks.
+        The entries say from where. For runs of the same task and model whose settings differ in what later stages
+        read. For a holder of both locks.
         """
         manifest, theirs = self.manifest(), other.manifest()["stages"]
         for stage in stages:
             for name in theirs[stage]["writes"]:
                 own_directory(self.file(name).parent)
                 copy_file(other.file(name), self.file(name))
-            manifest["stages"][stage] = theirs[stage]
+            manifest["stages"][stage] = {**theirs[stage], "from_run": str(other.path.resolve())}
         self._write_manifest(manifest)
 
     def shares(self, other: "Run", stages: Sequence[str]) -> bool:

@@ -22,6 +22,9 @@ class StageFiles:
     ] = ()  # of what it writes: a person may edit it, anything else has to stay as written
 
 
+# What no stage writes: the task and its rows, as the run was begun with them.
+BEGUN_WITH = ("task.toml", "test.jsonl", "given.jsonl", "labelled.jsonl")
+
 STAGE_FILES = {
     "generate": StageFiles(
         reads=("task.toml", "given.jsonl", "labelled.jsonl"),

@@ -103,7 +103,7 @@ def test_ctrl_c_ends_run_and_stage_with_one_line(command: list[object], whom: st
     assert len(stages) == 1
     (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=20)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert stdout == ""
     assert stderr == "Error: interrupted; what is finished is kept, and the same command goes on from there\n"
     assert end_of(stages, within_s=0.5)
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_a_stage_called_by_itself(run_dir: Path, command: list[objec
     process = start_working("generate", run_dir)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stdout) == (1, "")
+    assert (process.returncode, stdout) == (130, "")
     assert stderr == "Error: interrupted; what is finished is kept, and the same command goes on from there\n"
 
 

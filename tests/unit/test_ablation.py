@@ -104,7 +104,7 @@ def test_an_interrupted_switch_goes_on_where_it_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr("sg_local.runs.process.in_child_process", interrupted)
-        assert bench("--ablate", "n_layouts=1").exit_code == 1
+        assert bench("--ablate", "n_layouts=1").exit_code == 130
     stages.ran.clear()
     assert bench("--ablate", "n_layouts=1").exit_code == 0
     assert stages.ran == [("ablations/n_layouts=1/inbox", stage) for stage in ("export", "evaluate")]

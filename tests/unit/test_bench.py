@@ -246,7 +246,7 @@ def test_an_interruption_keeps_what_is_finished(
 
     monkeypatch.setattr("sg_local.runs.process.in_child_process", interrupted)
     result = sg("bench", tasks, "--model", model)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr.splitlines()[-1].endswith("the same command goes on from there")
     assert "| boxes |" in Path("benches/everyday/results.md").read_text()
 

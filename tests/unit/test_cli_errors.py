@@ -19,12 +19,12 @@ def test_an_interruption_is_one_line(
 
     monkeypatch.setattr("sg_local.runs.process.in_child_process", interrupt)
     result = sg(*given(new_run, task), "--until=generate")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (130, "")
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: interrupted")
     assert_says(last, "kept", "same command")
     monkeypatch.setattr("sg_local.plan.doctor.examine", interrupt)
-    assert one_line(sg("doctor"), 1) == "Error: interrupted"
+    assert one_line(sg("doctor"), 130) == "Error: interrupted"
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ from scripted_engine import ScriptedEngine
 
 from sg_local.cli import cli
 from sg_local.errors import SgLocalError
-from sg_local.files import write_json, write_rows
+from sg_local.files import write_json, write_rows, write_text
 from sg_local.proof.working_copies import copies_root
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
-from sg_local.runs.process import in_child_process
+from sg_local.runs.process import REASON_FILE, in_child_process
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
 
@@ -138,6 +138,16 @@ def calls(
     write_json(copies_root() / f"{0:016x}" / "base.json", {"name": HOSTILE, "sha256": "0" * 64})
     (copies_root() / f"{0:016x}" / "f16.gguf").touch()
 
+    begun_by_a_stranger = tmp_path / HOSTILE.replace("/", "")[:60]
+    changed = task.with_name("other.toml")
+    changed.write_text(TASK.replace('"refund"', '"repay"').replace("inbox.test", "other.test"))
+    write_rows(task.with_name("other.test.jsonl"), [{"input": HOSTILE[::-1], "output": "repay"}])
+    other, _ = create_or_open_run(begun_by_a_stranger, load_task(changed), model, Settings(n_inputs=8))
+    for stage in STAGES[:-1]:
+        write_stage(other, stage, HOSTILE)
+    write_text(other.file(REASON_FILE), HOSTILE)
+    changed.unlink()
+
     def fails(run: Run, stage: str) -> int:
         if stage == "train":
             return in_child_process(run, stage)
@@ -153,13 +163,23 @@ def calls(
     bench = ["bench", task.parent, "--model", model, "--preset=quick"]
     return {
         ("init",): [["init", "new.toml"], ["init", "new.toml", "--labelled", labelled]],
-        ("run",): [begun, [*begun, "--json"], ["run", task, "--model", model]],
+        ("run",): [
+            begun,
+            [*begun, "--json"],
+            ["run", task, "--model", model],
+            ["run", task, "--from", run.path, "--epochs=1"],
+        ],
         ("plan",): [["plan", task, "--model", model], ["plan", task, "--model", model, "--json"]],
         **{(stage,): [[stage, run.path]] for stage in STAGES[:-1]},
         ("evaluate",): [["evaluate", run.path], ["evaluate", run.path, "--redo"]],
         ("explain",): [["explain", run.path, row] for row in ("0", "demonstration-1", HOSTILE)]
         + [["explain", run.path, "0", "--json"]],
         ("report",): [["report", run.path], ["report", run.path, "--out", tmp_path / "page.html"]],
+        ("compare",): [
+            ["compare", run.path, begun_by_a_stranger],
+            ["compare", run.path, begun_by_a_stranger, "--json"],
+        ],
+        ("runs",): [["runs", tmp_path], ["runs", tmp_path, "--json"]],
         ("predict",): [
             ["predict", "--model", model, inputs],
             ["predict", "--model", model, "--task", task, inputs],

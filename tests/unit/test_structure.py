@@ -166,7 +166,8 @@ def test_the_command_line_is_light() -> None:
     loaded = modules_after(
         "import sg_local.cli.run, sg_local.cli.stages, sg_local.cli.predict, sg_local.cli.verify\n"
         "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan, sg_local.cli.bench\n"
-        "import sg_local.cli.explain, sg_local.cli.export_adapter, sg_local.cli.chat, sg_local.cli.report"
+        "import sg_local.cli.explain, sg_local.cli.export_adapter, sg_local.cli.chat, sg_local.cli.report\n"
+        "import sg_local.cli.compare, sg_local.cli.runs"
     )
     assert not HEAVY & loaded
     assert (
