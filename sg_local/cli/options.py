@@ -19,7 +19,7 @@ MODEL_OPTION = click.option(
     "--model",
     default="smollm2-135m",
     show_default=True,
-    help="A GGUF file, or a name of `sg-local models list`.",
+    help="A GGUF file, or a name or reference (hf:...) of `sg-local models list`.",
 )
 RUN_OPTION = click.option(
     "--run",
