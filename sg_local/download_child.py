@@ -10,6 +10,7 @@ any file, and what a wheel's metadata may expand to. It imports nothing of this 
 its path.
 """
 
+import hashlib
 import json
 import os
 import runpy
@@ -87,7 +88,7 @@ def ask_hub(repository: str, path: str, revision: str | None, work: str) -> int:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         facts = get_hf_file_metadata(hf_hub_url(repository, path, revision=revision))
-    except Exception as error:  # as below
+    except Exception as error:  # of requests, httpx or its own, depending on its version
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         is_gated = status == 403 or (
@@ -113,12 +114,34 @@ def say_error(error: object) -> None:
 
 
 def download_from_hub(repository: str, path: str, revision: str | None, work: str) -> int:
-    """The exit code; the last line on stderr says why where it is not 0."""
+    """The exit code; the last line on stderr says why where it is not 0.
+
+    Goes on with what an earlier process left, if the hub still has the same file. hf_hub_download began anew in 1.33,
+    beside what it had left.
+    """
     try:
-        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
 
         constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
-        hf_hub_download(repository, path, revision=revision, local_dir=Path(work))
+        url = hf_hub_url(repository, path, revision=revision)
+        facts = get_hf_file_metadata(url)
+        headers = build_hf_headers()
+        if facts.location.split("/")[:3] != url.split("/")[:3]:  # ["https:", "", "huggingface.co"]
+            headers.pop(
+                "authorization", None
+            )  # the token is for the hub alone, not for where it keeps its files
+        target = Path(work, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        version = hashlib.sha256(str(facts.etag).encode()).hexdigest()[:16]
+        part = target.with_name(f"{target.name}.{version}.incomplete")
+        for other in target.parent.glob("*.incomplete"):
+            if other != part or facts.etag is None or other.stat().st_size > (facts.size or 0):
+                other.unlink()
+        with part.open("ab") as file:
+            http_get(facts.location, file, resume_size=file.tell(), headers=headers, expected_size=facts.size)
+        os.replace(part, target)
     except Exception as error:  # of requests, httpx or its own, depending on its version
         say_error(error)
         return 1

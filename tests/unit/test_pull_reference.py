@@ -218,6 +218,25 @@ def test_a_redirect_is_followed_and_the_sum_that_it_tells_is_checked(server: Ser
         assert visible() == []
 
 
+def test_a_token_goes_to_the_hub_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    elsewhere = f"{server.url.replace('127.0.0.1', 'localhost')}/store/blob"
+    seen: dict[str, str | None] = {}
+
+    def noted(answer: Send) -> Send:
+        def send(handler: BaseHTTPRequestHandler) -> None:
+            seen[handler.path] = handler.headers.get("Authorization")
+            answer(handler)
+
+        return send
+
+    answer = says(302, Location=elsewhere, ETag='"a"', X_Repo_Commit="0" * 40, X_Linked_Size=len(SMALL))
+    server.heads[hub_path()] = noted(answer)
+    server.bodies["/store/blob"] = noted(server.ranged(SMALL))
+    assert pull_model(REFERENCE, silent).read_bytes() == SMALL
+    assert seen == {hub_path(): "Bearer hf_secret", "/store/blob": None}
+
+
 @pytest.mark.parametrize("n_header_bytes", [1_000, 2_000_000])
 def test_what_cannot_be_tuned_is_refused_before_the_rest_is_sent(server: Server, n_header_bytes: int) -> None:
     """The header is whole in the first part, or in the second."""
@@ -313,7 +332,7 @@ def test_texts_of_a_header_steer_no_terminal(sg: Call, server: Server) -> None:
         (says(302, Location="ftp://elsewhere/blob"), ["does not tell size and version"]),
         (says(302, Location="/x"), ["redirects", "check the network and try again"]),
         (says(200, ETag='"a"', Content_Length=0), ["does not tell size and version"]),
-        (says(200, ETag='"a"', Content_Length=99 * 10**9), ["99 GB", "over the limit of 64"]),
+        (says(200, ETag='"a"', Content_Length=99 * 10**9), ["99 GB", "over the limit of 50"]),
     ],
 )
 def test_what_the_hub_does_not_give_is_told_in_one_line(
@@ -343,16 +362,21 @@ def test_who_forbade_downloads_is_told_so(server: Server, monkeypatch: pytest.Mo
 def test_a_broken_download_goes_on_unless_the_hub_has_another_file_now(
     server: Server, monkeypatch: pytest.MonkeyPatch, is_same: bool
 ) -> None:
-    monkeypatch.setattr(download_module, "STALL_SECONDS", 1.0)
-
     def told(data: bytes) -> Send:
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         return says(200, ETag=etag, X_Repo_Commit="0" * 40, Content_Length=len(data))
 
     server.heads[hub_path()] = told(LARGE)
-    server.bodies[hub_path()] = server.ranged(LARGE, at_most=2_500_000)
+    send_a_part = server.ranged(LARGE, at_most=2_500_000)
+
+    def break_off(handler: BaseHTTPRequestHandler) -> None:
+        monkeypatch.setattr(download_module, "STALL_SECONDS", 1.0)  # to start the process may take longer
+        send_a_part(handler)
+
+    server.bodies[hub_path()] = break_off
     assert_says(refusal(), "came in 1 s", "try again, what has arrived is kept")
     assert visible() == [f".pull-{IN_STORE}"]
+    monkeypatch.setattr(download_module, "STALL_SECONDS", 60.0)
     server.heads["/someone/other/resolve/main/a.gguf"] = says(404)
     assert_says(refusal("hf:someone/other:a.gguf"), "404")  # another pull leaves it
     assert visible() == [f".pull-{IN_STORE}"]
