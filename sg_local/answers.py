@@ -20,13 +20,14 @@ from sg_local.errors import InputError
 from sg_local.escape import one_line
 from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
-from sg_local.inputs import Answer, GivenRow, checked_text
+from sg_local.inputs import Answer, AskedRow
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
 from sg_local.runs.directory import open_run
 from sg_local.runs.given import check_task
 from sg_local.settings import Settings
 from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
+from sg_local.task_texts import Texts
 
 if TYPE_CHECKING:
     from sg_local.llama.engine import Engine
@@ -178,7 +179,7 @@ def in_order(results: Iterable[tuple[int, T]], waiting: dict[int, T]) -> Iterato
             first += 1
 
 
-def summary(task: Task, rows: Sequence[GivenRow], answers: Sequence[Answer]) -> list[str]:
+def summary(task: Task, rows: Sequence[AskedRow], answers: Sequence[Answer]) -> list[str]:
     """How many rows got an answer, and how right those are whose right output is known; nothing where that is plain."""
     answered = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.output is not None]
     known = [(row.reference, answer.output) for row, answer in answered if row.reference is not None]
@@ -349,14 +350,12 @@ def _label_logprobs(
 def _checked(inputs: Iterable[str]) -> list[str]:
     """The inputs as they are asked. Raises InputError with the numbers of those that are no text."""
     faults = Faults()
-    texts = []
-    for number, item in enumerate(inputs, 1):
-        try:
-            texts.append(checked_text(item))
-        except ValueError as error:
-            faults.add(f"input {number}: {error}")
+    texts = Texts(faults, "")
+    checked = [
+        texts.check(item, f"input {number}", check_controls=False) for number, item in enumerate(inputs, 1)
+    ]
     faults.raise_any()
-    return texts
+    return checked
 
 
 class _Asked(NamedTuple):

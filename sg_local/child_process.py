@@ -249,9 +249,11 @@ def serve(function: str, native_output: int) -> int:
     _parent = os.dup(1)
     _keep_streams_apart(native_output)
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # ggml starts a debugger at an abort
-    # OpenMP's threads, of llama.cpp and torch alike, spin while they wait for one another. Beside other work they spin
-    # away the very time that the others need: ten times as long. libgomp and libomp read this when they are loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP's threads, of llama.cpp and torch alike, spin while they wait for one another, 300,000 times by default:
+    # beside other work that is the very time that the others need. Not at all ("passive") costs a fifth of the training
+    # on an idle machine. Measured: tests/benchmarks/threads.py. libgomp reads it when it is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # numpy's own threads spin too: a merge takes four times as long with them. What is worth several threads here has
     # its own (gguf_io), or is llama.cpp's or torch's.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

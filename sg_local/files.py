@@ -7,7 +7,8 @@ Format: JSON Lines (https://jsonlines.org): UTF-8, one JSON object a line; no Na
     whole files    write_text  write_json  write_rows  atomic_path  aside in the same directory, then renamed
     growing files  append_rows  recover_rows                         whole lines; a torn last line is cut off
     directories    own_directory  place_directory  remove_tree   links are removed, never followed
-    reading        read_rows  scan_rows  read_text  read_json  read_toml
+    reading        read_rows  scan_rows  read_bytes  read_text  read_json  read_toml
+    what was read  decoded  parse_json  parse_row  as_row        for who has bytes or a text, not a path
     TOML           toml_text                                     its one writer, beside read_toml
 
 A kind of row is a TypedDict (selfguide/rows.py). Rows are checked against it as they are read, because a person may
@@ -330,6 +331,11 @@ def read_text(
 
     remedy: what helps where it is not.
     """
+    return decoded(read_bytes(path, max_bytes), path, encoding=encoding, remedy=remedy)
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A whole file. Raises InputError where it is missing, over `max_bytes` or unreadable."""
     path = Path(path)
     _check_file(path, max_bytes)
     try:
@@ -339,27 +345,54 @@ def read_text(
         _raise_unreadable(path, error)
     if len(data) > max_bytes:
         raise InputError(f"{path} is over the limit of {max_bytes} bytes: make it smaller")
+    return data
+
+
+def decoded(
+    data: bytes, name: str | Path, *, encoding: str = "utf-8", remedy: str = "save it as UTF-8"
+) -> str:
+    """The text of a file of this name, without a byte order mark. Raises InputError as `read_text`."""
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not {encoding.upper()} (byte {data[error.start]:#04x} at {error.start}): {remedy}"
+            f"{name} is not {encoding.upper()} (byte {data[error.start]:#04x} at {error.start}): {remedy}"
         ) from error
     except UnicodeError as error:  # UTF-16 without its byte order mark, and the like
-        raise InputError(f"{path} is not {encoding.upper()} ({error}): {remedy}") from error
+        raise InputError(f"{name} is not {encoding.upper()} ({error}): {remedy}") from error
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
     """A file that is one JSON value. Raises InputError as `read_text`, and with the line of a fault."""
-    text = read_text(path, max_bytes)
+    return parse_json(read_text(path, max_bytes), path)
+
+
+def parse_json(text: str, name: str | Path) -> Any:
+    """The JSON value that the text of a file of this name is. Raises InputError with the line of a fault."""
     try:
         return _parse_json(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
+            f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
         ) from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+        raise InputError(f"{name}: not JSON: {error}") from error
+
+
+def parse_row(line: str) -> tuple[JsonObject | None, str]:
+    """The JSON object in a line, and ""; or None, and what is wrong with the line."""
+    try:
+        value = _parse_json(line)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON: {error.msg} at column {error.colno}"
+    except ValueError as error:
+        return None, f"not JSON: {error}"
+    return as_row(value)
+
+
+def as_row(value: object) -> tuple[JsonObject | None, str]:
+    """The same of a value that was read as JSON."""
+    return (value, "") if isinstance(value, dict) else (None, "is not a JSON object: write it as {…}")
 
 
 def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> JsonObject:
@@ -487,16 +520,9 @@ def _escape_controls(text: str, keep: str) -> str:
 
 def _parse_line(data: bytes) -> tuple[JsonObject | None, str]:
     try:
-        row = _parse_json(data.decode())
-    except json.JSONDecodeError as error:
-        return None, f"not JSON: {error.msg} at column {error.colno}"
+        return parse_row(data.decode())
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 (byte {data[error.start]:#04x} at column {error.start + 1})"
-    except ValueError as error:
-        return None, f"not JSON: {error}"
-    if not isinstance(row, dict):
-        return None, "is not a JSON object: write it as {…}"
-    return row, ""
 
 
 def _checked_rows(path: Path, lines: Iterable[Line], kind: type[Row]) -> list[Row]:

@@ -1,38 +1,32 @@
-"""A file of inputs as people have them, and the lines of its answers: plain lines, JSON lines, a table.
+"""The inputs that `predict` reads, and the lines of their answers: what came as a table is answered as a table.
 
     My parcel is late.                        a plain line    -> {"input": "My parcel is late.", "output": "delivery"}
     {"id": 7, "input": "My parcel is late."}  a JSON line     -> {"id": 7, "input": "...", "output": "delivery"}
-    id,text                                   a table, which is answered as a table: id,text,output,error
+    id,text                                   a table         -> id,text,output,error
     7,My parcel is late.
 
 Keys and columns pass through. Where a row has an "output" already, that is taken as right, and called "reference" from
-then on. Formats: JSON Lines (https://jsonlines.org), also as one JSON array; CSV (RFC 4180), with commas, semicolons or
-tabs. A file's name says which; where it does not, the content decides.
+then on. How the file is read: see row_files.py.
 """
 
 import csv
 import io
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from sg_local.errors import InputError
 from sg_local.escape import json_text
-from sg_local.files import Faults, read_text
+from sg_local.files import Faults
+from sg_local.row_files import OUTPUT, RowFile, TableForm, check_distinct, encoding_fault, open_row_file
+from sg_local.task_texts import Texts
 
-MAX_INPUT_BYTES = 256 << 20
-INPUT, OUTPUT, REFERENCE = "input", "output", "reference"
+REFERENCE = "reference"
 # What is added to a row beside its output; of an earlier call they are replaced.
 PROBABILITY, PROBABILITIES, ERROR = "probability", "probabilities", "error"
-_JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
-_DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
-_BYTE_ORDER_MARK = "\ufeff"
 
 
-class GivenRow(NamedTuple):
+class AskedRow(NamedTuple):
     """An input as it is asked, all keys or columns that it came with, and the right output where it is known."""
 
     input: str
@@ -41,20 +35,10 @@ class GivenRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TableForm:
-    """How a table was written, so that its answers are written in the same way."""
-
-    columns: tuple[str, ...]
-    delimiter: str
-    line_end: str
-    begins_with: str  # a byte order mark, by which Excel knows UTF-8
-
-
-@dataclass(frozen=True)
 class InputFile:
     """The inputs of a file in their order; form is None where it is no table."""
 
-    rows: list[GivenRow]
+    rows: list[AskedRow]
     form: TableForm | None = None
 
     @property
@@ -79,42 +63,27 @@ class Answer:
     probabilities: Mapping[str, float] | None = None
 
 
-def read_inputs(file: Path, column: str | None = None) -> InputFile:
-    """The inputs of a file, or of standard input for "-".
-
-    column: of a table, or key of a JSON line, that holds the input; where none is named, it is "input", and of a table
-    with one column that one. Raises InputError with the lines that are wrong.
-    """
-    name, text, begins_with = _read(file)
-    kind = _kind(file, text, names_a_column=column is not None)
-    if kind == "table":
-        delimiters = _DELIMITERS.get(file.suffix.lower(), _DELIMITERS[".csv"])
-        return _table(name, text, delimiters, column, begins_with)
-    # Not splitlines(), which would also break an input at a form feed or U+2028.
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise _no_inputs(name)
-    if kind == "plain":
-        return InputFile([GivenRow(line, {INPUT: line}, None) for _, line in lines])
+def read_inputs(file: RowFile) -> InputFile:
+    """The inputs of a file, or of standard input for the path "-". Raises InputError with the lines that are wrong."""
+    if fault := encoding_fault(file.encoding):
+        raise InputError(fault)
+    found = open_row_file(file, takes_stdin=True)
+    if found.form is not None:  # all of them pass through
+        check_distinct(found.name, found.form.columns)
     faults = Faults()
-    rows: list[GivenRow] = []
-    for number, line in _elements(name, text, faults) if kind == "array" else lines:
-        try:
-            rows.append(_json_row(json.loads(line) if isinstance(line, str) else line, column or INPUT))
-        except (ValueError, RecursionError) as error:
-            faults.add(f"{name}, {'element' if kind == 'array' else 'line'} {number}: {error}")
+    rows: list[AskedRow] = []
+    for place, fields, fault in found.rows:
+        texts = Texts(faults, f"{place}: ")
+        if fields is None:
+            texts.add(fault)
+        elif text := texts.required(fields, found.column, check_controls=False):
+            rows.append(AskedRow(text, fields, _reference(fields)))
     faults.raise_any()
     if not rows:
-        raise _no_inputs(name)
-    return InputFile(rows)
-
-
-def checked_text(value: object, fault: str = "there is no text") -> str:
-    """An input without white space around it. Raises ValueError, with `fault` where there is none."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(fault)
-    value.encode()  # fails where half of a surrogate pair stands alone
-    return value.strip()
+        raise InputError(
+            f'{found.name} holds no inputs: give JSON lines with "input", a table with that column, or one input a line'
+        )
+    return InputFile(rows, found.form)
 
 
 @dataclass(frozen=True)
@@ -129,7 +98,7 @@ class AnswerLines:
     labels: Sequence[str] = ()
 
     @property
-    def head(self) -> str | None:
+    def header(self) -> str | None:
         """The first line of a table."""
         if self.form is None:
             return None
@@ -138,7 +107,7 @@ class AnswerLines:
             self.form, [*self._passed(dict.fromkeys(self.form.columns)), *names]
         )
 
-    def line(self, row: GivenRow, answer: Answer) -> str:
+    def line(self, row: AskedRow, answer: Answer) -> str:
         """The line of a row and its answer."""
         passed = self._passed(row.fields)
         if self.form is not None:
@@ -173,114 +142,6 @@ def _cells(form: TableForm, values: Sequence[object]) -> str:
     return line.getvalue().removesuffix(form.line_end)
 
 
-def _kind(file: Path, text: str, *, names_a_column: bool) -> str:
-    """What a file holds: by its name, or by its content where the name does not tell."""
-    suffix = file.suffix.lower()
-    if suffix in _DELIMITERS:
-        return "table"
-    begins = text.lstrip()[:1]
-    if suffix in _JSON_SUFFIXES:
-        return "array" if suffix == ".json" and begins == "[" else "lines"
-    if begins == "{" and suffix != ".txt":
-        return "lines"
-    return "table" if names_a_column else "plain"
-
-
-def _elements(name: str, text: str, faults: Faults) -> list[tuple[int, object]]:
-    """The elements of a JSON array with their numbers, from 1."""
-    try:
-        array = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        faults.add(f"{name}: not JSON: {error}")
-        return []
-    return [*enumerate(array, 1)]
-
-
-def _json_row(row: object, key: str) -> GivenRow:
-    """Raises ValueError where it holds no input, or what no JSON can hold."""
-    fields = row if isinstance(row, dict) else {}
-    text = checked_text(fields.get(key), f"there is no text under {json_text(key)}")
-    json_text(fields)  # refuses NaN and infinities
-    return GivenRow(text, fields, _reference(fields))
-
-
 def _reference(fields: Mapping[str, object]) -> str | None:
     value = fields.get(REFERENCE, fields.get(OUTPUT))
     return value.strip() or None if isinstance(value, str) else None
-
-
-def _table(name: str, text: str, delimiters: str, column: str | None, begins_with: str) -> InputFile:
-    """The rows of a table with a head line. Raises InputError with the lines that are wrong."""
-    head = text.partition("\n")[0]
-    delimiter = max(delimiters, key=head.count)  # the first of equally frequent ones
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    faults = Faults()
-    rows: list[GivenRow] = []
-    columns: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not columns:
-                columns = [cell.strip() for cell in cells]
-                column = _input_column(name, columns, column)
-                continue
-            if len(cells) > len(columns):
-                faults.add(
-                    f"{name}, line {reader.line_num}: {len(cells)} cells, the head has {len(columns)} columns"
-                )
-                continue
-            fields = {**dict.fromkeys(columns, ""), **dict(zip(columns, cells, strict=False))}
-            try:
-                rows.append(
-                    GivenRow(
-                        checked_text(fields[str(column)], f"there is no text in the column {column!r:.60}"),
-                        fields,
-                        _reference(fields),
-                    )
-                )
-            except ValueError as error:
-                faults.add(f"{name}, line {reader.line_num}: {error}")
-    except csv.Error as error:
-        faults.add(f"{name}, line {reader.line_num}: not CSV: {error}")
-    faults.raise_any()
-    if not rows:
-        raise _no_inputs(name)
-    line_end = "\r\n" if head.endswith("\r") else "\n"
-    return InputFile(rows, TableForm(tuple(columns), delimiter, line_end, begins_with))
-
-
-def _input_column(name: str, columns: list[str], column: str | None) -> str:
-    """The column that holds the input. Raises InputError where that is not known."""
-    if len(set(columns)) < len(columns):
-        twice = next(item for item in columns if columns.count(item) > 1)
-        raise InputError(f"{name} has two columns {twice!r:.60}: give each a name of its own")
-    if column is None and len(columns) == 1:
-        return columns[0]
-    if (column or INPUT) not in columns:
-        listed = ", ".join(f"{item!r:.60}" for item in columns[:10])
-        raise InputError(f"{name} has no column {column or INPUT!r:.60}: give one of {listed} with --column")
-    return column or INPUT
-
-
-def _no_inputs(name: str) -> InputError:
-    return InputError(
-        f'{name} holds no inputs: give JSON lines with "input", a table with that column, or one input a line'
-    )
-
-
-def _read(file: Path) -> tuple[str, str, str]:
-    """What a file is called, its text, and the byte order mark before it, if there is one."""
-    if str(file) != "-":
-        text = read_text(file, MAX_INPUT_BYTES)
-        with open(file, "rb") as opened:
-            begins_with = _BYTE_ORDER_MARK if opened.read(3) == _BYTE_ORDER_MARK.encode() else ""
-        return str(file), text, begins_with
-    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-    if len(data) > MAX_INPUT_BYTES:
-        raise InputError(f"standard input is over the limit of {MAX_INPUT_BYTES} bytes: split it")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
-    return "standard input", text.removeprefix(_BYTE_ORDER_MARK), text[: text.startswith(_BYTE_ORDER_MARK)]

@@ -3,7 +3,7 @@
     name = "support-or-undermine"
     instruction = "You will be given a claim and a perspective. Does it support or undermine the claim?"
     labels = ["support", "undermine"]            # absent for generation tasks
-    test = "support-or-undermine.test.jsonl"     # optional, for scoring only: JSON lines with input and output(s)
+    test = "support-or-undermine.test.jsonl"     # optional, for scoring only: rows with input and output(s)
     inputs = "claims.txt"                        # optional: real inputs without answers
     labelled = {file = "gold.csv", column = "text", output_column = "label"}    # optional: real pairs
     shares = {support = 0.3, undermine = 0.7}    # optional: how often the labels occur

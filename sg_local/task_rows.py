@@ -7,20 +7,22 @@
 Texts are stripped, and control characters in them are data. Files: see row_files.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sg_local.errors import InputError
 from sg_local.files import Faults, scan_rows
-from sg_local.row_files import FoundRow, RowFile, scan_row_file
+from sg_local.row_files import INPUT, OUTPUT, FoundRow, RowFile, open_row_file
 from sg_local.task import Example, Task
-from sg_local.task_texts import Texts, kind_of, listing, normal_label, show
+from sg_local.task_texts import Texts, listing, normal_label, show
 
 MAX_OUTPUTS = 100  # right ones of one row
+MAX_ROW_CHARACTERS = 100_000  # more would not fit a line of the run's files, nor any model
+_SEVERAL = "outputs"  # the key of several right ones
 
 
 def load_test_rows(source: Task | Path, labels: Sequence[str] = ()) -> list[Example]:
-    """The rows of a task's test file, or of the given file; further keys are ignored.
+    """The rows of a task's test file, or of a run's own file at this path; further keys are ignored.
 
     With `labels` (a task brings its own) an output must be one of them but for case and surrounding white
     space, and is returned in the labels' spelling. Raises InputError with the lines of the first ten faults
@@ -29,12 +31,13 @@ def load_test_rows(source: Task | Path, labels: Sequence[str] = ()) -> list[Exam
     if isinstance(source, Task):
         if source.test is None:
             raise InputError(f'task {source.name} has no test file: add `test = "FILE.jsonl"` to its file')
-        labels = source.labels
+        rows = _labelled_rows(RowFile(source.test), source.labels)
         source = source.test
-    file = RowFile(source)
-    # A test file is JSON lines whatever its name is.
-    lines = (FoundRow(f"line {line.number}", line.row, line.fault) for line in scan_rows(source))
-    rows = _pairs(file, lines, labels)
+    else:
+        lines = (
+            FoundRow(f"{source}, line {line.number}", line.row, line.fault) for line in scan_rows(source)
+        )
+        rows = _pairs(lines, INPUT, OUTPUT, labels)
     if not rows:
         raise InputError(f'{source} holds no rows: write one {{"input": …, "output": …}} a line')
     return rows
@@ -45,7 +48,7 @@ def load_labelled(task: Task) -> list[Example]:
     file = task.labelled
     if file is None:
         return []
-    rows = _pairs(file, scan_row_file(file, [file.column, file.output_column]), task.labels)
+    rows = _labelled_rows(file, task.labels)
     if not rows:
         raise InputError(f"{file.path} holds no rows: remove `labelled`, or write rows into it")
     return rows
@@ -61,36 +64,65 @@ def load_inputs(task: Task) -> list[str]:
         return []
     faults = Faults()
     inputs = []
-    for row in scan_row_file(file, [file.column]):
-        if row.values is None:
-            faults.add(f"{file.path}, {row.place}: {row.fault}")
-        elif not isinstance(value := row.values.get(file.column), str):
-            reason = f"must be a text, not {kind_of(value)}" if file.column in row.values else "is missing"
-            faults.add(f"{file.path}, {row.place}: {file.column} {reason}")
+    found = open_row_file(file)
+    for place, fields, fault in _bounded(found.rows, [found.column]):
+        texts = Texts(faults, f"{place}: ")
+        if fields is None:
+            texts.add(fault)
+        elif _is_blank(fields.get(found.column)):
+            inputs.append("")
         else:
-            inputs.append(value.strip())
+            inputs.append(texts.required(fields, found.column, check_controls=False))
     faults.raise_any()
     if not inputs:
         raise InputError(f"{file.path} holds no inputs: remove `inputs`, or write one a line")
     return inputs
 
 
-def _pairs(file: RowFile, rows: Iterable[FoundRow], labels: Sequence[str]) -> list[Example]:
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _bounded(rows: Iterable[FoundRow], columns: Sequence[str]) -> Iterator[FoundRow]:
+    """The rows that somebody brings, those too long in these columns as faulty ones."""
+    for row in rows:
+        if row.fields is not None:
+            n_characters = sum(_n_characters(row.fields.get(column)) for column in columns)
+            if n_characters > MAX_ROW_CHARACTERS:
+                fault = f"it has over {MAX_ROW_CHARACTERS} characters: shorten it, or remove it"
+                row = FoundRow(row.place, None, fault)
+        yield row
+
+
+def _n_characters(value: object) -> int:
+    """Of a text, or of the texts in a list."""
+    texts = value if isinstance(value, list) else [value]
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+def _labelled_rows(file: RowFile, labels: Sequence[str]) -> list[Example]:
+    """The inputs of a file that somebody brings, with their right outputs."""
+    found = open_row_file(file, is_labelled=True)
+    rows = _bounded(found.rows, [found.column, file.output_column, _SEVERAL])
+    return _pairs(rows, found.column, file.output_column, labels)
+
+
+def _pairs(rows: Iterable[FoundRow], column: str, output_column: str, labels: Sequence[str]) -> list[Example]:
     """The inputs with their right outputs. Raises InputError with the faults of the file."""
     spellings = {normal_label(label): label for label in labels}
     pairs = []
     faults = Faults()
-    for row in rows:
-        texts = Texts(faults, f"{file.path}, {row.place}: ")
-        if row.values is None:
-            texts.add(row.fault)
+    for place, fields, fault in rows:
+        texts = Texts(faults, f"{place}: ")
+        if fields is None:
+            texts.add(fault)
             continue
         n_faults = faults.count
-        text_in = texts.required(row.values, file.column, check_controls=False)
-        outputs = _outputs(row, file.output_column, texts)
+        text_in = texts.required(fields, column, check_controls=False)
+        outputs = _outputs(fields, output_column, texts)
         for output in outputs:
             if labels and output and normal_label(output) not in spellings:
-                texts.add(f"{file.output_column} {show(output)} is not one of the labels ({listing(labels)})")
+                texts.add(f"{output_column} {show(output)} is not one of the labels ({listing(labels)})")
         if faults.count == n_faults:
             first, *others = dict.fromkeys(spellings.get(normal_label(output), output) for output in outputs)
             pairs.append(Example(text_in, first, tuple(others)))
@@ -98,13 +130,12 @@ def _pairs(file: RowFile, rows: Iterable[FoundRow], labels: Sequence[str]) -> li
     return pairs
 
 
-def _outputs(row: FoundRow, key: str, texts: Texts) -> list[str]:
+def _outputs(fields: Mapping[str, object], key: str, texts: Texts) -> list[str]:
     """The right outputs of a row: one under `output`, or several under `outputs`."""
-    values = row.values or {}
-    several = values.get("outputs")
-    if "outputs" not in values or key in values:
-        return [texts.required(values, key, check_controls=False)]
+    several = fields.get(_SEVERAL)
+    if _SEVERAL not in fields or key in fields:
+        return [texts.required(fields, key, check_controls=False)]
     if not isinstance(several, list) or not 0 < len(several) <= MAX_OUTPUTS:
-        texts.add(f"outputs must be a list of 1 to {MAX_OUTPUTS} texts")
+        texts.add(f"{_SEVERAL} must be a list of 1 to {MAX_OUTPUTS} texts")
         return []
-    return [texts.check(item, f"outputs[{i}]", check_controls=False) for i, item in enumerate(several)]
+    return [texts.check(item, f"{_SEVERAL}[{i}]", check_controls=False) for i, item in enumerate(several)]

@@ -32,7 +32,7 @@ class Texts:
 
     def required(self, table: Mapping[str, object], key: str, check_controls: bool = True) -> str:
         if key not in table:
-            self.add(f"{key} is missing")
+            self.add(f"{_cut(key)} is missing")
             return ""
         return self.check(table[key], key, check_controls)
 
@@ -40,6 +40,7 @@ class Texts:
         return self.check(table[key], key) or None if key in table else None
 
     def check(self, value: object, key: str, check_controls: bool = True) -> str:
+        key = _cut(key)
         if not isinstance(value, str):
             self.add(f"{key} must be a text in quotes, not {kind_of(value)}")
             return ""
@@ -71,7 +72,11 @@ def listing(labels: Sequence[str]) -> str:
 
 
 def show(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:59] + "…")
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def kind_of(value: object) -> str:

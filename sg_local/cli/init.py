@@ -14,12 +14,14 @@ Answer = TypeVar("Answer")
 @click.option(
     "--labelled", type=click.Path(path_type=Path), help="Rows with their right outputs, .csv or .jsonl."
 )
-@click.option("--column", default="input", show_default=True, help="Its column, or key, of the inputs.")
+@click.option("--column", help="Its column, or key, of the inputs.  [default: input]")
 @click.option(
     "--output-column", default="output", show_default=True, help="Its column, or key, of the outputs."
 )
 @click.option("--encoding", default="utf-8", show_default=True, help="Its encoding.")
-def init(out: Path | None, labelled: Path | None, column: str, output_column: str, encoding: str) -> None:
+def init(
+    out: Path | None, labelled: Path | None, column: str | None, output_column: str, encoding: str
+) -> None:
     """\b
     sg-local init my-task.toml
     sg-local init my-task.toml --labelled tickets.csv --column text --output-column box
@@ -123,7 +125,7 @@ def _examples(labels: object) -> list[dict[str, str]]:
 
 def _inputs() -> object:
     """A file of real inputs, or None."""
-    from sg_local.row_files import RowFile
+    from sg_local.row_files import INPUT, RowFile, holds_plain_lines
     from sg_local.task_draft import faults_of
 
     def read(text: str) -> tuple[str, list[str]]:
@@ -132,8 +134,7 @@ def _inputs() -> object:
     name = _until_right("File of real inputs without answers; empty: none", read, default="")
     if not name:
         return None
-    is_text = Path(name).suffix.lower() not in {".csv", ".tsv", ".jsonl"}
-    column = (
-        "input" if is_text else click.prompt("Its column, or key, of the inputs", default="input", err=True)
-    )
-    return RowFile(Path(name), column)
+    if holds_plain_lines(Path(name)):
+        return RowFile(Path(name))
+    column = click.prompt("Its column, or key, of the inputs", default=INPUT, err=True)
+    return RowFile(Path(name), None if column == INPUT else column)

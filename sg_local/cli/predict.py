@@ -18,7 +18,8 @@ from sg_local.cli.output import echo_utf8
 )
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter (GGUF) for the model.")
 @click.option("--task", "task_source", help="The task.  [default: the one in the tuned GGUF]")
-@click.option("--column", help="Column of a CSV, or key of JSON, that holds the input.  [default: input]")
+@click.option("--column", help="Column of a table, or key of JSON, that holds the input.  [default: input]")
+@click.option("--encoding", default="utf-8", show_default=True, help="FILE's encoding; answers are in UTF-8.")
 @click.option("--probabilities", is_flag=True, help="Show how probable each label is.")
 @click.option(
     "--abstain-below",
@@ -32,6 +33,7 @@ def predict(
     adapter: Path | None,
     task_source: str | None,
     column: str | None,
+    encoding: str,
     probabilities: bool,
     abstain_below: float | None,
     file: Path,
@@ -43,9 +45,9 @@ def predict(
 
     Answers every input of FILE, in the order of the file. The answers are greedy: no sampling.
 
-    FILE has one input per line: plain text, or JSON (.jsonl, .ndjson, .json) with the key "input"; or it is a CSV with
-    a head line (.csv, .tsv), which gives a CSV. Other keys and columns pass through; an "output" that is there already
-    is taken as right and called "reference". For standard input FILE is -.
+    FILE has one input per line: plain text, or JSON (.jsonl, .ndjson, .json) with the key "input"; or it is a table
+    with a header (.csv, .tsv), which gives a table. Other keys and columns pass through; an "output" that is there
+    already is taken as right and called "reference". For standard input FILE is -.
     """
     import sys
 
@@ -53,6 +55,7 @@ def predict(
     from sg_local.errors import SgLocalError
     from sg_local.inputs import Answer, AnswerLines, read_inputs
     from sg_local.progress import say
+    from sg_local.row_files import RowFile
     from sg_local.settings import resolve_settings
 
     chosen = given(settings)
@@ -64,7 +67,7 @@ def predict(
         prompt_format=chosen.get("prompt_format"),
         max_new_tokens=chosen.get("max_new_tokens"),
     )
-    inputs = read_inputs(file, column)
+    inputs = read_inputs(RowFile(file, column, encoding=encoding))
     is_scored = probabilities or abstain_below is not None
     lines = AnswerLines(inputs.form, is_scored, served.task.labels if probabilities else ())
     # On a terminal the answers themselves show how far the work is, and a bar would run into them.
@@ -74,8 +77,8 @@ def predict(
     waiting: dict[int, Answer] = {}
 
     def write(index: int, answer: Answer) -> None:
-        if not answers and lines.head is not None:
-            echo_utf8(lines.head, inputs.line_end)
+        if not answers and lines.header is not None:
+            echo_utf8(lines.header, inputs.line_end)
         answers.append(answer)
         echo_utf8(lines.line(inputs.rows[index], answer), inputs.line_end)
 

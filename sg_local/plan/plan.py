@@ -85,7 +85,9 @@ def plan_run(
             f"and not {tables.size(model.file_bytes)}"
         )
     settings = replace(settings, quant=quant)
-    tokens = task_tokens(task, settings, len(rows.test))
+    real_inputs = [*rows.inputs, *(row.input for row in rows.labelled)]
+    context_tokens = min(settings.n_ctx, model.context_length)
+    tokens = task_tokens(task, settings, len(rows.test), context_tokens, real_inputs)
     machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
     needs, faults = compare(model, settings, tokens, machine)
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"

@@ -5,6 +5,7 @@ task_tokens(task, settings, 200) → TaskTokens(instruction=80, demonstrations=2
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from sg_local.architectures import ARCHITECTURES
@@ -16,6 +17,7 @@ from sg_local.task import Task
 
 # Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
 BYTES_PER_TOKEN = 3
+MOST_BYTES_PER_TOKEN = 6  # of a whole text: what has more of them for each token of room does not fit
 TURN_TOKENS = 8  # what a chat format puts around a turn
 
 
@@ -90,22 +92,39 @@ def model_sizes(header: GgufHeader) -> ModelSizes:
     )
 
 
-def task_tokens(task: Task, settings: Settings, test_rows: int) -> TaskTokens:
-    """Tokens of a task's texts by their length in bytes, on the large side; rows are like the longest demonstration."""
+def task_tokens(
+    task: Task,
+    settings: Settings,
+    test_rows: int,
+    context_tokens: int = 0,
+    real_inputs: Iterable[str] = (),
+) -> TaskTokens:
+    """Tokens of a task's texts by their length in bytes, on the large side.
 
-    def tokens(text: str) -> int:
-        return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
-
-    inputs = [tokens(example.input) for example in task.examples]
-    outputs = [tokens(example.output) + 1 for example in task.examples]
-    labels = [tokens(label) + 1 for label in task.labels]
+    Rows are like the longest example, or the longest of the real inputs that fit context_tokens: others are dropped.
+    """
+    inputs = [_tokens(example.input) for example in task.examples]
+    outputs = [_tokens(example.output) + 1 for example in task.examples]
+    labels = [_tokens(label) + 1 for label in task.labels]
     limit = input_limit(settings.max_input_tokens, inputs)
+    instruction = _tokens(task.instruction) + TURN_TOKENS
+    demonstrations = sum(inputs) + sum(outputs) + 2 * TURN_TOKENS * len(inputs)
+    room = context_tokens - instruction - demonstrations - TURN_TOKENS
+    longest_real = max((_tokens(text) for text in real_inputs if _may_fit(text, room)), default=0)
     return TaskTokens(
-        instruction=tokens(task.instruction) + TURN_TOKENS,
-        demonstrations=sum(inputs) + sum(outputs) + 2 * TURN_TOKENS * len(inputs),
-        input=min(max(inputs), limit) + TURN_TOKENS,
+        instruction=instruction,
+        demonstrations=demonstrations,
+        input=max(min(max(inputs), limit), min(longest_real, room)) + TURN_TOKENS,
         input_limit=limit,
         answer=min(max(labels or outputs), settings.max_new_tokens),
         labels=sum(labels),
         test_rows=min(test_rows, settings.max_test_rows),
     )
+
+
+def _tokens(text: str) -> int:
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
+
+
+def _may_fit(text: str, room: int) -> bool:
+    return len(text.encode()) <= MOST_BYTES_PER_TOKEN * room

@@ -1,8 +1,8 @@
 """What waiting threads cost, alone and beside busy processes: by how OpenMP's threads wait for one another.
 
-    generation, seconds of a little work            0 busy   1 busy   2 busy
-    spinning (GCC's default)                          1.16    12.40    14.91
-    passive                                           1.19     2.35     2.61     1.03 times as long alone
+    generation, seconds                              0 busy   1 busy   2 busy
+      spinning (GCC's default)                         1.62     3.44     5.64
+      1,000 spins                                      1.54     3.37     3.28
 
     python tests/benchmarks/threads.py [--repetitions 5] [--only generation]
 

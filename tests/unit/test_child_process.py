@@ -367,23 +367,28 @@ def test_a_conversation_sends_a_value_for_each_that_comes(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given_value", "expected"),
+    ("given_variables", "expected"),
     [
-        ("OMP_WAIT_POLICY", None, "passive"),
-        ("OMP_WAIT_POLICY", "active", "active"),
-        ("OPENBLAS_NUM_THREADS", None, "1"),
-        ("OPENBLAS_NUM_THREADS", "4", "4"),
+        ({}, ["1000", None, "1"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["7", None, "1"]),
+        ({"OMP_WAIT_POLICY": "active"}, [None, "active", "1"]),
+        ({"OPENBLAS_NUM_THREADS": "4"}, ["1000", None, "4"]),
     ],
 )
-def test_threads_that_wait_do_not_spin_unless_the_user_says_so(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, name: str, given_value: str | None, expected: str
+def test_threads_that_wait_hardly_spin_unless_the_user_says_so(
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+    given_variables: dict[str, str],
+    expected: list[str | None],
 ) -> None:
     plant("""
-def work(name):
+def work(names):
     assert not {"llama_cpp", "torch", "numpy"} & set(sys.modules)
-    return os.environ[name]
+    return [os.environ.get(name) for name in names]
 """)
-    monkeypatch.delenv(name, raising=False)
-    if given_value is not None:
-        monkeypatch.setenv(name, given_value)
-    assert [*planted(name=name)] == [expected]
+    names = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given_variables.items():
+        monkeypatch.setenv(name, value)
+    assert [*planted(names=names)] == [expected]

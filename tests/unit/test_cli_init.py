@@ -8,6 +8,7 @@ from messages import assert_says
 
 from sg_local.files import write_rows
 from sg_local.task import Example, load_task
+from sg_local.task_rows import load_inputs
 
 
 def lines(*answers: str) -> str:
@@ -50,6 +51,26 @@ def test_an_output_that_is_no_label_is_asked_for_again(sg: Call) -> None:
     result = sg("init", input=lines("", "Say it.", "a, b", "Pay me.", "c", "a", "", ""))
     assert result.exit_code == 0, result.stderr
     assert "output 'c' is not one of the labels ('a', 'b')" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "column"),
+    [
+        ("real.json", '[{"text": "Pay me."}]', "text"),
+        ("real.ndjson", '{"text": "Pay me."}', "text"),
+        ("real", '{"text": "Pay me."}', "text"),
+        ("real.csv", "text\nPay me.\n", ""),
+    ],
+)
+def test_real_inputs_that_are_no_plain_lines_have_a_column(
+    sg: Call, name: str, data: str, column: str
+) -> None:
+    Path(name).write_text(data)
+    result = sg("init", "a.toml", input=lines("", "Say it.", "", "Pay.", "Paid.", "", name, column))
+    assert result.exit_code == 0, result.stderr
+    task = load_task(Path("a.toml"))
+    assert task.inputs
+    assert (task.inputs.column or "", load_inputs(task)) == (column, ["Pay me."])
 
 
 def test_labels_and_examples_come_from_labelled_rows(sg: Call) -> None:

@@ -69,6 +69,35 @@ def test_plan_refuses_with_numbers_and_what_to_change(
     assert_says(sg("plan", task, "--model", model).stderr, "disk", "0.9 GiB")
 
 
+def test_plan_counts_with_the_longest_real_input_that_fits(
+    sg: Call, task: Path, nvidia: Path, model: Path
+) -> None:
+    """Of 3 bytes a token; what is dropped because it does not fit counts for nothing."""
+    model.write_bytes(tiny_gguf({**MODEL, "llama.context_length": 4096}, TENSORS))
+
+    def batch_tokens(**files: str) -> int:
+        for key, text in files.items():
+            (task.parent / f"{key}.jsonl").write_text(text)
+        keys = "".join(f'{key} = "{key}.jsonl"\n' for key in files)
+        brought = task.with_name("brought.toml")
+        brought.write_text(task.read_text().replace("[[examples]]", f"{keys}\n[[examples]]", 1))
+        result = sg("plan", brought, "--model", model, "--n-ctx", 2048, "--batch-size", 1, "--json")
+        assert result.exit_code == 0, result.stderr
+        tokens: int = json.loads(result.stdout)["batch_tokens"]
+        return tokens
+
+    def row(n_words: int) -> str:
+        return json.dumps({"input": "to " * n_words + ".", "output": "login"}) + "\n"
+
+    least = batch_tokens()
+    longest = batch_tokens(inputs=row(1) + row(700) + row(500) + row(30_000))
+    assert 700 - 40 <= longest - least <= 700
+    assert batch_tokens(inputs=row(1), labelled=row(700)) == longest
+    assert batch_tokens(inputs=row(30_000)) == least
+    # One that may fit takes no more than there is room for.
+    assert longest < batch_tokens(inputs=row(2500)) <= 2048 + 128
+
+
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
 def test_plan_is_for_the_gpu_that_is_here(sg: Call, task: Path, nvidia: Path, tmp_path: Path) -> None:
     nvidia.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288 MiB'\necho 'NVIDIA A2, 1 MiB'\n")

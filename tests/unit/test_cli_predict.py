@@ -13,7 +13,7 @@ from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
 from scripted_engine import ScriptedEngine
 
-import sg_local.inputs as inputs_module
+import sg_local.row_files as row_files
 from sg_local.files import write_rows
 from sg_local.runs.directory import Run
 
@@ -173,16 +173,16 @@ def test_all_faults_of_a_carried_task_are_told_at_once(
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
-        ("a.jsonl", b'{"input": "a"}\n{"text": "b"}\n', ["a.jsonl, line 2", '"input"']),
-        ("a.jsonl", b'{"input": "a"}\n{"input": " "}\n', ["a.jsonl, line 2", '"input"']),
-        ("a.jsonl", b'{"input": "a"}\n[1]\n', ["a.jsonl, line 2"]),
+        ("a.jsonl", b'{"input": "a"}\n{"text": "b"}\n', ["a.jsonl, line 2", "input is missing"]),
+        ("a.jsonl", b'{"input": "a"}\n{"input": " "}\n', ["a.jsonl, line 2", "input is empty"]),
+        ("a.jsonl", b'{"input": "a"}\n[1]\n', ["a.jsonl, line 2", "not a JSON object"]),
         ("a.jsonl", b'{"input": "a"}\n{"input": "b"\n', ["a.jsonl, line 2", "Expecting"]),
         ("a.jsonl", b'{"input": "\\ud800"}\n', ["a.jsonl, line 1"]),
         ("a.jsonl", b"[" * 100_000, ["a.jsonl, line 1"]),
         ("a.txt", b"\n  \n", ["a.txt", "no inputs", "JSON lines"]),
         ("a.txt", b"caf\xe9\n", ["a.txt", "UTF-8"]),
         ("a.txt", None, ["a.txt is missing", "path"]),
-        ("-", b'{"text": "b"}\n', ["standard input, line 1", '"input"']),
+        ("-", b'{"text": "b"}\n', ["standard input, line 1", "input is missing"]),
         ("-", b"caf\xe9\n", ["standard input", "UTF-8"]),
         ("-", b"", ["standard input", "no inputs"]),
     ],
@@ -200,7 +200,7 @@ def test_inputs_that_are_none(
 def test_too_many_inputs_are_refused_and_not_cut(
     sg: Call, engine: ScriptedEngine, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs_module, "MAX_INPUT_BYTES", 10)
+    monkeypatch.setattr(row_files, "MAX_ROW_FILE_BYTES", 10)
     (tmp_path / "a.txt").write_text("one a\ntwo b\n")
     for file in (tmp_path / "a.txt", "-"):
         line = one_line(

@@ -82,6 +82,23 @@ def test_an_array_and_another_key(sg: Call, tuned: Path) -> None:
     assert json.loads(line) == {"text": "My refund", "output": "refund"}
 
 
+@pytest.mark.parametrize(
+    ("encoding", "mark"), [("cp1252", ""), ("utf-16", "\ufeff"), ("utf-8-sig", "\ufeff")]
+)
+def test_another_encoding_is_named_and_answered_in_utf_8(
+    sg: Call, tuned: Path, encoding: str, mark: str
+) -> None:
+    data = "id;input\r\n7;Café refund\r\n".encode(encoding)
+    Path("a.csv").write_bytes(data)
+    for file in ("a.csv", "-"):
+        columns = [] if file == "a.csv" else ["--column", "input"]
+        result = sg("predict", "--model", tuned, "--encoding", encoding, *columns, file, input=data)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout_bytes.decode() == f"{mark}id;input;output;error\r\n7;Café refund;refund;\r\n"
+    refused = sg("predict", "--model", tuned, "--encoding", "utf-61", "a.csv")
+    assert_says(one_line(refused, 2), "'utf-61' is no encoding")
+
+
 def test_plain_lines_that_look_like_json_are_plain_in_a_text_file(sg: Call, tuned: Path) -> None:
     Path("a.txt").write_text('{"a": 1} refund\n')
     assert json.loads(sg("predict", "--model", tuned, "a.txt").stdout)["input"] == '{"a": 1} refund'
@@ -92,11 +109,11 @@ def test_plain_lines_that_look_like_json_are_plain_in_a_text_file(sg: Call, tune
     [
         ("a.csv", "id,text\n1,a\n", ["no column 'input'", "'id', 'text'", "--column"]),
         ("a.csv", "input,input\na,b\n", ["two columns 'input'"]),
-        ("a.csv", "id,input\n1,a\n2, \n", ["a.csv, line 3", "no text in the column 'input'"]),
-        ("a.csv", "id,input\n1,a,b\n", ["line 2", "3 cells", "2 columns"]),
+        ("a.csv", "id,input\n1,a\n2, \n", ["a.csv, line 3", "input is empty"]),
+        ("a.csv", "id,input\n1,a,b\n", ["line 2", "3 cells", "header of 2"]),
         ("a.csv", 'id,input\n1,"a\n', ["line 2", "not CSV"]),
         ("a.csv", "id,input\n", ["no inputs"]),
-        ("a.json", "[1]", ["element 1", '"input"']),
+        ("a.json", "[1]", ["element 1", "not a JSON object"]),
         ("a.json", "[" * 100_000, ["a.json", "not JSON"]),
         ("a.json", "[]", ["no inputs"]),
         ("a.jsonl", '{"input": "a", "x": NaN}', ["line 1", "JSON"]),

@@ -176,7 +176,7 @@ def test_answers_come_in_order_and_none_for_what_does_not_fit(
     [
         (
             {"inputs": ["a", " ", 3, "\ud800"]},
-            "input 2: there is no text\ninput 3: there is no text\ninput 4: ",
+            "input 2 is empty\ninput 3 must be a text in quotes, not a number\ninput 4 holds half of a surrogate",
         ),
         ({"max_new_tokens": 0}, "max_new_tokens = 0 should be at least 1"),
         ({"prompt_format": "vicunia"}, "prompt_format = 'vicunia' should be one of auto, gguf, vicuna"),

@@ -1,4 +1,8 @@
-"""Files of rows that people bring: which forms are read, and what is said of those that are not."""
+"""Files of rows that people bring: which forms are read, and what is said of those that are not.
+
+The same module reads them for a task and for `predict`: that both read alike is looked at here, what `predict` makes of
+it in test_predict_files.py.
+"""
 
 from pathlib import Path
 
@@ -6,6 +10,7 @@ import pytest
 from messages import assert_says
 
 from sg_local.errors import InputError
+from sg_local.inputs import read_inputs
 from sg_local.row_files import RowFile
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.task import Example, Task, load_task, task_to_toml
@@ -62,6 +67,84 @@ def told(place: Path, more: str, **files: str | bytes) -> list[str]:
 def test_inputs_come_in_many_forms(tmp_path: Path, more: str, files: dict[str, str | bytes]) -> None:
     _, rows = checked(tmp_path, more, **files)
     assert rows.inputs == ["Café, bar", "Pay me."]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "data"),
+    [
+        ("a.ndjson", None, '{"input": "Pay, me"}\n\n{"input": "Bye."}'),
+        ("a.json", None, '[{"input": "Pay, me"},\n {"input": " Bye. "}]'),
+        ("a", None, '{"input": "Pay, me"}\n{"input": "Bye."}'),  # the content tells
+        ("a.txt", None, "Pay, me\n \n Bye. \n"),
+        ("a.log", "text", "id\ttext\n1\tPay, me\n2\tBye."),  # who names a column has a table
+        ("a.csv", None, 'text\n"Pay, me"\nBye.\n'),  # its one column
+        ("a.csv", None, '"a, b, c";input\n;Pay, me\n2;Bye.\n'),  # what stands in quotes divides nothing
+        (
+            "a.csv",
+            None,
+            "\n;\nid;input\n;Pay, me\n;\n2;Bye.\n;\n",
+        ),  # rows of blank cells, as Excel leaves them
+        ("a.tsv", "text,", "text,\tid,no\nPay, me\t1\nBye.\n"),
+    ],
+)
+def test_a_task_and_predict_read_alike(tmp_path: Path, name: str, column: str | None, data: str) -> None:
+    more = f'inputs = {{file = "{name}"' + (f', column = "{column}"' if column else "") + "}"
+    (tmp_path / name).write_text(data)
+    assert checked(tmp_path, more)[1].inputs == ["Pay, me", "Bye."]
+    assert read_inputs(RowFile(tmp_path / name, column)).texts == ["Pay, me", "Bye."]
+
+
+def test_columns_of_one_name_are_refused_where_they_are_needed(tmp_path: Path) -> None:
+    """A task does not need other columns; with `predict` all of them pass through."""
+    data = "note;text;note\na;Pay me.;b\n"
+    assert checked(tmp_path, 'inputs = {file = "a.csv", column = "text"}', a_csv=data)[1].inputs == [
+        "Pay me."
+    ]
+    with pytest.raises(InputError, match="two columns 'note'"):
+        read_inputs(RowFile(tmp_path / "a.csv", "text"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", "id,text\n1,a\n"),
+        ("a.csv", "input,input\na,b\n"),
+        ("a.csv", 'id,"input\n'),
+        ("a.csv", "input\na\na,b\nb,c,d\n"),
+        ("a.csv", ""),
+        ("a.json", "{"),
+        ("a.json", '[{"input": 3}, [], {"text": "a"}]'),
+        ("a.jsonl", '{"input": "a", "more": NaN}\n{"input": "\\ud800"}\n{"input": {}}\nx'),
+        ("a.txt", b"caf\xe9"),
+        ("a.jsonl", b'{"input": "caf\xe9"}'),
+    ],
+)
+def test_a_task_and_predict_say_the_same_of_what_is_wrong(
+    tmp_path: Path, name: str, data: str | bytes
+) -> None:
+    (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises(InputError) as caught:
+        read_inputs(RowFile(tmp_path / name))
+    assert told(tmp_path, f'inputs = "{name}"') == str(caught.value).splitlines()
+
+
+def test_test_rows_and_labelled_rows_may_be_a_table_or_an_array(tmp_path: Path) -> None:
+    more = 'test = "test.csv"\nlabelled = "gold.json"'
+    _, rows = checked(
+        tmp_path,
+        more,
+        test_csv="input;output;outputs\nPay me.;refund;x\n",
+        gold_json='[{"input": "Let me in.", "output": "log in"}]',
+    )
+    assert (rows.test, rows.labelled) == ([Example("Pay me.", "refund")], [Example("Let me in.", "log in")])
+
+
+def test_no_row_is_too_long_for_a_line_of_the_run(tmp_path: Path) -> None:
+    long = "b" * 60_000
+    row = f'{{"input": "{long}", "outputs": ["refund", "{long}"]}}'
+    (line,) = told(tmp_path, 'labelled = "a.jsonl"', a_jsonl=row)
+    assert_says(line, "a.jsonl, line 1", "over 100000 characters")
+    assert len(checked(tmp_path, 'inputs = "a.jsonl"', a_jsonl=row)[1].inputs) == 1
 
 
 def test_labelled_rows_of_a_csv_have_the_labels_spelling(tmp_path: Path) -> None:
@@ -122,7 +205,7 @@ shares = {refund = 0.3, "log in" = 0.3}"""
         (
             'inputs = "a.jsonl"',
             {"a_jsonl": '{"input": 3}'},
-            ["a.jsonl, line 1", "input must be a text, not a number"],
+            ["a.jsonl, line 1", "input must be a text in quotes, not a number"],
         ),
         ('inputs = "a.jsonl"', {"a_jsonl": '{"text": "a"}'}, ["a.jsonl, line 1", "input is missing"]),
         ('inputs = "a.txt"', {"a_txt": "a\n" + "b" * 100_001}, ["a.txt, line 2", "over 100000 characters"]),
@@ -132,7 +215,11 @@ shares = {refund = 0.3, "log in" = 0.3}"""
             ["a.csv, line 2", "not CSV", "field limit"],
         ),
         ('inputs = "a.csv"', {"a_csv": 'input,b\n"a'}, ["a.csv, line 2", "not CSV"]),
-        ('inputs = "a.csv"', {"a_csv": "input\na,b\n"}, ["a.csv, line 2", "more fields than the header"]),
+        (
+            'inputs = "a.csv"',
+            {"a_csv": "input\na,b\n"},
+            ["a.csv, line 2", "2 cells", "header of 1", "quotes"],
+        ),
         ('inputs = "a.csv"', {"a_csv": ""}, ["a.csv has no column 'input'", "(none)"]),
         ('labelled = "a.txt"', {"a_txt": "a"}, ["a.txt has one text a line", ".csv"]),
         ('labelled = "a.csv"', {"a_csv": "input,output\n,refund\n"}, ["a.csv, line 2", "input is empty"]),

@@ -55,6 +55,9 @@ class Server(ThreadingHTTPServer):
         self.reply = reply
         self.asked: list[tuple[str, Any]] = []
 
+    def handle_error(self, *_arguments: object) -> None:
+        """A client that hangs up leaves a broken pipe here, whose traceback would be in another test's stderr."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
