@@ -128,10 +128,9 @@ def download_from_hub(repository: str, path: str, revision: str | None, work: st
         url = hf_hub_url(repository, path, revision=revision)
         facts = get_hf_file_metadata(url)
         headers = build_hf_headers()
+        # The token is for the hub alone, not for where it keeps its files.
         if facts.location.split("/")[:3] != url.split("/")[:3]:  # ["https:", "", "huggingface.co"]
-            headers.pop(
-                "authorization", None
-            )  # the token is for the hub alone, not for where it keeps its files
+            headers.pop("authorization", None)
         target = Path(work, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         version = hashlib.sha256(str(facts.etag).encode()).hexdigest()[:16]

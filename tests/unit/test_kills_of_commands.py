@@ -1,8 +1,8 @@
 """`bench` and `models pull` killed at every place where they change the disk, or out of room from there on.
 
 What a stage writes itself is tried in test_kills.py; here a stage is another process, which ends well. There are 62 +
-86 places for a kill in the two benches and 17 + 19 + 10 in the pulls, and after each the next call ends as if nothing
-had broken.
+86 places for a kill in the two benches and 10 + 12 + 10 + 21 in the pulls, and after each the next call ends as if
+nothing had broken.
 """
 
 import shutil

@@ -381,7 +381,11 @@ def test_a_broken_download_goes_on_unless_the_hub_has_another_file_now(
     assert_says(refusal("hf:someone/other:a.gguf"), "404")  # another pull leaves it
     assert visible() == [f".pull-{IN_STORE}"]
     server.ranges.clear()
-    now = LARGE if is_same else tiny_gguf({**LICENSED, "general.name": "newer"}, LARGE_TENSORS)
+    now = (
+        LARGE
+        if is_same
+        else tiny_gguf(LICENSED, [TinyTensor("token_embd.weight", (32, 31_000)), *TENSORS[1:]])
+    )
     server.heads[hub_path()] = told(now)
     server.bodies[hub_path()] = server.ranged(now)
     if is_same:  # there is room for the rest
