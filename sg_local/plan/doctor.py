@@ -20,7 +20,7 @@ from sg_local import child_process
 from sg_local.child_process import ChildDied
 from sg_local.errors import InputError, signal_name
 from sg_local.finetune.environment import NEEDED
-from sg_local.models import find_present, list_models, model_store
+from sg_local.models import find_present, list_models, list_pulled, model_store
 from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 from sg_local.report.checks import Finding
 from sg_local.report.tables import counted
@@ -238,6 +238,6 @@ def _disk(*, has_store: bool) -> Finding:
 
 
 def _models() -> Finding:
-    here = [model.name for model in list_models() if find_present(model)]
+    here = [model.name for model in [*list_models(), *list_pulled()] if find_present(model)]
     fix = None if here else "sg-local models pull smollm2-135m"
     return _finding("models", ", ".join(here) or "none", fix, needed=False)

@@ -19,12 +19,12 @@ from typing import NamedTuple
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import find_leftovers, partial_directory, read_json, read_toml
 from sg_local.models import (
-    WORK,
+    facts_path,
     known_sha256,
     list_models,
-    lock_models,
+    list_pulled,
     model_store,
-    unfinished_downloads,
+    source_of,
 )
 from sg_local.proof.working_copies import (
     BASE,
@@ -35,6 +35,7 @@ from sg_local.proof.working_copies import (
     lock_copies,
     remove_torch_copy,
 )
+from sg_local.pull import WORK, lock_models, unfinished_downloads
 from sg_local.report.store import StoreItem
 
 NOT_OURS = "not ours"
@@ -88,6 +89,8 @@ def free(item: StoreItem, directory: Path) -> str | None:
         if path.parent == model_store():
             with lock_models():
                 _remove(path)
+                if source_of(path.name):
+                    facts_path(path.name).unlink(missing_ok=True)
         else:
             with lock_copies(path.parent, timeout_seconds=0):
                 _remove(path)
@@ -107,8 +110,10 @@ def _models(runs: list[RunHere]) -> Iterator[StoreItem]:
     store = model_store()
     if not store.is_dir():
         return
-    known = {model.file_name: model for model in list_models()}
+    pulled = list_pulled()
+    known = {model.file_name: model for model in [*list_models(), *pulled]}
     sums = {f"{name}.sha256" for name in known}
+    facts = {facts_path(model.file_name).name for model in pulled}
     downloads = unfinished_downloads()
     leftovers = find_leftovers(store)
     for path in sorted(store.iterdir()):
@@ -116,9 +121,11 @@ def _models(runs: list[RunHere]) -> Iterator[StoreItem]:
         is_ours = not (store.is_symlink() or path.is_symlink())
         if path.name == ".lock" or path.name in sums:
             continue
+        if path.name in facts and path.with_suffix("").exists():
+            continue
         if path in downloads and is_ours:
             yield _item("unfinished download", path, path.name.removeprefix(WORK))
-        elif path in leftovers and is_ours:
+        elif (path in leftovers or path.name in facts) and is_ours:
             yield _item("leftover", path)
         elif model is not None and is_ours and path.is_file() and model.has_size(path.stat().st_size):
             sha256 = known_sha256(model)

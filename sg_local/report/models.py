@@ -1,9 +1,9 @@
 """Models as lines to read: those that have a name, and what one file says about itself.
 
-smollm2-135m         0.10 GB  here        apache-2.0
+smollm2-135m         0.10 GB  here        Apache-2.0
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from sg_local.escape import json_text, one_line
 from sg_local.models import Model
@@ -11,10 +11,12 @@ from sg_local.models import Model
 MAX_FACT_CHARACTERS = 400
 
 
-def model_line(model: Model, *, is_present: bool) -> str:
-    """A model of the list."""
-    state = "here" if is_present else "not pulled"
-    return f"{model.name:18} {model.size_bytes / 1e9:6.2f} GB  {state:10}  {model.licence}"
+def model_lines(presence: Sequence[tuple[Model, bool]]) -> Iterator[str]:
+    """The models of the list, and whether they are on this machine; a reference to the hub stands at the end."""
+    for model, is_present in presence:
+        state = "here" if is_present else "not pulled"
+        facts = f"{model.size_bytes / 1e9:6.2f} GB  {state:10}  {model.licence}"
+        yield f"{facts}  {model.name}" if model.is_by_reference else f"{model.name:18} {facts}"
 
 
 def fact_lines(facts: Mapping[str, object]) -> Iterator[str]:

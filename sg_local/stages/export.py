@@ -31,7 +31,7 @@ from sg_local.llama.asking import longest_answer
 from sg_local.llama.library import load_model
 from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
-from sg_local.models import directory_name, resolve_model
+from sg_local.models import directory_name, find_by_path, resolve_model
 from sg_local.progress import say
 from sg_local.proof.parity import ExportAs, Parity, measure_on_texts, measure_run, require_parity
 from sg_local.runs.begin import describe_base, read_model, require_base
@@ -261,10 +261,12 @@ def _task_metadata(run: Run) -> dict[str, str]:
 
 def _origin(base: BaseModel) -> dict[str, str]:
     """Which model the files were made from, and its licence."""
+    listed = find_by_path(base.path)
     return {
         "general.license": base.licence,
         "sg_local.base_fingerprint": fingerprint(base.path),
         "sg_local.base_sha256": base.sha256,
+        **({"sg_local.base_source": listed.source} if listed else {}),
     }
 
 

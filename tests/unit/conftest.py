@@ -180,7 +180,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     yield server
     server.is_closing.set()
     server.http.shutdown()

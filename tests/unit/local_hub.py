@@ -26,13 +26,22 @@ class Server:
 
     def __init__(self) -> None:
         self.bodies: dict[str, bytes | Send] = {}
+        self.heads: dict[
+            str, Send
+        ] = {}  # path -> what sends the answer to HEAD, where it is another than usual
+        self.ranges: list[str | None] = []  # as they were asked for, of what `ranged` sends
         self.n_sent = 0
         self.is_closing = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
-                self.head(len(WEIGHTS))
+                path = self.path.split("?")[0]
+                body = server.bodies.get(path)
+                if path in server.heads:
+                    server.heads[path](self)
+                else:
+                    self.head(len(body) if isinstance(body, bytes) else len(WEIGHTS))
 
             def do_GET(self) -> None:
                 body = server.bodies.get(self.path.split("?")[0])
@@ -75,6 +84,25 @@ class Server:
             handler.wfile.write(bytes(1_000_000))
             self.n_sent += 1_000_000
 
+    def ranged(self, data: bytes, at_most: int | None = None) -> Send:
+        """Sends what is asked for of the data, and no more than the first so many bytes of all."""
+
+        def send(handler: BaseHTTPRequestHandler) -> None:
+            asked = handler.headers.get("Range")
+            self.ranges.append(asked)
+            begin = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+            handler.send_response(206 if asked else 200)
+            if asked:
+                handler.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+            handler.send_header("Content-Length", str(len(data) - begin))
+            handler.end_headers()
+            handler.wfile.write(data[begin:at_most])
+            handler.wfile.flush()
+            if at_most is not None:
+                self.is_closing.wait(60)
+
+        return send
+
     def dripping(self, handler: BaseHTTPRequestHandler) -> None:
         handler.head(len(WEIGHTS))  # type: ignore[attr-defined]
         while not self.is_closing.wait(0.1):
@@ -84,8 +112,21 @@ class Server:
         self.is_closing.wait(60)
 
 
-def hub_path() -> str:
-    return f"/someone/big-GGUF/resolve/main/{FILE}"
+def hub_path(file: str = FILE, revision: str = "main") -> str:
+    return f"/someone/big-GGUF/resolve/{revision}/{file}"
+
+
+def says(status: int, **headers: object) -> Send:
+    """An answer without a body: says(302, Location="/there", X_Linked_Size=4)."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), str(value))
+        handler.send_header("Content-Length", "0") if "Content_Length" not in headers else None
+        handler.end_headers()
+
+    return send
 
 
 def put_wheel(server: Server, directory: Path, metadata: bytes, weights: bytes = WEIGHTS) -> None:

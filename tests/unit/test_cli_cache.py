@@ -14,9 +14,10 @@ from messages import assert_says
 
 import sg_local.models as models_module
 from sg_local.files import atomic_path, write_text
-from sg_local.models import list_models, lock_models, model_store
+from sg_local.models import list_models, model_store
 from sg_local.plan.store import free, list_store
 from sg_local.proof.working_copies import copies_root, lock_copies
+from sg_local.pull import lock_models
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.runs.lock import lock_run

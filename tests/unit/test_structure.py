@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
     {"bench", "plan"},
     {"runs"},
-    {"answers", "server_check", "stages"},
+    {"answers", "pull", "server_check", "stages"},
     {"runs.begin"},
     {"runs.given"},
     {"proof", "report"},
