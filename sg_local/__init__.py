@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sg_local.answers import predict
     from sg_local.errors import InputError, SgLocalError, WorseThanBase
     from sg_local.report.page import write_report
-    from sg_local.row_files import RowFile
     from sg_local.runs.loop import Result, run
     from sg_local.settings import Settings
     from sg_local.task import Example, Task, load_task
+    from sg_local.task_files.row_files import RowFile
 
 __all__ = [
     "Example",
@@ -42,7 +42,7 @@ _MODULES = {
     **dict.fromkeys(("InputError", "SgLocalError", "WorseThanBase"), "errors"),
     **dict.fromkeys(("Example", "Task", "load_task"), "task"),
     **dict.fromkeys(("Result", "run"), "runs.loop"),
-    "RowFile": "row_files",
+    "RowFile": "task_files.row_files",
     "Settings": "settings",
     "predict": "answers",
     "write_report": "report.page",

@@ -27,7 +27,7 @@ from sg_local.runs.directory import open_run
 from sg_local.runs.given import check_task
 from sg_local.settings import Settings
 from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
-from sg_local.task_texts import Texts
+from sg_local.task_files.texts import Texts
 
 if TYPE_CHECKING:
     from sg_local.llama.engine import Engine

@@ -6,7 +6,7 @@
     7,My parcel is late.
 
 Keys and columns pass through. Where a row has an "output" already, that is taken as right, and called "reference" from
-then on. How the file is read: see row_files.py.
+then on. How the file is read: see task_files/row_files.py.
 """
 
 import csv
@@ -18,8 +18,15 @@ from typing import NamedTuple
 from sg_local.errors import InputError
 from sg_local.escape import json_text
 from sg_local.files import Faults
-from sg_local.row_files import OUTPUT, RowFile, TableForm, check_distinct, encoding_fault, open_row_file
-from sg_local.task_texts import Texts
+from sg_local.task_files.row_files import (
+    OUTPUT,
+    RowFile,
+    TableForm,
+    check_distinct,
+    encoding_fault,
+    open_row_file,
+)
+from sg_local.task_files.texts import Texts
 
 REFERENCE = "reference"
 # What is added to a row beside its output; of an earlier call they are replaced.

@@ -13,7 +13,7 @@
     input = "claim: Uniforms cost too much. perspective: They can be bought second-hand."
     output = "undermine"
 
-Format: TOML 1.0 (https://toml.io). What the files hold is read by task_rows.py.
+Format: TOML 1.0 (https://toml.io). What the files hold is read by task_files/rows.py.
 """
 
 import json
@@ -26,8 +26,8 @@ from pathlib import Path
 
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_toml, toml_text
-from sg_local.row_files import RowFile, encoding_fault
-from sg_local.task_texts import Texts, kind_of, listing, normal_label, show, suggestion
+from sg_local.task_files.row_files import RowFile, encoding_fault
+from sg_local.task_files.texts import Texts, kind_of, listing, normal_label, show, suggestion
 
 EXAMPLES_DIR = Path(__file__).parent / "tasks"
 TASK_KEYS = ("name", "instruction", "labels", "test", "inputs", "labelled", "shares", "licence", "examples")

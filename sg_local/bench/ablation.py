@@ -31,7 +31,7 @@ from sg_local.selfguide.evaluation import metric_mean, scores_of
 from sg_local.selfguide.metrics import metric_of
 from sg_local.selfguide.statistics import Difference, average, difference
 from sg_local.settings import STAGES, Settings, declared_for, resolve_settings, unreached
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 PLACE = "ablations"  # in the directory of the bench
 

@@ -42,7 +42,7 @@ from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import reason_of_failure
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Task
-from sg_local.task_import import import_task
+from sg_local.task_files.importing import import_task
 
 N_TEST_ROWS = 300  # drawn from a JSON file, as `sg-local task import` does
 MAX_BENCH_BYTES = 1 << 20

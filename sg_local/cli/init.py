@@ -33,9 +33,9 @@ def init(
     from sg_local.escape import printable
     from sg_local.files import write_text
     from sg_local.progress import say
-    from sg_local.row_files import RowFile, encoding_fault
     from sg_local.runs.given import check_task
-    from sg_local.task_draft import draft
+    from sg_local.task_files.draft import draft
+    from sg_local.task_files.row_files import RowFile, encoding_fault
 
     values: dict[str, object] = {}
     if labelled:
@@ -65,7 +65,7 @@ def init(
 
 def _ask(question: str, key: str, default: str | None = None) -> str:
     """One text, asked for again until it is right."""
-    from sg_local.task_draft import faults_of
+    from sg_local.task_files.draft import faults_of
 
     return _until_right(question, lambda text: (text, faults_of(**{key: text})), default=default)
 
@@ -88,8 +88,8 @@ def _labels(labelled: object) -> list[str]:
     """The labels, [] for free answers."""
     from sg_local.escape import one_line
     from sg_local.progress import say
-    from sg_local.row_files import RowFile
-    from sg_local.task_draft import faults_of, found_labels, labelled_rows
+    from sg_local.task_files.draft import faults_of, found_labels, labelled_rows
+    from sg_local.task_files.row_files import RowFile
 
     if isinstance(labelled, RowFile) and (found := found_labels(labelled_rows(labelled))):
         say(f"outputs of the labelled rows: {', '.join(map(one_line, found))}")
@@ -106,7 +106,7 @@ def _labels(labelled: object) -> list[str]:
 def _examples(labels: object) -> list[dict[str, str]]:
     """One to three examples."""
     from sg_local.task import MAX_EXAMPLES
-    from sg_local.task_draft import faults_of
+    from sg_local.task_files.draft import faults_of
 
     examples: list[dict[str, str]] = []
     for number in range(1, MAX_EXAMPLES + 1):
@@ -125,8 +125,8 @@ def _examples(labels: object) -> list[dict[str, str]]:
 
 def _inputs() -> object:
     """A file of real inputs, or None."""
-    from sg_local.row_files import INPUT, RowFile, holds_plain_lines
-    from sg_local.task_draft import faults_of
+    from sg_local.task_files.draft import faults_of
+    from sg_local.task_files.row_files import INPUT, RowFile, holds_plain_lines
 
     def read(text: str) -> tuple[str, list[str]]:
         return text, faults_of(inputs=text) if text else []

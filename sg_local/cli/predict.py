@@ -63,8 +63,8 @@ def predict(
     from sg_local.errors import SgLocalError
     from sg_local.inputs import Answer, AnswerLines, read_inputs
     from sg_local.progress import say
-    from sg_local.row_files import RowFile
     from sg_local.settings import resolve_settings
+    from sg_local.task_files.row_files import RowFile
 
     chosen = given(settings)
     served = serve(

@@ -97,7 +97,7 @@ def import_command(file: Path, out: Path, n_test_rows: int, seed: int) -> None:
     from sg_local.files import write_rows, write_text
     from sg_local.report.tables import counted
     from sg_local.task import task_to_toml
-    from sg_local.task_import import import_task
+    from sg_local.task_files.importing import import_task
 
     imported, rows = import_task(file, n_test_rows, seed)
     target = out / f"{imported.name}.toml"

@@ -56,10 +56,10 @@ def verify(
             click.echo(printable(passed_line(passed.what, passed.evidence)))
         return
 
-    from sg_local.chat_server import ChatServer
     from sg_local.errors import SgLocalError
+    from sg_local.proof.chat_server import ChatServer
+    from sg_local.proof.server_check import check_server
     from sg_local.report.server import server_lines, worse_line
-    from sg_local.server_check import check_server
 
     check = check_server(run, ChatServer(server, seconds), server_model, n_rows)
     for line in server_lines(check):

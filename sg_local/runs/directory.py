@@ -37,7 +37,7 @@ from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.runs.stage_files import STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 MAX_MANIFEST_BYTES = 16 << 20
 

@@ -18,7 +18,7 @@ from sg_local.files import Faults
 from sg_local.selfguide.given import choose_examples, text_key, without_known
 from sg_local.selfguide.metrics import check_labels
 from sg_local.task import MAX_EXAMPLES, Example, Task, read_task
-from sg_local.task_rows import load_inputs, load_labelled, load_test_rows
+from sg_local.task_files.rows import load_inputs, load_labelled, load_test_rows
 
 Row = TypeVar("Row")
 

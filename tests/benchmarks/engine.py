@@ -42,7 +42,7 @@ from sg_local.llama.scoring import label_logprobs
 from sg_local.models import resolve_model
 from sg_local.selfguide.prompts import answer_messages, list_request
 from sg_local.task import load_task
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 N_CTX = 4096
 N_PARALLEL = 32  # the default of --n-parallel

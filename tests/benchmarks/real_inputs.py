@@ -16,7 +16,7 @@ from pathlib import Path
 from sg_local.runs.directory import open_run
 from sg_local.runs.rows import read_inputs, read_outputs
 from sg_local.selfguide.labels import NOTHING_KNOWN, Known, label_scores
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 N_BATCHES = 20
 N_LABELLED = 30  # of each label, kept from the batches

@@ -38,7 +38,7 @@ from sg_local.models import resolve_model
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import TrainSettings
 from sg_local.task import load_task
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 TASK = "guest-feedback"
 GOALS = {"demonstrations": 3.5, "no demonstrations": 2.2}

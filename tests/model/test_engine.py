@@ -19,7 +19,7 @@ from sg_local.llama.quantize import requantize
 from sg_local.llama.scoring import label_logprobs, sequence_logits
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.task import load_task
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 ROOT = Path(__file__).parents[2]
 

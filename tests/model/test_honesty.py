@@ -19,7 +19,7 @@ import pytest
 from sg_local.files import read_rows, write_rows
 from sg_local.selfguide.statistics import paired_test
 from sg_local.task import load_task, task_to_toml
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.rows import load_test_rows
 
 TASK = "support-inbox"
 CANARY = "zq-canary-7f3a91"

@@ -8,7 +8,7 @@ from messages import assert_says
 
 from sg_local.files import write_rows
 from sg_local.task import Example, load_task
-from sg_local.task_rows import load_inputs
+from sg_local.task_files.rows import load_inputs
 
 
 def lines(*answers: str) -> str:

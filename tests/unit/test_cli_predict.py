@@ -13,7 +13,7 @@ from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
 from scripted_engine import ScriptedEngine
 
-import sg_local.row_files as row_files
+import sg_local.task_files.row_files as row_files
 from sg_local.files import write_rows
 from sg_local.runs.directory import Run
 

@@ -11,9 +11,9 @@ from messages import assert_says
 
 from sg_local.errors import InputError
 from sg_local.inputs import read_inputs
-from sg_local.row_files import RowFile
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.task import Example, Task, load_task, task_to_toml
+from sg_local.task_files.row_files import RowFile
 
 TASK = """name = "inbox"
 instruction = "Which box?"

@@ -17,7 +17,7 @@ from finished_run import MODEL, TENSORS, write_stage
 from gguf_bytes import tiny_gguf
 from messages import assert_says
 
-import sg_local.chat_server as chat_server
+import sg_local.proof.chat_server as chat_server
 from sg_local.chat.template import ChatTemplate, Message
 from sg_local.files import read_rows
 from sg_local.runs.directory import Run

@@ -14,8 +14,8 @@ from messages import assert_says
 from sg_local import task as task_module
 from sg_local.errors import InputError
 from sg_local.task import Example, Task, example_names, load_task, task_to_toml
-from sg_local.task_import import import_task
-from sg_local.task_rows import load_test_rows
+from sg_local.task_files.importing import import_task
+from sg_local.task_files.rows import load_test_rows
 
 GOOD = '''
 name = "support-or-undermine"

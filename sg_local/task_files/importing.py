@@ -18,8 +18,8 @@ from pathlib import Path
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_json
 from sg_local.task import FILE_KEYS, MAX_EXAMPLES, TASK_KEYS, Example, Task, parse_task
-from sg_local.task_rows import MAX_OUTPUTS, load_test_rows
-from sg_local.task_texts import kind_of, normal_label
+from sg_local.task_files.rows import MAX_OUTPUTS, load_test_rows
+from sg_local.task_files.texts import kind_of, normal_label
 
 MAX_IMPORT_BYTES = 256 << 20
 # An imported task is classification if its outputs look like a small closed set.

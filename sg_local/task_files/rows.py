@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sg_local.errors import InputError
 from sg_local.files import Faults, scan_rows
-from sg_local.row_files import INPUT, OUTPUT, FoundRow, RowFile, open_row_file
 from sg_local.task import Example, Task
-from sg_local.task_texts import Texts, listing, normal_label, show
+from sg_local.task_files.row_files import INPUT, OUTPUT, FoundRow, RowFile, open_row_file
+from sg_local.task_files.texts import Texts, listing, normal_label, show
 
 MAX_OUTPUTS = 100  # right ones of one row
 MAX_ROW_CHARACTERS = 100_000  # more would not fit a line of the run's files, nor any model

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from sg_local import child_process
 from sg_local.chat.template import Message
-from sg_local.chat_server import ChatServer, ServerAnswer
 from sg_local.errors import InputError
 from sg_local.gguf_header import read_model_header
 from sg_local.progress import progress
+from sg_local.proof.chat_server import ChatServer, ServerAnswer
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.prompt import demonstrations, template_source

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sg_local.errors import InputError
 from sg_local.files import toml_text
-from sg_local.row_files import RowFile
 from sg_local.task import TASK_KEYS, Example, Task, parse_task
-from sg_local.task_import import labels_among
-from sg_local.task_rows import load_labelled
+from sg_local.task_files.importing import labels_among
+from sg_local.task_files.row_files import RowFile
+from sg_local.task_files.rows import load_labelled
 
 
 def faults_of(**values: object) -> list[str]:
