@@ -32,7 +32,7 @@ def test_a_task_is_written_from_answers(sg: Call) -> None:
     assert task.examples == (Example("Pay me.", "refund"), Example("Let me in.", "log in"))
     assert task.inputs
     assert task.inputs.path.resolve() == Path("inputs.txt").resolve()
-    assert_says(sg("task", "check", "tasks/inbox.toml").stdout, "2 examples", "1 real inputs")
+    assert_says(sg("task", "check", "tasks/inbox.toml").stdout, "2 examples", "1 real input\n")
 
 
 def test_a_wrong_answer_is_asked_for_again(sg: Call) -> None:

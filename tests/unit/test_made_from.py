@@ -12,10 +12,10 @@ from stand_ins import replace_export, replace_sampling, replace_training, scores
 
 import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
-from sg_local.bench.ablation import _copy_base_answers
 from sg_local.files import read_rows, write_rows, write_text
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run, open_run
+from sg_local.runs.second_try import _take_base_answers
 from sg_local.runs.stage import run_stage
 from sg_local.settings import STAGES, Settings
 from sg_local.task import load_task
@@ -332,6 +332,6 @@ def test_a_run_of_an_ablation_gets_the_answers_of_the_base_and_trusts_them(
     for stage in STAGES[3:-1]:
         run_stage(switched, stage)
     (switched.path / "predictions").mkdir()
-    _copy_base_answers(finished_run, switched)
+    _take_base_answers(switched, finished_run)
     base = switched.model.path.name
     assert opened_by(engine, switched) == [(base, "adapter.gguf"), ("model.gguf", None)]
