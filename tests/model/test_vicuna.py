@@ -110,7 +110,12 @@ def test_the_whole_loop(home: Path) -> None:
     assert parity["argmax_equal_share"] == 1
     assert not (home / "run" / "checkpoints").exists()
     assert "A chat between a curious user" in (home / "run" / "Modelfile").read_text()
-    assert read_header(home / "run" / "model.gguf").chat_template is None
+    # The format that it was trained in, and a template for other programs, which writes the instruction.
+    header = read_header(home / "run" / "model.gguf")
+    assert header.chat_template == VICUNA_TEMPLATE
+    served_template = str(header.metadata["tokenizer.chat_template"])
+    assert served_template.endswith(VICUNA_TEMPLATE)
+    assert "Say a or b." in served_template
 
     inputs = read_rows(home / "tiny.test.jsonl")
     lines = sg_local(home, "predict", "--model=run/model.gguf", "tiny.test.jsonl").stdout.splitlines()
