@@ -1,7 +1,7 @@
 """A run that begins with what another one made: stages that the changed settings do not reach are copied.
 
     run_from("inbox.toml", "runs/inbox", {"epochs": 5})
-    runs/inbox-epochs=5/manifest.json    {"stages": {"generate": {..., "from_run": "/work/runs/inbox"}, ...}}
+    runs/inbox-epochs=5/manifest.json    {"stages": {"generate": {..., "from_run": "/home/me/runs/inbox"}, ...}}
 
 Also copied are the base's answers to the same test rows. The other run is only read, and locked meanwhile. Which stages
 a setting reaches follows from where it is declared (settings.py).
