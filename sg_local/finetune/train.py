@@ -62,6 +62,9 @@ def train_adapter(
             weights_dir, vocabulary, target_modules, settings, longest * settings.batch_size
         )
         require_same_positions(model, weights_dir)
+        # PEFT would look there for the size of the vocabulary when it saves, and warn where the weights are gone.
+        model.peft_config[model.active_adapter].base_model_name_or_path = None
+        model.get_base_model().name_or_path = ""  # or PEFT takes it from here
         on_loaded()
 
         import torch

@@ -6,6 +6,7 @@ Tiny random models, made here: the arithmetic is the same as in large ones. The 
 import importlib.util
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_the_check_of_the_first_batch_finds_a_lost_window(monkeypatch: pytest.Mo
 
 
 _PROGRAM = """
-import json, os, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 from sg_local.finetune.environment import prepare_process
 given = json.loads(sys.argv[1])
@@ -180,7 +181,8 @@ rows = [
 print(json.dumps(train_adapter(
     Path(given["weights"]), Vocabulary([f"t{i}" for i in range(given["n_vocab"])], 1, 2, 2), rows,
     Path(given["adapter"]), Path(given["checkpoints"]), "base",
-    ("q_proj", "v_proj", "down_proj"), TrainSettings(**given["settings"]), on_step)))
+    ("q_proj", "v_proj", "down_proj"), TrainSettings(**given["settings"]), on_step,
+    on_loaded=lambda: given["is_removed"] and shutil.rmtree(given["weights"]))))
 """
 
 SETTINGS = {
@@ -208,7 +210,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(
-    weights: Path, place: Path, *, kill_at: int = 0, scale: float = 1.0, **changes: Any
+    weights: Path,
+    place: Path,
+    *,
+    kill_at: int = 0,
+    scale: float = 1.0,
+    is_removed: bool = False,
+    **changes: Any,
 ) -> subprocess.CompletedProcess[str]:
     given = {
         "weights": str(weights),
@@ -216,6 +224,7 @@ def train(
         "adapter": str(place / "adapter"),
         "checkpoints": str(place / "checkpoints"),
         "kill_at": kill_at,
+        "is_removed": is_removed,
         "n_vocab": len(TOKENS),
         "rows": [
             [row.prompt, row.answer, scale * row.weight, row.other_answers] for row in rows(7, weighted=True)
@@ -261,6 +270,17 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(weights: Path, tmp_p
     again = train(weights, tmp_path, learning_rate=2e-3)
     assert again.returncode == 0, again.stderr
     assert "going on from" not in again.stderr
+
+
+def test_weights_that_are_gone_once_they_are_loaded_are_not_missed(weights: Path, tmp_path: Path) -> None:
+    shutil.copytree(weights, tmp_path / "weights")
+    trained = train(tmp_path / "weights", tmp_path, is_removed=True)
+    assert trained.returncode == 0, trained.stderr
+    assert not (tmp_path / "weights").exists()
+    assert "UserWarning" not in trained.stderr
+    assert (
+        json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    )
 
 
 def test_dropout_trains_padded_and_says_so(weights: Path, tmp_path: Path) -> None:
