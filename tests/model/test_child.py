@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, in_a_process
+from command_line import ROOT, in_a_process, in_a_shell
 from messages import assert_says
 from tiny_models import TOKENS, write_tiny_llama
 
@@ -87,17 +87,6 @@ def test_predict_with_closed_streams(task: Path, tmp_path: Path) -> None:
     ]
     done = in_a_shell(f"{command} >&-", PYTHONPATH=str(ROOT))
     assert "Traceback" not in done.stderr
-
-
-def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["sh", "-c", command],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def test_answers_come_from_the_child(task: Path, tmp_path: Path) -> None:

@@ -41,3 +41,14 @@ def one_line(result: Result, exit_code: int) -> str:
 def given(run: Run, task: Path) -> list[object]:
     """The arguments that `new_run` was begun with."""
     return ["run", task, "--model", run.model.path, "--run", run.path, "--n-inputs=7"]
+
+
+def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

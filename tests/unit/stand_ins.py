@@ -129,3 +129,11 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, parity: Parity = GOOD) -> No
     )
     monkeypatch.setattr(export, "measure_run", lambda *_: parity)
     monkeypatch.setattr(export, "measure_on_texts", lambda *_: parity)
+
+
+def make_calls_small(monkeypatch: pytest.MonkeyPatch, n_rows: int, n_trials: int) -> None:
+    """Has generate and annotate work on a few rows in a call, so that a tiny run has several calls."""
+    monkeypatch.setattr(generate, "ROWS_PER_CALL", n_rows)
+    monkeypatch.setattr(generate, "N_TRIALS", n_trials)
+    monkeypatch.setattr(annotate, "QUESTIONS_PER_CALL", n_rows)
+    monkeypatch.setattr(annotate, "SAMPLED_INPUTS_PER_CALL", n_rows)

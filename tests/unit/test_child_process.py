@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, given, in_a_process
+from command_line import ROOT, given, in_a_process, in_a_shell
 from messages import assert_says
 from tiny_models import write_tiny_llama
 
@@ -327,17 +327,6 @@ def test_a_caller_may_close_the_standard_streams(plant: Plant, tmp_path: Path, c
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert done.stderr == ("" if "2>" in closed else "printed\n")
     assert place.exists()
-
-
-def in_a_shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["sh", "-c", command],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 TALKS = """

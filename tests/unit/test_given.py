@@ -10,9 +10,8 @@ import pytest
 from finished_run import write_inputs, write_outputs
 from messages import assert_says
 from scripted_engine import ScriptedEngine
-from stand_ins import replace_export, replace_sampling, replace_training, scores
+from stand_ins import make_calls_small, replace_export, replace_sampling, replace_training, scores
 
-import sg_local.stages.annotate as annotate
 import sg_local.stages.generate as generate
 from sg_local.errors import InputError
 from sg_local.files import read_rows, write_rows
@@ -56,10 +55,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    monkeypatch.setattr(generate, "ROWS_PER_CALL", 4)
-    monkeypatch.setattr(generate, "N_TRIALS", 4)
-    monkeypatch.setattr(annotate, "QUESTIONS_PER_CALL", 4)
-    monkeypatch.setattr(annotate, "SAMPLED_INPUTS_PER_CALL", 4)
+    make_calls_small(monkeypatch, n_rows=4, n_trials=4)
     scripted = ScriptedEngine(label_logprobs=scores)
     scripted.replace_llama_cpp(monkeypatch)
     replace_sampling(monkeypatch)

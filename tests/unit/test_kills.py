@@ -13,10 +13,8 @@ import pytest
 from disk import Disk, Files, files_in, put_back, without_chance
 from messages import assert_says
 from scripted_engine import ScriptedEngine
-from stand_ins import replace_export, replace_sampling, replace_training, scores
+from stand_ins import make_calls_small, replace_export, replace_sampling, replace_training, scores
 
-import sg_local.stages.annotate as annotate
-import sg_local.stages.generate as generate
 from sg_local.errors import SgLocalError
 from sg_local.files import find_leftovers, read_rows, write_rows
 from sg_local.runs.begin import create_or_open_run
@@ -37,10 +35,7 @@ output = "Refund it now."
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr(generate, "ROWS_PER_CALL", 3)
-    monkeypatch.setattr(generate, "N_TRIALS", 2)
-    monkeypatch.setattr(annotate, "QUESTIONS_PER_CALL", 3)
-    monkeypatch.setattr(annotate, "SAMPLED_INPUTS_PER_CALL", 3)
+    make_calls_small(monkeypatch, n_rows=3, n_trials=2)
     ScriptedEngine(label_logprobs=scores).replace_llama_cpp(monkeypatch)
     replace_sampling(monkeypatch)
     replace_training(monkeypatch)
