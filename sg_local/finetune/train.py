@@ -42,15 +42,17 @@ def train_adapter(
     *,
     card: str = "",
     on_loaded: Callable[[], None] = lambda: None,
+    on_loss: Callable[[float], None] = lambda _loss: None,
 ) -> dict[str, object]:
     """Trains on the rows and saves the adapter in adapter_dir. Call `prepare_process` first.
 
     Works in the current directory, which `prepare_process` made. If checkpoints_dir has a complete checkpoint of the
     same training (rows, settings, `base`: the base's hash), it goes on from there.
 
-    on_step gets the number of optimizer steps since its last call; on_loaded is called when weights_dir is not needed
-    any more. card is the name of the card that the training should use, "" for none. Returns steps, losses, token
-    counts, and whether trees were used. Raises InputError if the training diverged (a loss is NaN).
+    on_step gets the number of optimizer steps since its last call, on_loss the loss of a step; on_loaded is called when
+    weights_dir is not needed any more. card is the name of the card that the training should use, "" for none. Returns
+    steps, losses, token counts, and whether trees were used. Raises InputError if the training diverged (a loss is
+    NaN).
     """
     shuffled = list(rows)
     random.Random(settings.seed).shuffle(shuffled)
@@ -77,7 +79,7 @@ def train_adapter(
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
         how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
 
-    trainer.add_callback(_step_reporter(checkpoints_dir, key, settings, on_step))
+    trainer.add_callback(_step_reporter(checkpoints_dir, key, settings, on_step, on_loss))
     checkpoint = last_complete(checkpoints_dir, key)
     if checkpoint:
         say(f"train: going on from {checkpoint.name}")
@@ -105,7 +107,11 @@ def train_adapter(
 
 
 def _step_reporter(
-    checkpoints_dir: Path, key: str, settings: TrainSettings, on_step: Callable[[int], None]
+    checkpoints_dir: Path,
+    key: str,
+    settings: TrainSettings,
+    on_step: Callable[[int], None],
+    on_loss: Callable[[float], None],
 ) -> Any:
     """A callback for the trainer that reports steps, and saves a checkpoint every `checkpoint_seconds`."""
     from transformers import TrainerCallback
@@ -120,6 +126,12 @@ def _step_reporter(
             self.steps = state.global_step
             if time.monotonic() - self.saved_at >= settings.checkpoint_seconds:
                 control.should_save = state.global_step < state.max_steps
+
+        def on_log(
+            self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_rest: Any
+        ) -> None:
+            if "loss" in logs:
+                on_loss(logs["loss"])
 
         def on_save(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
             mark_complete(checkpoints_dir / f"checkpoint-{state.global_step}", key)

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sg_local.chat.template import ChatTemplate, Message
@@ -16,6 +16,7 @@ from sg_local.llama.generation import Completion, Request, completions
 from sg_local.llama.scoring import label_logprobs
 from sg_local.llama.tokens import Tokenizer
 from sg_local.llama.tree import TokenIds
+from sg_local.progress import working
 from sg_local.selfguide.prompts import INSTRUCTION_PLACES, PromptVariant, answer_messages
 from sg_local.settings import Settings
 from sg_local.task import Example, Task
@@ -26,6 +27,7 @@ MIN_ROOM_TOKENS = 2  # for an input and its answer: less is no room for any
 LABEL_SLACK_TOKENS = 8  # more than the longest label has: an answer that goes on is no label
 
 
+@contextmanager
 def open_with(
     settings: Settings,
     model_path: Path,
@@ -33,17 +35,22 @@ def open_with(
     n_parallel: int | None = None,
     *,
     is_repacked: bool = True,
-) -> AbstractContextManager[Engine]:
+) -> Iterator[Engine]:
     """`open_engine` with the settings of a run."""
-    return open_engine(
-        model_path,
-        n_ctx=settings.n_ctx,
-        n_parallel=n_parallel or settings.n_parallel,
-        n_threads=settings.n_threads,
-        n_gpu_layers=settings.n_gpu_layers,
-        adapter_path=adapter_path,
-        is_repacked=is_repacked,
-    )
+    with ExitStack() as stack:
+        with working(f"loading {model_path.name}", is_short=True):
+            engine = stack.enter_context(
+                open_engine(
+                    model_path,
+                    n_ctx=settings.n_ctx,
+                    n_parallel=n_parallel or settings.n_parallel,
+                    n_threads=settings.n_threads,
+                    n_gpu_layers=settings.n_gpu_layers,
+                    adapter_path=adapter_path,
+                    is_repacked=is_repacked,
+                )
+            )
+        yield engine
 
 
 def counters(engine: Engine) -> dict[str, object]:

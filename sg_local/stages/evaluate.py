@@ -18,7 +18,7 @@ line. With --many-shot also base_many_shot: as many of the made pairs before the
 in-context learning on its own data).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,12 +35,11 @@ from sg_local.llama.asking import (
     longest_answer,
     open_with,
     score_labels,
-    speed,
 )
 from sg_local.llama.engine import Engine
 from sg_local.llama.library import load_model
 from sg_local.llama.tokens import Tokenizer
-from sg_local.progress import progress
+from sg_local.progress import progress, working
 from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import guarded_call
 from sg_local.runs.made_from import base_facts, is_made_from, key_of, note_made_from, task_facts
@@ -98,20 +97,27 @@ def run_evaluate(run: Run) -> None:
         sha256 = {run.file(name): sha256 for name, sha256 in details["reads"].items()}
         sha256[run.model.path] = sha256_file(run.model.path)
         own_directory(run.file("predictions"))
-        answered: dict[Contender, list[PredictionRow]] = {}
+        keys = {
+            contender: _key(run, way, [sha256[file] for file in (way.model, way.adapter) if file], rows)
+            for contender, way in ways.items()
+        }
+        by_contender = _kept_answers(run, keys, rows)
         details["engine"] = {}
-        for contender, way in ways.items():
-            path = run.file(predictions_file(contender))
-            note = run.file(predictions_note(contender))
-            key = _key(run, way, [sha256[file] for file in (way.model, way.adapter) if file], rows)
-            predictions = _finished_predictions(path, rows) if is_made_from(note, key, path) else None
-            if predictions is None:
-                predictions, details["engine"][contender] = _predict(run, contender, way, rows)
+        with progress("evaluate", len(ways) * len(rows), "rows", len(by_contender) * len(rows)) as advance:
+            for contender, way in ways.items():
+                if contender in by_contender:
+                    continue
+                with working(f"evaluate: {contender}", is_short=True):
+                    predictions, details["engine"][contender] = _predict(run, contender, way, rows, advance)
+                path = run.file(predictions_file(contender))
                 write_rows(path, predictions)
-                note_made_from(note, key, path)
-            answered[contender] = predictions
+                by_contender[contender] = predictions
+                note_made_from(run.file(predictions_note(contender)), keys[contender], path)
+        answered: dict[Contender, list[PredictionRow]] = {}
+        for contender in ways:
+            answered[contender] = by_contender[contender]
             if contender == Contender.FEW_SHOT and (
-                first_lines := first_line_rows(predictions, run.task.examples)
+                first_lines := first_line_rows(answered[contender], run.task.examples)
             ):
                 write_rows(run.file(predictions_file(Contender.FIRST_LINE)), first_lines)
                 answered[Contender.FIRST_LINE] = first_lines
@@ -126,6 +132,20 @@ def run_evaluate(run: Run) -> None:
         evaluation = evaluation_of(run.task, answered, served, source)
         write_json(run.file("evaluation.json"), evaluation)
         details["counts"] = {"rows": len(rows)}
+
+
+def _kept_answers(
+    run: Run, keys: Mapping[Contender, str], rows: list[Example]
+) -> dict[Contender, list[PredictionRow]]:
+    """The answers of those contenders that an earlier call finished."""
+    answered = {}
+    for contender, key in keys.items():
+        path = run.file(predictions_file(contender))
+        if is_made_from(run.file(predictions_note(contender)), key, path):
+            predictions = _finished_predictions(path, rows)
+            if predictions is not None:
+                answered[contender] = predictions
+    return answered
 
 
 def ways_to_answer(run: Run) -> dict[Contender, Way]:
@@ -183,13 +203,10 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
 
 
 def _predict(
-    run: Run, contender: Contender, way: Way, rows: list[Example]
+    run: Run, contender: Contender, way: Way, rows: list[Example], advance: Callable[[int], None]
 ) -> tuple[list[PredictionRow], dict[str, object]]:
     """A contender's answers with their scores, and what the engine counted."""
-    with (
-        open_with(run.settings, way.model, way.adapter) as engine,
-        progress(f"evaluate {contender}", len(rows), "rows", detail=lambda: speed(engine)) as advance,
-    ):
+    with open_with(run.settings, way.model, way.adapter) as engine:
         template = engine.tokenizer.chat_template(template_source(run))
         answer = _label_answers if way.scores_labels else _greedy_answers
         per_call = QUESTIONS_PER_CALL if way.scores_labels else INPUTS_PER_CALL

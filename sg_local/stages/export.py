@@ -32,7 +32,7 @@ from sg_local.llama.library import load_model
 from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
 from sg_local.models import directory_name, find_by_path, resolve_model
-from sg_local.progress import say
+from sg_local.progress import say, working
 from sg_local.proof.parity import ExportAs, Parity, measure_on_texts, measure_run, require_parity
 from sg_local.runs.begin import describe_base, read_model, require_base
 from sg_local.runs.directory import BaseModel, Run, open_run
@@ -165,15 +165,15 @@ def _write_ggufs(
     a diagnosis where the files are not the trained model.
     """
     adapter, merged = work / "adapter.gguf", work / "model.gguf"
-    say("export: adapter.gguf")
-    write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
+    with working("export: adapter.gguf"):
+        write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
 
     def write_and_measure(quant: str) -> Parity:
-        say(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})")
-        merged.unlink(missing_ok=True)  # of another type; there may be no room for both
-        _write_merged(base, settings, adapter, merged, quant, {**metadata, **(chat_templates or {})})
-        say("export: comparing llama.cpp with torch")
-        parity = measured(adapter, merged)
+        with working(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})"):
+            merged.unlink(missing_ok=True)  # of another type; there may be no room for both
+            _write_merged(base, settings, adapter, merged, quant, {**metadata, **(chat_templates or {})})
+        with working("export: comparing llama.cpp with torch"):
+            parity = measured(adapter, merged)
         say(f"export: {parity.in_words()}")
         return parity
 

@@ -20,7 +20,7 @@ before it, so a killed stage drops what its last call had written, repeats it, a
 import functools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from sg_local.chat.template import ChatTemplate
@@ -30,7 +30,7 @@ from sg_local.llama.asking import counters, has_room, open_with, score_labels, s
 from sg_local.llama.engine import Engine
 from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.tree import TokenIds
-from sg_local.progress import progress, say
+from sg_local.progress import progress, say, working
 from sg_local.proof.working_copies import generating_model
 from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import forget, guarded_call
@@ -130,13 +130,13 @@ def _make_inputs(run: Run, engine: Engine, template: ChatTemplate, rows: list[In
             pool.add(row["input"])
     kept = sum(row["drop"] is None for row in rows)
     rules = rules_of(run.task)
+    style = rows[0]["prompt"] if rows else None
+    style = style or run.settings.input_prompt
+    if style == "auto":
+        style = _chosen_style(run, engine, template, rules)
+    trials = recover_rows(run.file(_TRIALS), Trial)
+    needs_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
     with progress("generate", wanted, "inputs", min(kept, wanted), detail=lambda: speed(engine)) as advance:
-        style = rows[0]["prompt"] if rows else None
-        style = style or run.settings.input_prompt
-        if style == "auto":
-            style = _chosen_style(run, engine, template, rules)
-        trials = recover_rows(run.file(_TRIALS), Trial)
-        needs_form = run.settings.form_filter and all(trial["form_filter"] for trial in trials)
         while kept < wanted and (first_id := int(rows[-1]["id"]) + 1 if rows else 0) < attempts:
             earlier = [row["input"] for row in rows if row["drop"] is None]
             ids = range(first_id, first_id + ROWS_PER_CALL)
@@ -299,19 +299,23 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
     finished = recover_rows(path, Trial)
     trials: list[Trial] = []
 
-    @functools.cache  # the same inputs are judged with the form filter, and without it where that drops all
-    def made(style: str) -> Made:
-        return _trial_inputs(run, engine, template, style)
+    n_trials = N_TRIALS * len(INPUT_PROMPTS)
+    n_known = N_TRIALS * len({trial["style"] for trial in finished})
+    with progress("generate: trials of prompts", n_trials, "inputs", n_known) as advance:
 
-    for needs_form in [True, False] if run.settings.form_filter else [False]:
-        trials = [trial for trial in finished if trial["form_filter"] == needs_form]
-        for style in INPUT_PROMPTS[len(trials) :]:
-            trials.append(_trial(run, engine, template, rules, made(style), needs_form))
-            append_rows(path, trials[-1:])
-        if any(trial["good"] for trial in trials):
-            break
-        if needs_form:
-            say("generate: no trial input has the form of the examples; trying with inputs of any form")
+        @functools.cache  # the same inputs are judged with the form filter, and without it where that drops all
+        def made(style: str) -> Made:
+            return _trial_inputs(run, engine, template, style, advance)
+
+        for needs_form in [True, False] if run.settings.form_filter else [False]:
+            trials = [trial for trial in finished if trial["form_filter"] == needs_form]
+            for style in INPUT_PROMPTS[len(trials) :]:
+                trials.append(_trial(run, engine, template, rules, made(style), needs_form))
+                append_rows(path, trials[-1:])
+            if any(trial["good"] for trial in trials):
+                break
+            if needs_form:
+                say("generate: no trial input has the form of the examples; trying with inputs of any form")
     style = best_style(trials, len(run.task.labels))
     results = ", ".join(
         f"{trial['style']} {trial['good']}/{trial['made']}"
@@ -322,11 +326,14 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
     return style
 
 
-def _trial_inputs(run: Run, engine: Engine, template: ChatTemplate, style: str) -> Made:
+def _trial_inputs(
+    run: Run, engine: Engine, template: ChatTemplate, style: str, advance: Callable[[int], None]
+) -> Made:
     requests, rows = _requests(run, engine, template, style, range(N_TRIALS), purpose=_TRIAL_SEEDS)
 
     def answer(places: Sequence[int]) -> list[Completion | None]:
-        return list(generate(engine, [requests[place] for place in places]))
+        asked = [requests[place] for place in places]
+        return list(generate(engine, asked, lambda _request: advance(1)))
 
     return rows, guarded_call(run, f"trial {style}", range(N_TRIALS), answer, lambda _place: None)
 
@@ -358,7 +365,8 @@ def _agreement(run: Run, engine: Engine, template: ChatTemplate, style: str, row
         return score_labels(engine, template, run.task, texts, lambda _n_inputs: None)
 
     ids = [row["id"] for row in rows]
-    scores = guarded_call(run, f"trial {style}, label scores", ids, score, lambda _place: None)
+    with working("generate: label scores of trial inputs", is_short=True):
+        scores = guarded_call(run, f"trial {style}, label scores", ids, score, lambda _place: None)
     made_for = [row["label"] for row, logprobs in zip(rows, scores, strict=True) if logprobs is not None]
     scored = [[logprobs] for logprobs in scores if logprobs is not None]
     if not scored:

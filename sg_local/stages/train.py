@@ -57,7 +57,8 @@ def run_train(run: Run) -> None:
             with ExitStack() as until_loaded:
                 weights_dir = until_loaded.enter_context(training_weights(run)).resolve()
                 prepare_process(work, on_gpu=bool(card))
-                with progress("train", steps, "steps") as advance:
+                said = [f"loading {settings.trainer}"]
+                with progress("train", steps, "steps", detail=lambda: said[-1]) as advance:
                     details["training"] = train_adapter(
                         weights_dir,
                         vocabulary,
@@ -70,6 +71,7 @@ def run_train(run: Run) -> None:
                         advance,
                         card=card,
                         on_loaded=until_loaded.close,
+                        on_loss=lambda loss: said.append(f"loss {loss:.3f}"),
                     )
             place_directory(work / "adapter", final)
         finally:
