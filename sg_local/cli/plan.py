@@ -42,7 +42,8 @@ def plan(
     sg-local plan support-inbox --model smollm2-135m
     sg-local plan my-task.toml --model ./vicuna-7b-v1.5.Q4_K_M.gguf --load-in-4bit --gpu-memory 8
 
-    Estimates what `sg-local run` with the same arguments will need: memory, disk, tokens.
+    Estimates what `sg-local run` with the same arguments will need: memory, disk, tokens, and time, for which the model
+    is measured once, in about half a minute.
 
     Exit code 0: this machine has enough; 1: it has not, and the message says what to change.
 
@@ -67,6 +68,8 @@ def plan(
             batch_size=planned.settings.batch_size,
             batch_tokens=planned.batch_tokens,
             notes=planned.notes,
+            seconds=planned.told.seconds if planned.told else None,
+            timed_by=planned.told.source if planned.told else "",
         )
         click.echo(printable(table))
     if planned.faults:

@@ -17,8 +17,9 @@ from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
 from sg_local.report import tables
-from sg_local.runs.begin import read_model, require_chat_base
+from sg_local.runs.begin import describe_base, read_model, require_chat_base
 from sg_local.runs.given import check_task
+from sg_local.runs.times import Told, tell_before
 from sg_local.settings import Settings, as_flag
 
 # The desktop and the driver hold some of a card, the system some of the memory.
@@ -37,6 +38,9 @@ class Plan:
     machine: Machine
     notes: list[str]
     faults: list[str]
+    told: Told | None = (
+        None  # how long the stages take; None where this machine was not measured with this model
+    )
 
     def as_dict(self) -> dict[str, object]:
         """For a program: bytes by part."""
@@ -47,6 +51,7 @@ class Plan:
             "notes": self.notes,
             "machine": vars(self.machine),
             "batch_tokens": self.batch_tokens,
+            "time": self.told.as_dict() if self.told else None,
             "steps": [
                 {
                     "step": need.step,
@@ -67,10 +72,10 @@ class Plan:
 def plan_run(
     task_source: str, model_source: str, run_dir: Path | None, settings: Settings, gpu_bytes: int | None
 ) -> Plan:
-    """Looks at the task, the model's header and this machine; nothing is computed or written.
+    """Looks at the task, the model's header and this machine, and how fast that is with the model, measured once.
 
-    gpu_bytes: of the GPU to plan for, 0 for none; None is the first one here. Raises InputError where task or model
-    is wrong.
+    gpu_bytes: of the GPU to plan for, 0 for none; None is the first one here. Only for what is here time is told.
+    Raises InputError where task or model is wrong.
     """
     task, rows = check_task(task_source)
     file = read_model(resolve_model(model_source))
@@ -92,7 +97,10 @@ def plan_run(
     needs, faults = compare(model, settings, tokens, machine)
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"
     title = f"{task.name} with {file.path.name} {place}: estimated, not measured"
-    return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, notes, faults)
+    told = None
+    if gpu_bytes is None and not faults:
+        told = tell_before(describe_base(file, settings), file.header, settings, task, rows)
+    return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, notes, faults, told)
 
 
 def look_at_machine(run_dir: Path, gpu_bytes: int | None) -> Machine:

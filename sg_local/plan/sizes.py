@@ -5,7 +5,7 @@ task_tokens(task, settings, 200) → TaskTokens(instruction=80, demonstrations=2
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from sg_local.architectures import ARCHITECTURES
@@ -18,6 +18,7 @@ from sg_local.task import Task
 # Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
 BYTES_PER_TOKEN = 3
 MOST_BYTES_PER_TOKEN = 6  # of a whole text: what has more of them for each token of room does not fit
+ENGLISH_BYTES_PER_TOKEN = 4
 TURN_TOKENS = 8  # what a chat format puts around a turn
 
 
@@ -120,6 +121,34 @@ def task_tokens(
         labels=sum(labels),
         test_rows=min(test_rows, settings.max_test_rows),
     )
+
+
+def mean_tokens(
+    task: Task, settings: Settings, test_inputs: Sequence[str], real_inputs: Sequence[str] = ()
+) -> TaskTokens:
+    """The same for texts of middle length, and of a token as long as English has it: what time is told from.
+
+    Made inputs are as long as the examples', unless there are real ones; test rows too where there are some.
+    """
+    texts = [*real_inputs, *test_inputs] or [example.input for example in task.examples]
+    answers = task.labels or [example.output for example in task.examples]
+    shown = [text for example in task.examples for text in (example.input, example.output)]
+    return TaskTokens(
+        instruction=_mean_tokens([task.instruction]) + TURN_TOKENS,
+        demonstrations=len(shown) * (_mean_tokens(shown) + TURN_TOKENS),
+        input=_mean_tokens(texts),
+        input_limit=input_limit(
+            settings.max_input_tokens, [_mean_tokens([example.input]) for example in task.examples]
+        ),
+        answer=min(_mean_tokens(answers) + 1, settings.max_new_tokens),
+        labels=sum(_mean_tokens([label]) + 1 for label in task.labels),
+        test_rows=min(len(test_inputs), settings.max_test_rows),
+    )
+
+
+def _mean_tokens(texts: Sequence[str]) -> int:
+    n_bytes = sum(len(text.encode()) for text in texts) / max(1, len(texts))
+    return math.ceil(n_bytes / ENGLISH_BYTES_PER_TOKEN)
 
 
 def _tokens(text: str) -> int:

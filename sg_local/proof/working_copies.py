@@ -3,7 +3,7 @@
     ~/.cache/sg-local/weights/b179c9523d0e6a0f/
       f16.gguf    in 16 bits, as llama.cpp dequantizes it (for comparing llama.cpp with torch, and for faster data)
       hf/         the same numbers as safetensors and config.json, from which a training loads (gone when it has)
-      speed.json  {"x86_64, 2 processors, ...": {"base_seconds": 4.1, "f16_seconds": 2.2}}
+      speed.json  {"x86_64, 2 processors, ...": {"base": {"prompt": 180.0, "generated": 75.0}, "f16": ...}}
       base.json   {"name": "SmolLM2-135M-Instruct.Q4_1.gguf", "sha256": "b179c9523d0e6a0f..."}
 
 They are derived files: deleting them costs the seconds that it takes to make them again. A 7B model has 13 GB of each,
@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import partial_directory, read_json, remove_leftovers, write_json
 from sg_local.gguf_header import GgufHeader, read_model_header
 from sg_local.models import make_store_directory, store_root
-from sg_local.plan.machine import total_memory_bytes
+from sg_local.plan.machine import card_in_use, total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
-from sg_local.progress import say
+from sg_local.plan.times import Speed
+from sg_local.progress import say, working
 from sg_local.runs.directory import BaseModel, Run, versions
+from sg_local.settings import Settings
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide
 TORCH_COPY, F16_COPY, SPEEDS, BASE = "hf", "f16.gguf", "speed.json", "base.json"
@@ -56,8 +58,8 @@ def training_weights(run: Run) -> Iterator[Path]:
     from sg_local.gguf_io.base_weights import write_base_weights
 
     def make(path: Path) -> None:
-        say(f"dequantizing {run.model.path.name} for torch")
-        write_base_weights(run.model.path, path)
+        with working(f"dequantizing {run.model.path.name} for torch"):
+            write_base_weights(run.model.path, path)
 
     with _working_copy(run.model, TORCH_COPY, make) as path:
         yield path
@@ -69,8 +71,8 @@ def check_given_weights(run: Run) -> None:
     """Raises InputError where --base-weights are not the weights that the GGUF was made from."""
     from sg_local.gguf_io.check_weights import check_base_weights
 
-    say(f"comparing {run.settings.base_weights} with {run.model.path.name}, tensor by tensor")
-    check_base_weights(run.model.path, Path(run.settings.base_weights))
+    with working(f"comparing {run.settings.base_weights} with {run.model.path.name}, tensor by tensor"):
+        check_base_weights(run.model.path, Path(run.settings.base_weights))
 
 
 def f16_gguf(base: BaseModel, n_threads: int) -> Path:
@@ -78,8 +80,8 @@ def f16_gguf(base: BaseModel, n_threads: int) -> Path:
     from sg_local.llama.quantize import requantize
 
     def make(path: Path) -> None:
-        say(f"writing a 16-bit copy of {base.path.name}")
-        requantize(base.path, path, "F16", n_threads)
+        with working(f"writing a 16-bit copy of {base.path.name}"):
+            requantize(base.path, path, "F16", n_threads)
 
     with _working_copy(base, F16_COPY, make) as path:
         return path
@@ -100,8 +102,8 @@ def generating_model(run: Run) -> Path:
     if settings.working_copy == "never" or on_gpu or not quantized or not fits:
         return run.model.path
     copy = f16_gguf(run.model, settings.n_threads)
-    seconds = _seconds_of_both(run, copy)
-    ratio = seconds["base_seconds"] / seconds["f16_seconds"]
+    speeds = speeds_here(run.model, settings, {"base": run.model.path, "f16": copy})
+    ratio = gain_of_copy(speeds)
     if ratio < LEAST_GAIN:
         return run.model.path
     say(
@@ -110,29 +112,56 @@ def generating_model(run: Run) -> Path:
     return copy
 
 
-def _seconds_of_both(run: Run, copy: Path) -> dict[str, float]:
-    """How long the base and its copy take for the same work; measured once for a machine and kept."""
-    from sg_local.llama.speed import seconds_of_work
+def gain_of_copy(speeds: Mapping[str, Speed]) -> float:
+    """How many times as fast the 16-bit copy is as the base; 0 where it was not measured."""
+    return speeds["base"].sample_seconds / speeds["f16"].sample_seconds if "f16" in speeds else 0.0
 
-    path = copy.with_name(SPEEDS)
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} processors, {run.settings.n_threads} threads, "
-        f"llama-cpp-python {versions()['llama-cpp-python']}"
+
+def speeds_here(base: BaseModel, settings: Settings, files: Mapping[str, Path]) -> dict[str, Speed]:
+    """How fast the base and its copy run here; measured once for a machine and kept. files: "base", perhaps "f16"."""
+    from sg_local.llama.speed import measure_speed
+
+    known = known_speeds(base, settings)
+    if missing := [name for name in files if name not in known]:
+        for name in missing:
+            with working(f"measuring how fast {files[name].name} runs here, once"):
+                known[name] = measure_speed(
+                    files[name],
+                    n_threads=settings.n_threads,
+                    n_gpu_layers=settings.n_gpu_layers if name == "base" else 0,
+                )
+        path = place_of(base) / SPEEDS
+        make_store_directory(path.parent)
+        measured = {name: speed._asdict() for name, speed in known.items()}
+        with lock_copies(path.parent):
+            write_json(path, _read_speeds(path) | {machine_key(settings): measured})
+    return {name: known[name] for name in files}
+
+
+def known_speeds(base: BaseModel, settings: Settings) -> dict[str, Speed]:
+    """What was measured of this base and its copy on this machine."""
+    found: dict[str, Speed] = {}
+    entry = _read_speeds(place_of(base) / SPEEDS).get(machine_key(settings))
+    for name, told in entry.items() if isinstance(entry, dict) else ():
+        match told:
+            case {"prompt": float(prompt), "generated": float(generated)} if min(prompt, generated) > 0:
+                found[name] = Speed(prompt, generated)
+    return found
+
+
+def machine_key(settings: Settings) -> str:
+    """What a speed depends on beside the file, as a text."""
+    card = card_in_use() if settings.n_gpu_layers else ""
+    return ", ".join(
+        [
+            f"{platform.machine()}, {os.cpu_count()} processors, {settings.n_threads} threads",
+            *([f"{settings.n_gpu_layers} layers on {card}"] if card else []),
+            f"llama-cpp-python {versions()['llama-cpp-python']}",
+        ]
     )
-    match _known_speeds(path).get(machine):
-        case {"base_seconds": float(base), "f16_seconds": float(f16)} if base > 0 and f16 > 0:
-            return {"base_seconds": base, "f16_seconds": f16}
-    n_threads = run.settings.n_threads
-    measured = {
-        "base_seconds": seconds_of_work(run.model.path, n_threads=n_threads),
-        "f16_seconds": seconds_of_work(copy, n_threads=n_threads),
-    }
-    with lock_copies(path.parent):
-        write_json(path, _known_speeds(path) | {machine: measured})
-    return measured
 
 
-def _known_speeds(path: Path) -> dict[str, object]:
+def _read_speeds(path: Path) -> dict[str, object]:
     with suppress(InputError):  # missing or damaged: it is only measured again
         speeds = read_json(path, 1 << 20)
         return speeds if isinstance(speeds, dict) else {}

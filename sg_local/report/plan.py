@@ -6,13 +6,14 @@ generate           1.2 GiB      0.4 GiB         1.0 MiB      71 k
 this machine       6.0 GiB     31.2 GiB  102.4 GiB free
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sg_local.plan.machine import Machine
 from sg_local.plan.memory import Need
+from sg_local.progress import duration
 from sg_local.report import tables
 
-_WIDTHS = (14, 12, 13, 16, 10)
+_WIDTHS = (14, 12, 13, 16, 10, 9)
 _PARTS: tuple[tuple[str, Callable[[Need], dict[str, int]]], ...] = (
     ("GPU memory", lambda need: need.gpu),
     ("host memory", lambda need: need.host),
@@ -32,15 +33,27 @@ def plan_table(
     batch_size: int,
     batch_tokens: int,
     notes: Sequence[str] = (),
+    seconds: Mapping[str, float] | None = None,
+    timed_by: str = "",
 ) -> str:
-    """The table, the parts, what this machine has, and the notes. batch_tokens: of a batch of batch_size rows."""
-    lines = [title, "", tables.aligned(["", "GPU memory", "host memory", "disk", "tokens"], _WIDTHS)]
+    """The table, the parts, what this machine has, and the notes. batch_tokens: of a batch of batch_size rows.
+
+    seconds: that each stage takes, told by what timed_by says.
+    """
+    heads = ["", "GPU memory", "host memory", "disk", "tokens", *(["time"] if seconds else [])]
+    lines = [title, "", tables.aligned(heads, _WIDTHS)]
     for need in needs:
         sizes = map(tables.size, (need.gpu_bytes, need.host_bytes, need.disk_bytes))
-        lines.append(tables.aligned([need.step, *sizes, f"{need.tokens / 1000:,.0f} k"], _WIDTHS))
+        cells = [need.step, *sizes, f"{need.tokens / 1000:,.0f} k"]
+        lines.append(tables.aligned([*cells, *([duration(seconds[need.step])] if seconds else [])], _WIDTHS))
     free = f"{tables.size(min(machine.run_disk_bytes, machine.store_disk_bytes))} free"
     sizes = map(tables.size, (machine.gpu_bytes, machine.host_bytes))
     lines.append(tables.aligned(["this machine", *sizes, free], _WIDTHS))
+    if seconds:
+        lines += [
+            "",
+            f"about {duration(sum(seconds.values()))} in all, {timed_by}; more where other work goes on beside",
+        ]
     for heading, parts_of in _PARTS:
         groups = _grouped(needs, parts_of)
         lines += ["", heading] if groups else []

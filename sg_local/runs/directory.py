@@ -251,6 +251,17 @@ class Run:
                         if path.parent == self.path or not path.parent.is_symlink():
                             remove_tree(path)
 
+    def note_told(self, stage: str, seconds: float) -> float:
+        """Notes beside what a finished stage took what was told of it before; returns what it took, in seconds.
+
+        For a holder of the run's lock.
+        """
+        manifest = self.manifest()
+        entry = manifest["stages"][stage]
+        entry["told_seconds"] = seconds
+        self._write_manifest(manifest)
+        return float(entry["seconds"])
+
     def take_over(self, other: "Run", stages: Sequence[str]) -> None:
         """Copies what finished stages of another run wrote, with their manifest entries, into this one.
 

@@ -82,6 +82,6 @@ def run(
     """
     begun, is_new = begin_run(task, model, run_dir, settings or Settings())
     say(f"{'new run' if is_new else 'run'} {begun.path}: {begun.task.name} with {begun.model.path.name}")
-    if not run_pipeline(begun, until):
+    if not run_pipeline(begun, until, tells_times=True):
         say(f"{begun.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
     return Result(begun)

@@ -10,11 +10,12 @@ import signal
 import time
 
 from sg_local.errors import InputError, SgLocalError, signal_in_words
-from sg_local.progress import say
+from sg_local.progress import PlaceInRun, say, set_place
 from sg_local.runs import process
 from sg_local.runs.directory import NOT_FINISHED, Run
 from sg_local.runs.in_flight import forget, note_crash, recorded_by
 from sg_local.runs.process import StartStage
+from sg_local.runs.times import RunTimes
 from sg_local.settings import STAGES
 
 # How native code ends a process: failed assertions and bad pointers. SIGKILL is the user's, or memory that ran out.
@@ -27,7 +28,12 @@ MAX_CRASHES_OF_A_STAGE = 6  # three rows: more is no matter of single rows
 
 
 def run_pipeline(
-    run: Run, until: str = STAGES[-1], command: str = "run", start_stage: StartStage | None = None
+    run: Run,
+    until: str = STAGES[-1],
+    command: str = "run",
+    start_stage: StartStage | None = None,
+    *,
+    tells_times: bool = False,
 ) -> bool:
     """Runs what is not finished, up to `until`; returns False when there was nothing to do.
 
@@ -46,9 +52,12 @@ def run_pipeline(
     left = stages[stages.index(first.stage) :]  # a stage that runs takes back those after it
     if "train" in left:
         _require_training(run)
+    times = RunTimes(run, left) if tells_times else None
     for stage in left:
-        place = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"
+        number = f"{stages.index(stage) + 1}/{len(stages)}"
+        place = f"[{number}] {stage}"
         say(place)
+        set_place(times.begin(stage, number) if times else PlaceInRun(number))
         started = time.monotonic()
         run.file(process.REASON_FILE).unlink(missing_ok=True)
         code = _exit_code_after_crashes(run, stage, start_stage or process.in_child_process)
@@ -61,7 +70,12 @@ def run_pipeline(
             if reason := process.reason_of_failure(run):
                 error.add_note(reason)  # for who calls from Python, and does not look at stderr
             raise error
+        if times:
+            times.finish(stage)
         say(f"{place} done in {time.monotonic() - started:.0f} s")
+    set_place(PlaceInRun())
+    if times:
+        times.say_table()
     return True
 
 

@@ -97,7 +97,7 @@ def run_rest(run: Run, other: Run, until: str = STAGES[-1], command: str = "run"
             _take_base_answers(run, other)
         return process.in_child_process(run, stage)
 
-    return run_pipeline(run, until, command, start_stage)
+    return run_pipeline(run, until, command, start_stage, tells_times=command == "run")
 
 
 def assigned(name: str, value: Any) -> str:

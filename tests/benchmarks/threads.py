@@ -35,9 +35,9 @@ BUSY = (0, 1, 2)
 
 def generation(_weights: Path) -> float:
     """Seconds, in this process."""
-    from sg_local.llama.speed import seconds_of_work
+    from sg_local.llama.speed import measure_speed
 
-    return seconds_of_work(resolve_model("smollm2-135m"), n_threads=0)
+    return measure_speed(resolve_model("smollm2-135m"), n_threads=0).sample_seconds
 
 
 def training(weights: Path) -> float:

@@ -21,6 +21,7 @@ import sg_local.finetune.environment as environment
 import sg_local.runs.directory as run_directory
 from sg_local import child_process
 from sg_local.cli import cli
+from sg_local.errors import SgLocalError
 from sg_local.files import write_rows
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
@@ -69,6 +70,17 @@ def no_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
                 child_process._received.put(json.loads(json.dumps(sent)))
 
     monkeypatch.setattr(child_process, "values_from_child", call_here)
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No speed of this machine: the models here cannot be computed with."""
+
+    def measure(**_arguments: object) -> None:
+        raise SgLocalError("not measured in a test")
+
+    monkeypatch.setattr("sg_local.runs.times.measure", measure)
+    monkeypatch.setattr("sg_local.runs.times.measure_base", measure)
 
 
 @pytest.fixture

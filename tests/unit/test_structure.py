@@ -30,7 +30,13 @@ LAYERS = [
     {"chat.modelfile", "chat.served"},
     {"selfguide"},
     {"chat"},
-    {"runs.directory", "runs.lock", "plan.memory", "plan.machine"},  # from here on the shared vocabulary
+    {
+        "runs.directory",
+        "runs.lock",
+        "plan.memory",
+        "plan.machine",
+        "plan.times",
+    },  # from here on the shared vocabulary
     {"plan.sizes"},
     {"task_files.draft"},
     {"task_files.importing"},
@@ -194,7 +200,9 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 def test_the_vocabulary_is_light() -> None:
     vocabulary = [
         name
-        for names in LAYERS[LAYERS.index({"runs.directory", "runs.lock", "plan.memory", "plan.machine"}) :]
+        for names in LAYERS[
+            LAYERS.index({"runs.directory", "runs.lock", "plan.memory", "plan.machine", "plan.times"}) :
+        ]
         for name in sorted(names)
     ]
     assert not HEAVY & modules_after("\n".join(f"import sg_local.{name}" for name in vocabulary))

@@ -25,6 +25,7 @@ import sg_local.proof.working_copies as weights
 from sg_local.errors import SgLocalError, outside_cause
 from sg_local.files import atomic_path, find_leftovers, partial_directory
 from sg_local.gguf_header import read_header
+from sg_local.plan.times import Speed
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.settings import Settings
@@ -55,11 +56,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[str]
     def set_to(base: float, copy: float) -> list[str]:
         timed: list[str] = []
 
-        def measure(path: Path, *, n_threads: int) -> float:
+        def measure(path: Path, **_engine: int) -> Speed:
             timed.append(path.name)
-            return copy if path.name == "f16.gguf" else base
+            tokens_per_second = 1 / (copy if path.name == "f16.gguf" else base)
+            return Speed(tokens_per_second, tokens_per_second)
 
-        monkeypatch.setattr(speed, "seconds_of_work", measure)
+        monkeypatch.setattr(speed, "measure_speed", measure)
         return timed
 
     return set_to
