@@ -25,16 +25,18 @@ def check_command(task_source: str, as_json: bool) -> None:
     """\b
     sg-local task check my-task.toml
 
-    Checks a task file and its test file, and shows what they hold.
+    Checks a task file and its test file, shows what they hold, and warns of what is likely to cost quality.
     """
     from sg_local.escape import json_text, one_line, printable
     from sg_local.progress import say
     from sg_local.report.tables import counted
     from sg_local.runs.given import check_task
+    from sg_local.selfguide.advice import task_warnings
     from sg_local.selfguide.given import n_held_out_labelled
     from sg_local.selfguide.metrics import metric_of
 
     checked_task, rows = check_task(task_source)
+    warnings = task_warnings(checked_task, rows.test, rows.labelled)
     if as_json:
         facts = {
             "name": checked_task.name,
@@ -44,6 +46,7 @@ def check_command(task_source: str, as_json: bool) -> None:
             "n_test_rows": len(rows.test),
             "n_inputs": len(rows.inputs),
             "n_labelled": len(rows.labelled),
+            "warnings": warnings,
         }
         echo_json(json_text(facts, indent=1))
         return
@@ -69,6 +72,8 @@ def check_command(task_source: str, as_json: bool) -> None:
     click.echo(printable("\n".join(lines)))
     for note in rows.notes:
         say(note)
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 @task.command("import", short_help="Make a task file from Super-NaturalInstructions JSON.")

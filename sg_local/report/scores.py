@@ -13,6 +13,7 @@ from sg_local.errors import InputError
 from sg_local.files import read_json, read_rows
 from sg_local.report import tables
 from sg_local.runs.directory import Run
+from sg_local.selfguide.advice import about_a_classifier, next_step
 from sg_local.selfguide.calibration import LEAST_TEMPERATURE
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import (
@@ -29,7 +30,7 @@ from sg_local.selfguide.evaluation import (
     metrics_of,
     predictions_file,
 )
-from sg_local.selfguide.metrics import LabelCounts
+from sg_local.selfguide.metrics import METRICS, LabelCounts
 from sg_local.selfguide.statistics import Verdict
 
 MAX_EVALUATION_BYTES = 1 << 20
@@ -66,12 +67,15 @@ def score_table(run: Run) -> str:
         lines += [*_label_lines(before, after, run.task.labels), ""]
         lines += _one_answer_lines(after, evaluation["n_rows"])
     lines += _calibration_lines(evaluation)
-    return "\n".join([*lines, *_gain_lines(evaluation)])
+    lines += _gain_lines(evaluation)
+    advice = [next_step(run.task, evaluation), about_a_classifier(run.task, run.labelled_rows)]
+    return "\n".join([*lines, *(f"next: {text}" for text in advice if text)])
 
 
 def _contender_lines(evaluation: Evaluation) -> list[str]:
-    metrics = metrics_of(evaluation)
     has_labels = "no_label_share" in evaluation["contenders"][TUNED]
+    # Where an answer is a label, how much of its words is right says nothing.
+    metrics = [METRICS[evaluation["metric"]]] if has_labels else metrics_of(evaluation)
     heads, widths = [""], [tables.name_width(evaluation["contenders"])]
     for metric in metrics:
         heads += [metric.heading, f"  {'95 % interval':15}"]

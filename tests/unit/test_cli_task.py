@@ -49,11 +49,16 @@ def test_a_task_that_is_not_there(sg: Call) -> None:
 
 def test_a_checked_task_is_told(sg: Call, task: Path) -> None:
     result = sg("task", "check", task)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert_says(
+        result.stderr, "warning: no example has the label 'login'", "'refund', 'login'", "2 test rows"
+    )
     assert_says(
         result.stdout, "inbox: classification", "refund, login", "1 example;", "exact_match", "2 test rows"
     )
-    assert json.loads(sg("task", "check", task, "--json").stdout) == {
+    facts = json.loads(sg("task", "check", task, "--json").stdout)
+    assert [f"warning: {warning}" for warning in facts.pop("warnings")] == result.stderr.splitlines()
+    assert facts == {
         "name": "inbox",
         "labels": ["refund", "login"],
         "metric": "exact_match",
