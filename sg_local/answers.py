@@ -23,6 +23,7 @@ from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.inputs import Answer, AskedRow
 from sg_local.models import find_by_path, resolve_model
 from sg_local.progress import progress, say
+from sg_local.report.tables import counted
 from sg_local.runs.directory import open_run
 from sg_local.runs.given import check_task
 from sg_local.settings import Settings
@@ -185,7 +186,9 @@ def summary(task: Task, rows: Sequence[AskedRow], answers: Sequence[Answer]) -> 
     known = [(row.reference, answer.output) for row, answer in answered if row.reference is not None]
     if len(answered) == len(rows) and not known:
         return []
-    text = f"predict: {len(answered)} of {len(rows)} rows answered ({len(answered) / len(rows):.1%})"
+    text = (
+        f"predict: {len(answered)} of {counted(len(rows), 'row')} answered ({len(answered) / len(rows):.1%})"
+    )
     if known:
         from sg_local.selfguide.metrics import metric_of
 

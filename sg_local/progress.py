@@ -84,7 +84,8 @@ def progress(
     """
     status = _Status(title, total, unit, done, detail)
     if not _draws():
-        say(f"{title}: {total - done} {unit}")
+        n_left = total - done
+        say(f"{title}: {n_left} {unit.removesuffix('s') if n_left == 1 else unit}")
     with _showing(status):
         yield status.advance
 

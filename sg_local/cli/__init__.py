@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sg_local.cli.group import Group
+from sg_local.cli.group import Group, is_interruption
 from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.progress import say
 
@@ -62,6 +62,12 @@ class _Commands(Group):
         except SgLocalError as error:
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
+        except click.Abort as abort:  # at a question; click says "Aborted!" where there is nobody to answer
+            if not is_interruption(abort):
+                raise
+            click.echo(err=True)
+            say("Error: interrupted")
+            ctx.exit(INTERRUPTED)
         except (KeyboardInterrupt, Exception) as error:
             if (cause := outside_cause(error)) is None:
                 raise

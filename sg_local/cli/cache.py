@@ -2,6 +2,7 @@
 
 import click
 
+from sg_local.cli.group import is_interruption
 from sg_local.cli.options import JSON_OPTION
 from sg_local.cli.output import echo_json
 
@@ -67,6 +68,8 @@ def cache(unused: bool, everything: bool, yes: bool, as_json: bool) -> None:
 def _is_agreed() -> bool:
     try:
         return click.confirm("Free this?", err=True)
-    except click.Abort:  # Ctrl-C, or nobody there
-        click.echo(err=True)
+    except click.Abort as abort:
+        if is_interruption(abort):
+            raise
+        click.echo(err=True)  # nobody is there
         return False

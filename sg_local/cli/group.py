@@ -11,3 +11,8 @@ class Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
+
+
+def is_interruption(abort: click.Abort) -> bool:
+    """Whether Ctrl-C ended a question, and not that nobody is there to answer: click tells both alike."""
+    return isinstance(abort.__context__, KeyboardInterrupt)

@@ -344,7 +344,9 @@ def _rare_label_warnings(labels: dict[str, LabelCounts]) -> list[str]:
         for label in rare[:MAX_WARNED_LABELS]
     ]
     if len(rare) > MAX_WARNED_LABELS:
-        lines.append(f"{len(rare) - MAX_WARNED_LABELS} labels more have as few rows: see manifest.json")
+        more = len(rare) - MAX_WARNED_LABELS
+        verb = "has" if more == 1 else "have"
+        lines.append(f"{counted(more, 'label')} more {verb} as few rows: see manifest.json")
     return lines
 
 

@@ -150,14 +150,15 @@ def verdict_sentence(evaluation: Evaluation) -> str:
         metric_mean(evaluation["contenders"][name], metric)["mean"] for name in (TUNED, best["over"])
     )
     n_rows, way = evaluation["n_rows"], heading(best["over"])
+    rows = tables.counted(n_rows, "row")
     if metric == Metric.EXACT_MATCH:
         told = (
-            f"the tuned model has {round(of_tuned * n_rows)} of {n_rows} rows right, the base at its best "
+            f"the tuned model has {round(of_tuned * n_rows)} of {rows} right, the base at its best "
             f"({way}) {round(of_base * n_rows)}"
         )
     else:
         told = (
-            f"the tuned model's answers to {n_rows} rows have {metric.heading} {tables.score(of_tuned)}, those of "
+            f"the tuned model's answers to {rows} have {metric.heading} {tables.score(of_tuned)}, those of "
             f"the base at its best ({way}) {tables.score(of_base)}"
         )
     return f"{opens.get(best['verdict'], 'No difference shown')}: {told}."

@@ -60,7 +60,11 @@ def plan_table(
         for steps, parts in groups:
             sizes_of_parts = ", ".join(f"{name} {tables.size(n_bytes)}" for name, n_bytes in parts.items())
             lines.append(f"  {steps}: {sizes_of_parts}")
-    lines += ["", f"a training batch of {batch_size} rows: about {batch_tokens} tokens", *notes]
+    lines += [
+        "",
+        f"a training batch of {tables.counted(batch_size, 'row')}: about {batch_tokens} tokens",
+        *notes,
+    ]
     return "\n".join(lines)
 
 

@@ -51,7 +51,8 @@ def task_warnings(task: Task, test: Sequence[Example], labelled: Sequence[Exampl
         )
     if 0 < len(test) < LEAST_TEST_ROWS:
         warnings.append(
-            f"{len(test)} test rows show large gains only: a verdict needs {LEAST_TEST_ROWS} or more, 100 are good"
+            f"so few test rows ({len(test)}) can show a very large gain only: {LEAST_TEST_ROWS} or more for a verdict, "
+            "100 are good"
         )
     return warnings
 
@@ -78,7 +79,7 @@ def next_step(task: Task, evaluation: Evaluation) -> str | None:
     if gain_over_best(evaluation)["verdict"] == Verdict.BETTER:
         return None
     if evaluation["n_rows"] < LEAST_TEST_ROWS:
-        return f"{evaluation['n_rows']} rows show no difference: score {LEAST_TEST_ROWS} or more"
+        return f"{LEAST_TEST_ROWS} test rows or more: {evaluation['n_rows']} can show a very large gain only"
     return (
         "no gain is shown over the base's best way: real inputs or labelled rows of your own, other examples, or a "
         "larger model"

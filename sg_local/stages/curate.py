@@ -21,6 +21,7 @@ from sg_local.escape import one_line
 from sg_local.files import row_seed, write_rows
 from sg_local.progress import say
 from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
+from sg_local.report.tables import counted
 from sg_local.runs.directory import Run
 from sg_local.runs.rows import known_labels, labelled_pairs, read_inputs, read_outputs
 from sg_local.selfguide.filters import answer_fault, rules_of
@@ -358,6 +359,7 @@ def _say_results(counts: Counts, report: DataReport, agreement: Agreement | None
     """The table of what was made and dropped, and what in it looks bad."""
     for line in report_lines(report, agreement):
         say(f"  {line}".rstrip())
-    say(f"curate: {counts['kept']} rows with the demonstrations, {counts['copies']} with repetitions")
+    rows = counted(counts["kept"], "row")
+    say(f"curate: {rows} with the demonstrations, {counts['copies']} with repetitions")
     for warning in warnings(report, agreement):
         say(f"curate: {warning}")

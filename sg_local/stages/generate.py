@@ -32,6 +32,7 @@ from sg_local.llama.generation import Completion, Request, generate
 from sg_local.llama.tree import TokenIds
 from sg_local.progress import progress, say, working
 from sg_local.proof.working_copies import generating_model
+from sg_local.report.tables import counted
 from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import forget, guarded_call
 from sg_local.runs.made_from import is_made_from, note_made_from, stage_key
@@ -107,7 +108,7 @@ def _real_rows(run: Run, engine: Engine, template: ChatTemplate) -> list[InputRo
     drops = Counter(str(row["drop"]) for row in rows if row["drop"])
     if drops:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
-        say(f"generate: {drops.total()} real inputs are dropped ({reasons})")
+        say(f"generate: dropped {counted(drops.total(), 'real input')} ({reasons})")
     return rows
 
 
@@ -184,7 +185,9 @@ def _require_inputs(run: Run, made: list[InputRow], n_given: int) -> None:
             f"{run.file('inputs.jsonl')}; {advice}"
         )
     if kept < wanted:
-        say(f"generate: {kept} of {wanted} inputs after {len(made)} attempts; going on with these")
+        say(
+            f"generate: {kept} of {counted(wanted, 'input')} after {counted(len(made), 'attempt')}; going on with these"
+        )
 
 
 def _discard_outdated(run: Run) -> None:

@@ -1,6 +1,7 @@
 """What ends a call from outside, in any command: one line, no traceback, unless it is a bug."""
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from command_line import Call, given, in_a_process, one_line
 from messages import assert_says
 
+from sg_local.models import store_root
 from sg_local.runs.directory import Run
 
 
@@ -25,6 +27,46 @@ def test_an_interruption_is_one_line(
     assert_says(last, "kept", "same command")
     monkeypatch.setattr("sg_local.plan.doctor.examine", interrupt)
     assert one_line(sg("doctor"), 130) == "Error: interrupted"
+
+
+class Keyboard(io.RawIOBase):
+    """What somebody types who answers so much, and then presses Ctrl-C."""
+
+    def __init__(self, typed: bytes = b"") -> None:
+        self.typed = typed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        if not self.typed:
+            raise KeyboardInterrupt
+        part, self.typed = self.typed[: len(buffer)], self.typed[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+@pytest.mark.parametrize("command", [["init", "new.toml"], ["cache", "--all"]], ids=" ".join)
+def test_ctrl_c_at_a_question_ends_as_an_interruption(sg: Call, command: list[str]) -> None:
+    copy = store_root() / "weights" / "0123456789abcdef" / "f16.gguf"
+    copy.parent.mkdir(parents=True)
+    copy.touch()
+    result = sg(*command, input=io.BufferedReader(Keyboard()))
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Error: interrupted"
+    # Nobody is there: the question stays without an answer, which is no interruption.
+    result = sg(*command, input="")
+    assert result.exit_code == 1
+    assert "interrupted" not in result.stderr
+    assert copy.exists()
+    assert os.listdir() == []
+
+
+def test_ctrl_c_in_the_middle_of_the_questions_writes_nothing(sg: Call) -> None:
+    result = sg("init", "new.toml", input=io.BufferedReader(Keyboard(b"new\nSay it politely.\n\nSend it!\n")))
+    assert result.exit_code == 130
+    assert "Example 1, its right output" in result.stderr
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_checked_task_is_told(sg: Call, task: Path) -> None:
     result = sg("task", "check", task)
     assert result.exit_code == 0
     assert_says(
-        result.stderr, "warning: no example has the label 'login'", "'refund', 'login'", "2 test rows"
+        result.stderr, "warning: no example has the label 'login'", "'refund', 'login'", "test rows (2)"
     )
     assert_says(
         result.stdout, "inbox: classification", "refund, login", "1 example;", "exact_match", "2 test rows"
