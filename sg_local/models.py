@@ -22,7 +22,12 @@ from sg_local.files import Faults, read_text, read_toml, toml_text, write_text
 
 PROMPT_FORMATS = ("gguf", "vicuna")
 REQUIRED_KEYS = ("source", "size_bytes", "licence", "architecture", "prompt_format", "description")
-OPTIONAL_KEYS = ("sha256", "notice")
+OPTIONAL_KEYS = ("sha256", "notice", "shape")
+SHAPE_SIZES = (
+    *("n_layers", "hidden", "intermediate", "n_heads", "n_kv_heads", "head_dim"),
+    *("vocab", "context_length"),
+)
+SHAPE_KEYS = (*SHAPE_SIZES, "is_tied")
 UNSUMMED_SIZE_TOLERANCE = 0.05  # a size without a sum is a published, rounded one
 DOWNLOAD_SLACK_BYTES = 1 << 20
 
@@ -61,6 +66,7 @@ class Model:
     description: str
     sha256: str | None = None
     notice: str | None = None
+    shape: dict[str, int] | None = None  # SHAPE_KEYS; what is known of its sizes before the file is here
 
     @property
     def max_download_bytes(self) -> int:
@@ -287,7 +293,7 @@ def _parse_model(name: str, entry: Any, prefix: str, faults: Faults) -> Model | 
     for key in REQUIRED_KEYS:
         if key not in entry:
             faults.add(f"{prefix}{key} is missing")
-    for key in entry.keys() - {"size_bytes"}:
+    for key in entry.keys() - {"size_bytes", "shape"}:
         if not isinstance(entry[key], str):
             faults.add(f"{prefix}{key} must be a text in quotes")
     if faults.count > n_faults:
@@ -298,9 +304,30 @@ def _parse_model(name: str, entry: Any, prefix: str, faults: Faults) -> Model | 
         faults.add(f"{prefix}size_bytes must be a whole number above 0")
     if not re.fullmatch(r"[0-9a-f]{64}", entry.get("sha256", "0" * 64)):
         faults.add(f"{prefix}sha256 must be 64 of 0-9 a-f")
+    if fault := _shape_fault(entry.get("shape")):
+        faults.add(f"{prefix}{fault}")
     if entry["prompt_format"] not in PROMPT_FORMATS:
         faults.add(f"{prefix}prompt_format must be one of {', '.join(PROMPT_FORMATS)}")
     return Model(name=name, **entry) if faults.count == n_faults else None
+
+
+def _shape_fault(shape: Any) -> str:
+    """What is wrong with the table of a model's sizes; "" where nothing is, or there is none."""
+    if shape is None:
+        return ""
+    if not isinstance(shape, dict) or set(shape) != set(SHAPE_KEYS):
+        return f"shape must be a table of {', '.join(SHAPE_KEYS)}"
+    if not all(type(shape[key]) is int and 0 < shape[key] < 1 << 31 for key in SHAPE_SIZES):
+        return f"shape: {', '.join(SHAPE_SIZES)} must be whole numbers above 0"
+    return "" if type(shape["is_tied"]) is bool else "shape: is_tied must be true or false"
+
+
+def find_absent(source: str, catalogue: Path | None = None) -> Model | None:
+    """The listed model of a name, where its file is not on this machine, but its sizes are in the list; else None."""
+    if source.startswith(HUB) or os.path.isfile(expand_user(source)):
+        return None
+    model = next((model for model in list_models(catalogue) if model.name == source), None)
+    return model if model and model.shape and not find_present(model) else None
 
 
 def find_model(name: str, catalogue: Path | None = None) -> Model | None:

@@ -27,21 +27,21 @@ def list_command(as_json: bool) -> None:
     """\b
     sg-local models list
 
-    Lists the models that have a name, and those that were pulled from Hugging Face by their reference.
+    Lists the models that have a name, and those that were pulled from Hugging Face by their reference; and says which
+    fit this machine, as `sg-local plan` finds it for a small task.
     """
     from dataclasses import asdict
 
     from sg_local.escape import json_text, printable
-    from sg_local.models import find_present, list_models, list_pulled
+    from sg_local.plan.model_list import list_known_models
     from sg_local.report.models import model_lines
 
-    presence = [(model, find_present(model) is not None) for model in list_models()]
-    presence += [(model, True) for model in list_pulled() if find_present(model)]
+    known = list_known_models()
     if as_json:
-        rows = [{**asdict(model), "is_present": is_present} for model, is_present in presence]
+        rows = [{**asdict(model), "is_present": is_present, "fit": fit} for model, is_present, fit in known]
         echo_json(json_text(rows, indent=1))
         return
-    for line in model_lines(presence):
+    for line in model_lines(known):
         click.echo(printable(line))
 
 

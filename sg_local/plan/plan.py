@@ -10,21 +10,30 @@ import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sg_local.gguf_io.check_base import FINER, about_merging, type_to_merge_in
-from sg_local.models import model_store, resolve_model
+from sg_local.models import find_absent, model_store, resolve_model
 from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
-from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
+from sg_local.plan.sizes import ModelSizes, TaskTokens, listed_sizes, model_sizes, task_tokens
 from sg_local.report import tables
-from sg_local.runs.begin import describe_base, read_model, require_chat_base
+from sg_local.runs.begin import ModelFile, describe_base, read_model, require_chat_base
 from sg_local.runs.given import check_task
 from sg_local.runs.times import Told, tell_before
 from sg_local.settings import Settings, as_flag
+from sg_local.task import Task
 
 # The desktop and the driver hold some of a card, the system some of the memory.
 USABLE_SHARE_OF_GPU = 0.92
 USABLE_SHARE_OF_HOST = 0.9
+
+
+# A task with short texts: what is told of a model without knowing the task.
+SMALL_TASK = TaskTokens(instruction=100, demonstrations=200, input=60, answer=10, labels=20, test_rows=100)
+# What may be changed so that a model fits, the least first.
+_TRIED: dict[str, Any] = {"load_in_4bit": True, "n_ctx": 2048}
+_TRIED_TO_FIT = (("load_in_4bit",), ("load_in_4bit", "n_ctx"))
 
 
 @dataclass(frozen=True)
@@ -78,29 +87,70 @@ def plan_run(
     Raises InputError where task or model is wrong.
     """
     task, rows = check_task(task_source)
-    file = read_model(resolve_model(model_source))
-    require_chat_base(file, settings, [task])
-    notes = [note for note in [about_merging(file.header, settings)] if note]
-    model = model_sizes(file.header)
-    quant = type_to_merge_in(file.header, settings)
-    if (settings.quant, quant) == ("auto", "base"):
+    base = _read_base(model_source, settings, task)
+    notes, model = base.notes, base.sizes
+    if (settings.quant, base.quant) == ("auto", "base"):
         notes.append(
-            f"if the types of {file.path.name} prove too coarse for what was trained, model.gguf is made in {FINER}: "
+            f"if the types of {base.file_name} prove too coarse for what was trained, model.gguf is made in {FINER}: "
             f"{tables.size(finer_disk_bytes(model))} of disk for it while it is written, "
             f"and not {tables.size(model.file_bytes)}"
         )
-    settings = replace(settings, quant=quant)
+    settings = replace(settings, quant=base.quant)
     real_inputs = [*rows.inputs, *(row.input for row in rows.labelled)]
     context_tokens = min(settings.n_ctx, model.context_length)
     tokens = task_tokens(task, settings, len(rows.test), context_tokens, real_inputs)
     machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
     needs, faults = compare(model, settings, tokens, machine)
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"
-    title = f"{task.name} with {file.path.name} {place}: estimated, not measured"
+    title = f"{task.name} with {base.file_name} {place}: estimated, not measured"
     told = None
-    if gpu_bytes is None and not faults:
-        told = tell_before(describe_base(file, settings), file.header, settings, task, rows)
+    if base.file and gpu_bytes is None and not faults:
+        told = tell_before(describe_base(base.file, settings), base.file.header, settings, task, rows)
     return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, notes, faults, told)
+
+
+class _Base(NamedTuple):
+    """A model as it is planned with: from its header, or from the list of models where its file is not here."""
+
+    file_name: str
+    sizes: ModelSizes
+    quant: str  # of model.gguf
+    notes: list[str]
+    file: ModelFile | None
+
+
+def _read_base(source: str, settings: Settings, task: Task) -> _Base:
+    if absent := find_absent(source):
+        note = (
+            f"{absent.name} is not on this machine, and planned with by its sizes in the list of models; once "
+            f"`sg-local models pull {absent.name}` has fetched it ({tables.size(absent.size_bytes)}), time is told too"
+        )
+        quant = "base" if settings.quant == "auto" else settings.quant
+        return _Base(absent.file_name, listed_sizes(absent), quant, [note], None)
+    file = read_model(resolve_model(source))
+    require_chat_base(file, settings, [task])
+    notes = [note for note in [about_merging(file.header, settings)] if note]
+    quant = type_to_merge_in(file.header, settings)
+    return _Base(file.path.name, model_sizes(file.header), quant, notes, file)
+
+
+def how_it_fits(model: ModelSizes, machine: Machine) -> str:
+    """Whether a run of a small task fits this machine: "fits", "fits with --load-in-4bit", "too large"."""
+    tried: dict[str, Settings] = {"fits": Settings()}
+    for names in _TRIED_TO_FIT:
+        changed = replace(Settings(), **{name: _TRIED[name] for name in names})
+        tried[f"fits with {_changes(Settings(), changed)}"] = changed
+    for words, settings in tried.items():
+        needs = estimate(
+            model,
+            replace(settings, quant="base"),
+            SMALL_TASK,
+            on_gpu=machine.gpu_bytes > 0,
+            memory_bytes=machine.host_bytes,
+        )
+        if all(_fits(need, machine) for need in needs):
+            return "too little disk" if _disk_faults(needs, machine) else words
+    return "too large"
 
 
 def look_at_machine(run_dir: Path, gpu_bytes: int | None) -> Machine:

@@ -6,18 +6,20 @@ task_tokens(task, settings, 200) → TaskTokens(instruction=80, demonstrations=2
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from sg_local.architectures import ARCHITECTURES
 from sg_local.dimensions import Dimensions, read_dimensions, read_size
 from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader
+from sg_local.models import Model
 from sg_local.settings import LEAST_INPUT_LIMIT, Settings, input_limit
 from sg_local.task import Task
 
 # Bytes of text in a token. English has 4 and more; Llama 2's vocabulary goes down to 2 or 3 in other languages.
 BYTES_PER_TOKEN = 3
 MOST_BYTES_PER_TOKEN = 6  # of a whole text: what has more of them for each token of room does not fit
+LEAST_BYTES_IN_16_BITS = 1.8  # of a weight: Q8_0 has 1.06, and a published size is rounded
 ENGLISH_BYTES_PER_TOKEN = 4
 TURN_TOKENS = 8  # what a chat format puts around a turn
 
@@ -90,6 +92,28 @@ def model_sizes(header: GgufHeader) -> ModelSizes:
         embedding_bytes=embedding.size_bytes if embedding else 0,
         is_tied=header.tensor("output.weight") is None,
         is_quantized=any(tensor.type_name not in ("F32", "F16", "BF16") for tensor in header.tensors),
+    )
+
+
+def listed_sizes(model: Model) -> ModelSizes:
+    """The sizes of a listed model that has a shape, without its file. What its types are is told from its size."""
+    shape = dict(model.shape or {})
+    is_tied, context_length = bool(shape.pop("is_tied")), shape.pop("context_length")
+    sizes = ModelSizes(
+        **shape,
+        n_rotated=shape["head_dim"],
+        architecture=model.architecture,
+        context_length=context_length,
+        file_bytes=model.size_bytes,
+        embedding_bytes=0,
+        is_tied=is_tied,
+        is_quantized=True,
+    )
+    bytes_per_weight = model.size_bytes / sizes.n_parameters
+    return replace(
+        sizes,
+        embedding_bytes=int(bytes_per_weight * sizes.vocab * sizes.hidden),
+        is_quantized=bytes_per_weight < LEAST_BYTES_IN_16_BITS,
     )
 
 

@@ -1,9 +1,10 @@
 """Models as lines to read: those that have a name, and what one file says about itself.
 
-smollm2-135m         0.10 GB  here        Apache-2.0
+smollm2-135m         0.10 GB  here        fits  Apache-2.0
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from sg_local.escape import json_text, one_line
 from sg_local.models import Model
@@ -11,11 +12,20 @@ from sg_local.models import Model
 MAX_FACT_CHARACTERS = 400
 
 
-def model_lines(presence: Sequence[tuple[Model, bool]]) -> Iterator[str]:
-    """The models of the list, and whether they are on this machine; a reference to the hub stands at the end."""
-    for model, is_present in presence:
+class KnownModel(NamedTuple):
+    """A model that has a name: whether it is on this machine, and whether a run fits that; None where nobody knows."""
+
+    model: Model
+    is_present: bool
+    fit: str | None
+
+
+def model_lines(known: Sequence[KnownModel]) -> Iterator[str]:
+    """The models of the list, with what this machine has and is fit for; a reference to the hub stands at the end."""
+    width = max((len(item.fit or "") for item in known), default=0)
+    for model, is_present, fit in known:
         state = "here" if is_present else "not pulled"
-        facts = f"{model.size_bytes / 1e9:6.2f} GB  {state:10}  {model.licence}"
+        facts = f"{model.size_bytes / 1e9:6.2f} GB  {state:10}  {fit or '':{width}}  {model.licence}"
         yield f"{facts}  {model.name}" if model.is_by_reference else f"{model.name:18} {facts}"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ from command_line import Call, Contents, one_line
 from finished_run import MODEL, TENSORS
 from gguf_bytes import tiny_gguf
 from gguf_models import write_model
-from known_sizes import LLAMA_2_7B
+from known_sizes import LLAMA_2_7B, SMOLLM2
 from messages import assert_says
+
+from sg_local.models import list_models
+from sg_local.plan.sizes import ModelSizes, listed_sizes
 
 
 def test_plan_says_what_a_run_needs_and_writes_nothing(
@@ -137,3 +141,43 @@ def test_plan_judges_the_chat_template(
         tiny_gguf({**MODEL, "general.name": "Vicuna", "tokenizer.chat_template": template}, TENSORS)
     )
     assert_says(sg("plan", task, "--model", path).stderr, fault, "--prompt-format vicuna")
+
+
+def test_a_listed_model_is_planned_with_before_it_is_pulled(
+    sg: Call, task: Path, nvidia: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**12))
+    result = sg("plan", task, "--model", "vicuna-7b-v1.5", "--load-in-4bit", "--n-inputs", 7)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert_says(result.stdout, "vicuna-7b-v1.5.Q4_K_M.gguf", "models pull vicuna-7b-v1.5", "3.8 GiB")
+    assert "time" not in result.stdout.splitlines()[2]
+    # Without its sizes nothing can be said.
+    monkeypatch.setattr("sg_local.plan.plan.find_absent", lambda _source: None)
+    assert "models pull vicuna-7b-v1.5" in one_line(sg("plan", task, "--model", "vicuna-7b-v1.5"), 2)
+
+
+@pytest.mark.parametrize(("name", "known"), [("smollm2-135m", SMOLLM2), ("vicuna-7b-v1.5", LLAMA_2_7B)])
+def test_the_list_has_the_sizes_that_the_headers_have(name: str, known: ModelSizes) -> None:
+    model = next(model for model in list_models() if model.name == name)
+    listed = listed_sizes(model)
+    assert abs(listed.file_bytes / known.file_bytes - 1) < 0.01
+    same = {"file_bytes": known.file_bytes, "embedding_bytes": known.embedding_bytes}
+    assert replace(listed, **same) == known
+
+
+@pytest.mark.parametrize(("gib", "words"), [(64, "fits"), (24, "fits with --load-in-4bit"), (4, "too large")])
+def test_the_list_says_which_models_fit_this_machine(
+    sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch, gib: int, words: str
+) -> None:
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: gib << 30)
+    usage = SimpleNamespace(free=10**12)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    rows = json.loads(sg("models", "list", "--json").stdout)
+    assert {row["name"]: row["fit"] for row in rows}["vicuna-7b-v1.5"] == words
+    line = next(line for line in sg("models", "list").stdout.splitlines() if line.startswith("vicuna"))
+    assert f"not pulled  {words} " in line
+    usage.free = 10**9
+    rows = json.loads(sg("models", "list", "--json").stdout)
+    fit = {row["name"]: row["fit"] for row in rows}["vicuna-7b-v1.5"]
+    assert fit == ("too large" if gib == 4 else "too little disk")

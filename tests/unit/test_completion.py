@@ -36,6 +36,13 @@ def completed(*words: str) -> list[str]:
         (["report", "runs/a"], ["file,runs/a"]),
         (["run", "my.toml", "--from", "runs/a"], ["file,runs/a"]),
         (["run", "my.toml", "--preset", "q"], ["plain,quick"]),
+        (["predict", "--model", "own"], ["plain,own.gguf"]),
+        (["predict", "--model", "own.gguf", "--task", "polite"], ["plain,polite-request"]),
+        (["predict", "--model", "own.gguf", "notes"], ["file,notes"]),
+        (["models", "show", "vicuna"], ["plain,vicuna-7b-v1.5"]),
+        (["export-adapter", "--model", "own"], ["plain,own.gguf"]),
+        (["verify", "runs/a"], ["file,runs/a"]),
+        (["compare", "runs/a", "runs/b"], ["file,runs/b"]),
     ],
     ids=" ".join,
 )

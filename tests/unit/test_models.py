@@ -16,7 +16,7 @@ from messages import assert_says
 import sg_local.pull as pull_module
 from sg_local.download import Failure
 from sg_local.errors import InputError, SgLocalError
-from sg_local.models import find_by_path, list_models, model_store, resolve_model
+from sg_local.models import SHAPE_SIZES, find_by_path, list_models, model_store, resolve_model
 from sg_local.pull import pull_model
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 500
@@ -54,11 +54,17 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home" / "models"
 
 
+def toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
 def catalogue(directory: Path, **entries: dict[str, Any]) -> Path:
     path = directory / "models.toml"
     lines = []
     for name, entry in entries.items():
-        lines += [f"[{json.dumps(name)}]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+        lines += [f"[{json.dumps(name)}]", *(f"{key} = {toml_value(value)}" for key, value in entry.items())]
     path.write_text("\n".join(lines), "utf-8")
     return path
 
@@ -141,6 +147,9 @@ def test_an_exact_size_is_asked_for_only_with_a_sum(tmp_path: Path) -> None:
     assert not rough.has_size(128_000 + 6_401)
 
 
+SHAPE = dict.fromkeys(SHAPE_SIZES, 64) | {"is_tied": True}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -156,6 +165,11 @@ def test_an_exact_size_is_asked_for_only_with_a_sum(tmp_path: Path) -> None:
         ({"sha256": "abc"}, "sha256 must be 64 of 0-9 a-f"),
         ({"prompt_format": "chatml"}, "prompt_format must be one of gguf, vicuna"),
         ({"license": "MIT"}, "unknown key 'license'"),
+        ({"shape": "30x576"}, "shape must be a table of n_layers, hidden"),
+        ({"shape": {"n_layers": 30}}, "shape must be a table of n_layers, hidden"),
+        ({"shape": SHAPE | {"n_heads": 0}}, "must be whole numbers above 0"),
+        ({"shape": SHAPE | {"vocab": True}}, "must be whole numbers above 0"),
+        ({"shape": SHAPE | {"is_tied": 1}}, "is_tied must be true or false"),
     ],
 )
 def test_each_fault_of_an_entry_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
