@@ -87,7 +87,7 @@ def run(
         )
     if until != STAGES[-1]:
         return
-    from sg_local.report.scores import read_evaluation, score_table
+    from sg_local.report.scores import read_evaluation, scores_with_advice
 
     if as_json:
         echo_json(json_text(read_evaluation(result.run), indent=1))
@@ -103,7 +103,7 @@ def run(
         if other_dir:
             compare = shlex.join(["sg-local", "compare", str(other_dir), str(result.directory)])
             files.append(f"{compare}  (what the changes did)")
-        click.echo(printable("\n".join([score_table(result.run), "", *files])))
+        click.echo(printable("\n".join([scores_with_advice(result.run), "", *files])))
     if gate:
         result.gate()
 

@@ -32,9 +32,9 @@ def _stage_command(stage: str) -> click.Command:
         if not run_one_stage(run, stage, redo=redo):
             say(f"{stage} of {run_dir} is finished, nothing to do (--redo runs it again)")
         if stage == "evaluate":
-            from sg_local.report.scores import score_table
+            from sg_local.report.scores import scores_with_advice
 
-            click.echo(printable(score_table(run)))
+            click.echo(printable(scores_with_advice(run)))
 
     return _QUANT_OPTION(command) if stage == "export" else command
 

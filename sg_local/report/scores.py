@@ -67,9 +67,13 @@ def score_table(run: Run) -> str:
         lines += [*_label_lines(before, after, run.task.labels), ""]
         lines += _one_answer_lines(after, evaluation["n_rows"])
     lines += _calibration_lines(evaluation)
-    lines += _gain_lines(evaluation)
-    advice = [next_step(run.task, evaluation), about_a_classifier(run.task, run.labelled_rows)]
-    return "\n".join([*lines, *(f"next: {text}" for text in advice if text)])
+    return "\n".join([*lines, *_gain_lines(evaluation)])
+
+
+def scores_with_advice(run: Run) -> str:
+    """The same, and below it what is worth doing next."""
+    advice = [next_step(run.task, read_evaluation(run)), about_a_classifier(run.task, run.labelled_rows)]
+    return "\n".join([score_table(run), *(f"next: {text}" for text in advice if text)])
 
 
 def _contender_lines(evaluation: Evaluation) -> list[str]:

@@ -67,6 +67,9 @@ def next_step(task: Task, evaluation: Evaluation) -> str | None:
         for label, counts in tuned.get("labels", {}).items()
         if counts["rows"] >= LEAST_ROWS_OF_A_LABEL and not counts["right"]
     ]
+    is_better = gain_over_best(evaluation)["verdict"] == Verdict.BETTER
+    if evaluation["n_rows"] < LEAST_TEST_ROWS and not is_better:
+        return f"{LEAST_TEST_ROWS} test rows or more: {evaluation['n_rows']} can show a very large gain only"
     if _is_at_chance(task, evaluation):
         return (
             f"base and tuned model judge at chance ({len(task.labels)} labels): a larger model is likely to help, "
@@ -76,10 +79,8 @@ def next_step(task: Task, evaluation: Evaluation) -> str | None:
         has_one = {example.output for example in task.examples}
         what = "another example" if all(label in has_one for label in never) else "an example"
         return f"the label {_listed(never)} is never right: give it {what}, or labelled rows"
-    if gain_over_best(evaluation)["verdict"] == Verdict.BETTER:
+    if is_better:
         return None
-    if evaluation["n_rows"] < LEAST_TEST_ROWS:
-        return f"{LEAST_TEST_ROWS} test rows or more: {evaluation['n_rows']} can show a very large gain only"
     return (
         "no gain is shown over the base's best way: real inputs or labelled rows of your own, other examples, or a "
         "larger model"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from messages import assert_says
 
-from sg_local.report.scores import read_evaluation, score_table
+from sg_local.report.scores import read_evaluation, score_table, scores_with_advice
 from sg_local.runs.directory import Run
 from sg_local.selfguide.advice import about_a_classifier, next_step, task_warnings
 from sg_local.selfguide.contenders import TUNED, Contender
@@ -110,7 +110,8 @@ def test_labelled_rows_enough_for_a_classifier_are_told() -> None:
 
 
 def test_the_table_of_labels_has_exact_match_alone_and_ends_with_what_to_do(finished_run: Run) -> None:
-    table = score_table(finished_run)
+    table = scores_with_advice(finished_run)
+    assert table.startswith(score_table(finished_run))
     assert "Exact Match" in table
     assert "ROUGE-L" not in table
     evaluation = read_evaluation(finished_run)
