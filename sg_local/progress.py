@@ -39,13 +39,14 @@ class PlaceInRun:
 
 
 _place = PlaceInRun()
+_place_since = 0.0
 _shown: "list[_Status]" = []  # what is shown now: one thing, or nothing
 
 
 def set_place(place: PlaceInRun) -> None:
     """Where in a run the lines of this process are, from now on."""
-    global _place
-    _place = place
+    global _place, _place_since
+    _place, _place_since = place, time.monotonic()
 
 
 def get_place() -> PlaceInRun:
@@ -76,13 +77,20 @@ def restore_terminal() -> None:
 
 @contextmanager
 def progress(
-    title: str, total: int, unit: str, done: int = 0, detail: Callable[[], str] = str
+    title: str,
+    total: int,
+    unit: str,
+    done: int = 0,
+    detail: Callable[[], str] = str,
+    *,
+    is_part: bool = False,
 ) -> Iterator[Callable[[int], None]]:
     """Shows how far the work is; yields a function that is told how many units were done since its last call.
 
-    detail: what else is to be shown beside it, asked whenever it is.
+    detail: what else is to be shown beside it, asked whenever it is. is_part: there is more to do in the stage than
+    these units, so that their rate does not say how long that takes.
     """
-    status = _Status(title, total, unit, done, detail)
+    status = _Status(title, total, unit, done, detail, is_part)
     if not _draws():
         n_left = total - done
         say(f"{title}: {n_left} {unit.removesuffix('s') if n_left == 1 else unit}")
@@ -119,6 +127,7 @@ class _Status:
     unit: str = ""
     done: int = 0
     detail: Callable[[], str] = str
+    is_part: bool = False
     doing: list[str] = field(default_factory=list)
     said_at: float = 0.0
     _started: float = field(default_factory=lambda: time.monotonic())
@@ -175,10 +184,10 @@ class _Status:
         return (self.done - self._first[1]) / (now - self._first[0])
 
     def _seconds_left(self, now: float) -> float | None:
-        if rate := self._rate(now):
+        if not self.is_part and (rate := self._rate(now)):
             return max(0.0, (self.total - self.done) / rate)
         if self.total and _place.told_seconds is not None:
-            left = _place.told_seconds - (now - self._started)
+            left = _place.told_seconds - (now - _place_since)
             return left if left > 0 else None
         return None
 

@@ -304,7 +304,7 @@ def _chosen_style(run: Run, engine: Engine, template: ChatTemplate, rules: Rules
 
     n_trials = N_TRIALS * len(INPUT_PROMPTS)
     n_known = N_TRIALS * len({trial["style"] for trial in finished})
-    with progress("generate: trials of prompts", n_trials, "inputs", n_known) as advance:
+    with progress("generate: trials of prompts", n_trials, "inputs", n_known, is_part=True) as advance:
 
         @functools.cache  # the same inputs are judged with the form filter, and without it where that drops all
         def made(style: str) -> Made:

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def in_run() -> Iterator[None]:
+def in_run(clock: Clock) -> Iterator[None]:
     """The second stage of six, told 100 s, and 200 s after it."""
     set_place(PlaceInRun("2/6", 100.0, 200.0))
     yield
@@ -110,6 +110,15 @@ def test_before_anything_is_counted_the_told_time_counts_down(clock: Clock, in_r
         assert shown(80) == "[2/6] annotate 2/198 inputs, 20 s each, 65 min left, run 69 min left"
 
 
+def test_a_part_of_a_stage_says_how_long_the_stage_takes(clock: Clock, in_run: None) -> None:
+    with progress("generate: trials", 96, "inputs", is_part=True) as advance:
+        for clock.now in (10.0, 40.0):
+            advance(30)
+        assert shown(80) == "[2/6] generate: trials 60/96 inputs, 1.0/s, 60 s left, run 4 min left"
+    with progress("generate", 64, "inputs"):  # after it the told time goes on
+        assert shown(80) == "[2/6] generate 0/64 inputs, 60 s left, run 4 min left"
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (3000, "50 min"), (6000, "1.7 h")],
@@ -122,7 +131,7 @@ CODE = """
 import time
 from sg_local.progress import PlaceInRun, progress, restore_terminal, set_place, working
 
-set_place(PlaceInRun("2/6", 100.0, 200.0))
+set_place(PlaceInRun("2/6", 200.0, 200.0))
 with working("export: comparing llama.cpp with torch"):
     time.sleep(1.5)
 with progress("predict", 2, "inputs", detail=lambda: "310 prompt tok/s (97% shared), 95 generated tok/s") as advance:
@@ -160,5 +169,5 @@ def test_a_line_that_moves_fits_the_terminal_and_leaves_stdout_alone(columns: in
     lines = [line.strip() for line in re.split(r"\r|\n|\x1b\[[0-9;?]*[A-Za-z]", text) if line.strip()]
     assert max(map(len, lines)) <= columns
     assert "[2/6] export: comparing llama.cpp with torch, for 1 s" in lines
-    assert "[2/6] predict 1/2 inputs, 2 min left, run 5 min left" in lines
+    assert "[2/6] predict 1/2 inputs, 3 min left, run 7 min left" in lines
     assert "-:--:--" not in text
