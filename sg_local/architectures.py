@@ -66,7 +66,9 @@ class Architecture:
     default_tied: bool = False  # tie_word_embeddings
     derives_heads: bool = True  # num_key_value_heads and head_dim come from num_attention_heads
     renamed: dict[str, str] = field(default_factory=dict)  # keys of config.json that others call otherwise
-    adjusted: tuple[str, ...] = ()  # those from which the class computes the size; the tensors' shapes tell it
+    adjusted: tuple[
+        str, ...
+    ] = ()  # those from which the class computes the size; the tensors' shapes tell it
 
     @property
     def is_hybrid(self) -> bool:
