@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sg_local.gguf_io.check_base import FINER, about_merging, type_to_merge_in
+from sg_local.gguf_io.check_base import FINER, about_merging, types_to_try
 from sg_local.models import model_store, resolve_model
 from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
@@ -77,14 +77,14 @@ def plan_run(
     require_chat_base(file, settings, [task])
     notes = [note for note in [about_merging(file.header, settings)] if note]
     model = model_sizes(file.header)
-    quant = type_to_merge_in(file.header, settings)
-    if (settings.quant, quant) == ("auto", "base"):
+    quants = types_to_try(file.header, settings)
+    if len(quants) > 1:
         notes.append(
-            f"if the types of {file.path.name} prove too coarse for what was trained, model.gguf is made in {FINER}: "
-            f"{tables.size(finer_disk_bytes(model))} of disk for it while it is written, "
+            f"if the types of {file.path.name} prove too coarse for what was trained, model.gguf is made in finer "
+            f"ones, at most {FINER}: up to {tables.size(finer_disk_bytes(model))} of disk for it, "
             f"and not {tables.size(model.file_bytes)}"
         )
-    settings = replace(settings, quant=quant)
+    settings = replace(settings, quant=quants[0])
     real_inputs = [*rows.inputs, *(row.input for row in rows.labelled)]
     context_tokens = min(settings.n_ctx, model.context_length)
     tokens = task_tokens(task, settings, len(rows.test), context_tokens, real_inputs)

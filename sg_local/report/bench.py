@@ -138,7 +138,10 @@ def results_markdown(results: Results) -> str:
 def _types(export: Mapping[str, Any]) -> dict[str, str]:
     """The type of the merged file, and that of the base where it was too coarse (stages/export.py)."""
     entries = {"merged_type": "parity", "too_coarse": "too_coarse"}
-    return {key: export[entry]["merged_type"] for key, entry in entries.items() if entry in export}
+    types = {key: export[entry]["merged_type"] for key, entry in entries.items() if entry in export}
+    if export.get("made_in") == "base+Q8_0":  # check_base.MIXED; merged_type is the coarsest
+        types["merged_type"] += " with Q8_0 for the attention and ffn_down"
+    return types
 
 
 def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:

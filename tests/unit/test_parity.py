@@ -32,8 +32,9 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     fields: list[object] = []
     monkeypatch.setattr(reference, "reference_logits", lambda *given: fields.append(given[3]) or [logits])
     run = finished_run
-    files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
-    parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    files = [run.file(name) for name in ("adapter", "adapter.gguf")]
+    trained = parity.Trained(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    trained.compare(run.file("model.gguf"))
     assert engine.opened == [
         ("f16.gguf", None, 0),
         ("f16.gguf", "adapter.gguf", 0),
@@ -112,12 +113,17 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
     monkeypatch.setattr(reference, "reference_logits", in_torch)
     run = finished_run
-    files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
-    same = parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    files = [run.file(name) for name in ("adapter", "adapter.gguf")]
+
+    def measured() -> parity.Parity:
+        trained = parity.Trained(run.model, run.settings, *files, [((1, 2, 3), 1)])
+        return trained.compare(run.file("model.gguf"))
+
+    same = measured()
     assert (same.base_logit_difference, asked) == (None, [run.file("adapter")])
     assert "base_logit_difference" not in same.as_dict()
     torch_off_by = 2.0
-    other = parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    other = measured()
     assert other.base_logit_difference == 2.0
     assert other.is_another_model
     assert asked[-1] is None
@@ -130,7 +136,7 @@ def test_a_difference_is_judged_beside_what_the_adapter_does() -> None:
     assert_says(fault, "adapter.gguf", "0.084", "0.600")
     assert weak.adapter_differs
     assert not weak.does_nothing
-    assert not weak.is_too_coarse
+    assert not weak.only_merge_differs
     # Where torch and llama.cpp differ as much without it, it does too little to be compared.
     rounding = replace(weak, base_logit_difference=0.08)
     assert rounding.does_nothing
