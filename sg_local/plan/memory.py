@@ -262,11 +262,11 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     longest = tokens.instruction + tokens.demonstrations + tokens.input + tokens.answer
     # One process does all of it, and has CUDA's libraries once a model was on the card.
     process = {"process": PROOF_PROCESS_BYTES, **({"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {})}
-    # Of torch and two or three llama.cpp models, one for each token of an answer; and one prompt's in the making. Near
-    # the decision of torch and one more.
-    near_answer = min(tokens.answer, NEAR_TOKENS) + 1
-    compared = 4 * PROOF_PROMPTS * tokens.answer + 2 * NEAR_PROMPTS * near_answer
-    logits = 4 * model.vocab * (compared + longest)
+    # For each token of an answer, and one prompt's in the making: of torch and llama.cpp with and without the adapter,
+    # and one more where the base is looked at alone; then, near the decision too, of torch and one file.
+    near = NEAR_PROMPTS * (min(tokens.answer, NEAR_TOKENS) + 1)
+    rows = PROOF_PROMPTS * tokens.answer
+    logits = 4 * model.vocab * (max(4 * rows, 3 * rows + near, 2 * (rows + near)) + longest)
     # No gradients, so one layer's at a time, for as many prompts as are computed at once (finetune/reference.py).
     n_prompts = PROOF_PROMPTS + NEAR_PROMPTS
     at_once = max(longest, min(n_prompts * longest, PROOF_TOKENS_AT_ONCE))
