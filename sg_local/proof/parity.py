@@ -2,7 +2,7 @@
 
     {"max_logit_difference": 0.052, "adapter_effect": 24.8,                     adapter.gguf on the 16-bit base
      "mean_kl_nats": 0.074, "base_mean_kl_nats": 3.1, "merged_type": "Q4_1",    model.gguf
-     "n_near_choices": 48, "near_equal_share": 0.979}                           the same, near the decision (near.py)
+     "n_near_choices": 48, "n_near_equal": 47, "near_expected_share": 0.974}    the same, near the decision (near.py)
 
 The adapter is compared on the 16-bit copy of the base, where both sides hold the same numbers: what differs is
 rounding, and a wrong scale, a missing layer or an unpermuted matrix stands out. The merged file is compared as it
@@ -81,7 +81,8 @@ class Parity:
     base_logit_difference: float | None = None  # without the adapter; measured where with it too much differs
     # Of the rows near the decision; None where there are too few.
     n_near_choices: int | None = None
-    near_equal_share: float | None = None
+    n_near_equal: int | None = None
+    near_expected_share: float | None = None  # of the trained model's choices
     near_mean_kl_nats: float | None = None
     near_adapter_share: float | None = (
         None  # of base + adapter.gguf; measured where model.gguf keeps too little
@@ -149,14 +150,14 @@ class Parity:
 
     @property
     def keeps_choices(self) -> bool:
-        """Whether the merged file makes enough of the trained model's choices near the decision, or nothing is known.
+        """Whether the merged file keeps enough of the trained model's choices near the decision, or nothing is known.
 
         Enough is LEAST_KEPT_SHARE, or what base + adapter.gguf keeps.
         """
-        if self.near_equal_share is None:
+        if self.near_expected_share is None:
             return True
         reachable = 1.0 if self.near_adapter_share is None else self.near_adapter_share
-        return self.near_equal_share >= min(LEAST_KEPT_SHARE, reachable)
+        return self.near_expected_share >= min(LEAST_KEPT_SHARE, reachable)
 
     @property
     def finer_quants(self) -> tuple[str, ...]:
@@ -180,11 +181,14 @@ class Parity:
 
     def near_in_words(self) -> str:
         """What is kept near the decision; "" where too few rows are there."""
-        if self.near_equal_share is None:
+        if self.near_expected_share is None:
             return ""
-        words = f"{self.near_equal_share:.1%} of {self.n_near_choices} choices near the decision are kept"
+        words = (
+            f"near the decision {self.n_near_equal} of {self.n_near_choices} choices are kept, by the noise on all of "
+            f"them {self.near_expected_share:.1%}"
+        )
         if self.near_adapter_share is not None:
-            words += f", {self.near_adapter_share:.1%} by base + adapter.gguf"
+            words += f" (base + adapter.gguf: {self.near_adapter_share:.1%})"
         return words
 
     def advice(self, export_as: ExportAs) -> str | None:
@@ -273,7 +277,8 @@ class Trained:
             parity = replace(
                 parity,
                 n_near_choices=kept.n_choices,
-                near_equal_share=kept.share,
+                n_near_equal=kept.n_equal,
+                near_expected_share=kept.expected_share,
                 near_mean_kl_nats=kept.mean_kl_nats,
             )
         if not parity.keeps_choices:
@@ -283,7 +288,8 @@ class Trained:
     @cached_property
     def _adapter_share(self) -> float:
         """What base + adapter.gguf keeps near the decision, as it is served."""
-        return self._kept(_served(self._settings, self._near, self._base.path, self._adapter_gguf)).share
+        served = _served(self._settings, self._near, self._base.path, self._adapter_gguf)
+        return self._kept(served).expected_share
 
     def _kept(self, served: Sequence[Logits]) -> Kept:
         return kept_choices(self._near, self._near_logits, served, by_row=self._by_row)

@@ -266,7 +266,7 @@ def _best(tried: Sequence[Attempt]) -> Attempt:
     right = [attempt for attempt in tried if not attempt.parity.faults()]
     if tried[-1].is_enough or not right:
         return tried[-1]
-    return max(right, key=lambda attempt: attempt.parity.near_equal_share or 0.0)
+    return max(right, key=lambda attempt: attempt.parity.near_expected_share or 0.0)
 
 
 def _in_words(quant: str) -> str:

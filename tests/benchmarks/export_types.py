@@ -10,7 +10,7 @@
 BENCH is a directory of `sg-local bench`. Each run is copied and exported anew, in all of the given types (default:
 auto, base). Scored are the merged files alone: what base + adapter.gguf answered stands in the run. The metric is that
 of the task: Exact Match with labels, else ROUGE-L. equal: share of answers that both files give. near: share of the
-trained model's choices near the decision that the file makes (proof/near.py), as the export measured it.
+trained model's choices near the decision that the file keeps (proof/near.py), as the export measured it.
 
 A JSON line for each task and type goes to the results file, and what is there already is not computed again: a call
 that was ended goes on.
@@ -106,7 +106,7 @@ def print_table(rows: list[dict[str, Any]], quants: list[str]) -> None:
     """A line for each task and type, then a mean for each type."""
     print(f"{'task':20} {'--quant':8} {'type':10} {'MiB':>6} adapter merged difference equal  near")
     for row in rows:
-        near = row["parity"].get("near_equal_share")
+        near = row["parity"].get("near_expected_share")
         print(
             f"{row['task']:20} {row['quant']:8} {row['made_in']:10} {row['size_bytes'] / 2**20:6.0f} "
             f"{row['adapter']:7.3f} {row['merged']:6.3f} {row['adapter'] - row['merged']:10.3f} "

@@ -66,5 +66,25 @@ def test_the_answer_that_the_trained_model_gives_is_what_counts(
     for by_row, expected in ((True, rows), (False, tokens)):
         kept = kept_choices([ROW], [chooses(*trained)], [chooses(*served)], by_row=by_row)
         assert (kept.n_choices, kept.n_equal) == expected
-        assert kept.share == expected[1] / expected[0]
         assert (kept.mean_kl_nats > 0.01) == (expected[0] != expected[1])
+
+
+def test_the_share_that_is_kept_is_told_from_the_noise_on_all_rows() -> None:
+    """Leads of 0 to 4 nats, noise of 0.5: that many choices change in the long run, whatever some 50 rows show."""
+    random = np.random.default_rng(0)
+    counted, expected = [], []
+    for _ in range(200):
+        leads, shifts = random.uniform(0, 4, 48), random.normal(0, 0.5, 48)
+        # A label of one token, and then the end of the turn, of which every file is sure.
+        trained = [np.array([[lead, 0, -9], [-20, -20, 9], [0, 0, 0]], np.float32) for lead in leads]
+        noise = [np.array([[shift, 0, 0]] * 3, np.float32) for shift in shifts]
+        served = [rows + more for rows, more in zip(trained, noise, strict=True)]
+        kept = kept_choices([((7, 0, 2), 0)] * 48, trained, served, by_row=True)
+        counted.append(kept.n_equal / kept.n_choices)
+        expected.append(kept.expected_share)
+    in_the_long_run = 1 - 0.5 * 0.3989 / 4
+    assert np.mean(counted) == pytest.approx(in_the_long_run, abs=0.01)
+    assert np.mean(expected) == pytest.approx(in_the_long_run, abs=0.01)
+    assert np.std(expected) < 0.7 * np.std(counted)  # which rows are there stays chance
+    same = kept_choices([((7, 0, 2), 0)] * 48, trained, trained, by_row=True)
+    assert (same.expected_share, same.n_equal) == (1.0, 48)
