@@ -62,9 +62,11 @@ def main() -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier call; one that was cut off by its end is left out."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of an earlier call; one that its end cut off is taken out of the file."""
+    whole, _, cut_off = (path.read_text("utf-8") if path.exists() else "").rpartition("\n")
+    if cut_off:
+        path.write_text(whole + "\n" if whole else "", "utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def measured(run: Run, quant: str) -> dict[str, Any]:
