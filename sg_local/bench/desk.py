@@ -123,11 +123,12 @@ class Desk:
         files: list[FileFacts],
         removed: list[str],
         kept: dict[str, Any] | None,
+        is_model_here: bool,
     ) -> None:
         """Puts the files that arrived in their places, and removes those that the run has no longer.
 
-        kept: where the run's weights are, if they stay on the node. Raises SgLocalError where a file is not what was
-        sent; then all stays as it was.
+        kept: where the run's weights are, if they stay on the node. is_model_here: the node has the base at the same
+        path. Raises SgLocalError where a file is not what was sent; then all stays as it was.
         """
         self._require_latest(place, attempt)
         run = self._bench / place
@@ -140,7 +141,8 @@ class Desk:
                 _require_name(name)
                 (run / name).unlink(missing_ok=True)
             names = sorted((item[0] for item in files), key=lambda name: name == MANIFEST)
-            _name_own_model(run, names)
+            if not is_model_here:
+                _name_own_model(run, names)
             for name in names:
                 (run / name).parent.mkdir(exist_ok=True)
                 shutil.move(run / _ARRIVING / name, run / name)

@@ -51,6 +51,7 @@ class DeskLike(Protocol):
         files: list[FileFacts],
         removed: list[str],
         kept: dict[str, Any] | None,
+        is_model_here: bool,
     ) -> None: ...
     def tell(self, attempt: str, node_id: str, what: str, text: str = "") -> None: ...
 
@@ -213,6 +214,7 @@ class _Copy:
         self.desk, self.job, self.attempt, self.node_id, self.node = desk, job, attempt, node_id, node
         self.path = cluster_root() / job.needs.bench_id / job.place
         self.base_path = self.path.with_name(f"{self.path.name}.base") if job.base_place else None
+        self.is_model_here = False
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of its last change
         self._start = _telling(desk, attempt, node_id)
 
@@ -220,6 +222,7 @@ class _Copy:
         """Fetches the run, finishes it, and sends what is there after each stage, also after a failed one."""
         make_store_directory(cluster_root())
         model = fetch_model(self.desk, self.job.needs)
+        self.is_model_here = str(model) == self.job.needs.model
         self._fetch_run(model)
         base = self._fetch_base(self.base_path, model) if self.base_path else None
         self.desk.tell(self.attempt, self.node_id, "began")
@@ -301,7 +304,9 @@ class _Copy:
             "directory": str(self.path),
             "files": {name: sha256_file(self.path / name) for name in sorted(stays)},
         }
-        self.desk.keep(self.job.place, self.attempt, sent, removed, kept if stays else None)
+        self.desk.keep(
+            self.job.place, self.attempt, sent, removed, kept if stays else None, self.is_model_here
+        )
         self._sent = stamps
 
     def _send_file(self, name: str) -> FileFacts:

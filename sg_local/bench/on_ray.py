@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,7 +172,12 @@ def connected(address: str) -> Iterator[None]:
                 raise
             say("no Ray cluster runs here: one of this machine alone is started")
             context = ray.init(_node_ip_address="127.0.0.1", **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(
+            f"--ray {address}: the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as its nodes "
+            "have them; see bench/README.md"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or ["no answer"])[0]
         raise InputError(
             f"--ray {address}: {reason[:300]}: see `ray status`, or start a cluster with `ray start --head`"
@@ -371,13 +377,16 @@ class FarDesk:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._waiter = ThreadPoolExecutor(1)
 
     def __getattr__(self, name: str) -> Any:
         import ray
 
         def call(*arguments: Any) -> Any:
+            # A task that waits in its main thread lends its processors to another one meanwhile.
+            reply = self._waiter.submit(ray.get, getattr(self._handle, name).remote(*arguments))
             try:
-                return ray.get(getattr(self._handle, name).remote(*arguments))
+                return reply.result()
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, SgLocalError) else error) from error
 
@@ -520,7 +529,7 @@ class _Placing:
             kind = InputError if outcome["exit_code"] == InputError.exit_code else SgLocalError
             return Ended(unit, True, kind(error_text))
         self._seconds.append(time.monotonic() - one.began)
-        say(f"{unit.name} is finished on {node} ({self._counts(-1)})")
+        say(f"{unit.name} is finished on {node} ({self._counts(1)})")
         return Ended(unit, True)
 
     def _again(self, one: _Try, why: str) -> Ended | None:
@@ -553,7 +562,7 @@ class _Placing:
     def _counts(self, change: int = 0) -> str:
         running = sum(one.began > 0 for one in self._in_flight.values())
         waiting = len(self._waiting) + len(self._in_flight) - running
-        return f"{waiting} waiting, {running} running, {self._n_ended - change} ended"
+        return f"{waiting} waiting, {running} running, {self._n_ended + change} ended"
 
     def _say_status(self) -> None:
         if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
