@@ -53,12 +53,11 @@ class FileFacts(NamedTuple):
 
 
 class News(NamedTuple):
-    """What a node tells: a run that began there, a stage that is finished, or a note for the user."""
+    """What a node tells of a run."""
 
     attempt: str
     node_id: str
-    what: str  # "began", the name of a stage, "note"
-    text: str = ""
+    what: str  # "began", or the stage that is finished
 
 
 class Desk:
@@ -152,9 +151,9 @@ class Desk:
                 (run / KEPT_REMOTE).unlink(missing_ok=True)
         remove_tree(run / _ARRIVING)
 
-    def tell(self, attempt: str, node_id: str, what: str, text: str = "") -> None:
+    def tell(self, attempt: str, node_id: str, what: str) -> None:
         """Keeps a node's news for the bench."""
-        self._news.append(News(attempt, node_id, what, text))
+        self._news.append(News(attempt, node_id, what))
 
     def news(self) -> list[News]:
         """What came since the last call."""

@@ -1,7 +1,7 @@
 """A run of a bench on a node of a cluster: its files are fetched, its stages run as on one machine, each is sent back.
 
     work(desk, job, "sst2 1", "9f2c…", "10.0.0.7")
-    -> {"error": None}  or  {"error": "train did not finish…", "exit_code": 1}  or  {"unfit": "10.0.0.7: no torch…"}
+    -> {"error": None}  or  {"error": "train did not finish…", "exit_code": 1}  or  {"unfit": "training needs…", …}
 
     $SG_LOCAL_HOME/cluster/models/b179c9523d0e6a0f/SmolLM2-135M-Instruct.Q4_1.gguf     the base, where it was copied
                            <bench>/sst2/  <bench>/sst2.base/                          the run, and what it begins with
@@ -53,7 +53,7 @@ class DeskLike(Protocol):
         kept: dict[str, Any] | None,
         is_model_here: bool,
     ) -> None: ...
-    def tell(self, attempt: str, node_id: str, what: str, text: str = "") -> None: ...
+    def tell(self, attempt: str, node_id: str, what: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def work(desk: DeskLike, job: Job, attempt: str, node_id: str, node: str) -> dic
     facts = look_at_node(job.needs)
     wrong = differences_of(job.needs.versions, facts.versions)
     if facts.faults or wrong:
-        return {"unfit": "; ".join([*facts.faults, *([f"has {wrong}"] if wrong else [])])}
+        reasons = [*facts.faults, *([f"it has {wrong}"] if wrong else [])]
+        return {"unfit": "; ".join(reasons), "node_id": node_id}
     with _environment(job):
         try:
             if facts.shares_bench and facts.model == "same" and not job.needs.on_node_disk:

@@ -16,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def on_cluster(
         return
     with connected(options.address), _probe(bench) as probe:
         nodes = ray_nodes()
-        share = _share(options, nodes)
+        _say_where_ports_are_open(nodes)
+        share = share_of(options, nodes)
         needed = needs_of_runs(tasks, model, settings, on_gpu=share.gpus > 0)
         share = replace(share, memory_bytes=needed.host_bytes)
         able = require_able(nodes, share)
@@ -163,35 +164,45 @@ def connected(address: str) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise InputError("--ray needs Ray, not installed here: `pip install 'sg-local[cluster]'`") from error
+    # To stdout Ray says what died, which is said here too.
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        try:
+            dashboard = _init(address)
+        except ray.exceptions.AuthenticationError as error:
+            raise InputError(
+                f"--ray {address}: the cluster wants another token: give RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+                "as its nodes have them; see bench/README.md"
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            reason = (str(error).strip().splitlines() or ["no answer"])[0]
+            raise InputError(
+                f"--ray {address}: {reason[:300]}: see `ray status`, or start a cluster with `ray start --head`"
+            ) from error
+        try:
+            if dashboard:
+                say(f"Ray's dashboard: http://{dashboard}")
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str) -> str:
+    """Connects, and returns the address of the dashboard."""
+    import ray
+
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        try:
-            context = ray.init(address=address, **quiet)
-        except ConnectionError:
-            if address != "auto":
-                raise
-            say("no Ray cluster runs here: one of this machine alone is started")
-            context = ray.init(_node_ip_address="127.0.0.1", **quiet)
-    except ray.exceptions.AuthenticationError as error:
-        raise InputError(
-            f"--ray {address}: the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as its nodes "
-            "have them; see bench/README.md"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise InputError(
-            f"--ray {address}: {reason[:300]}: see `ray status`, or start a cluster with `ray start --head`"
-        ) from error
-    try:
-        if context.dashboard_url:
-            say(f"Ray's dashboard: http://{context.dashboard_url}")
-        yield
-    finally:
-        ray.shutdown()
+        context = ray.init(address=address, **quiet)
+    except ConnectionError:
+        if address != "auto":
+            raise
+        say("no Ray cluster runs here: one of this machine alone is started")
+        context = ray.init(address="local", **quiet)
+    return str(context.dashboard_url or "")
 
 
 def ray_nodes() -> list[Node]:
-    """The nodes that are alive; says where Ray's ports can be reached from outside."""
+    """The nodes that are alive."""
     import ray
 
     found = [node for node in ray.nodes() if node["Alive"]]
@@ -209,12 +220,15 @@ def ray_nodes() -> list[Node]:
                 int(resources.get("memory", 0)),
             )
         )
-    if public := [address for address in times if is_public(address)]:
-        say(
-            f"Ray listens on {', '.join(sorted(public))}, outside of private networks: who reaches its ports can run "
-            "code there; see bench/README.md"
-        )
     return nodes
+
+
+def _say_where_ports_are_open(nodes: Sequence[Node]) -> None:
+    if public := sorted({node.name for node in nodes if is_public(node.name.split(" ")[0])}):
+        say(
+            f"Ray listens on {', '.join(public)}, outside of private networks: who reaches its ports can run code "
+            "there; see bench/README.md"
+        )
 
 
 def is_public(address: str) -> bool:
@@ -226,7 +240,7 @@ def is_public(address: str) -> bool:
     return not (found.is_private or found.is_loopback or found.is_link_local)
 
 
-def _share(options: ClusterOptions, nodes: Sequence[Node]) -> Share:
+def share_of(options: ClusterOptions, nodes: Sequence[Node]) -> Share:
     """What a run gets: as it was asked for; else one GPU if there is any, and its part of a node's processors."""
     gpus = options.gpus_per_run
     if gpus is None:
@@ -522,7 +536,7 @@ class _Placing:
         except ray.exceptions.RayError as error:
             return self._again(one, f"the worker or the node {node} died ({type(error).__name__})")
         if reason := outcome.get("unfit"):
-            self._leave_out(one.node_id, reason)
+            self._leave_out(outcome["node_id"], reason)
             self._waiting.appendleft((unit, one.number, ""))
             return None
         if error_text := outcome["error"]:
@@ -544,16 +558,20 @@ class _Placing:
         return None
 
     def _leave_out(self, node_id: str, reason: str) -> None:
+        nodes = [node for node in ray_nodes() if self.share.slots(node)]
+        self.names |= {node.id: node.name for node in nodes}
         if node_id not in self.left_out:
             say(f"{self._name(node_id)} is left out: {reason}")
         self.left_out[node_id] = reason
-        nodes = [node for node in ray_nodes() if self.share.slots(node)]
         if all(node.id in self.left_out for node in nodes):
             raise InputError("\n".join(f"{node.name}: {self.left_out[node.id]}" for node in nodes))
 
     def _read_news(self) -> None:
         tries = {one.attempt: one for one in self._in_flight.values()}
-        for attempt, node_id, what, _ in self._far.news():
+        news = self._far.news()
+        if {item.node_id for item in news} - self.names.keys():  # one that joined later
+            self.names |= {node.id: node.name for node in ray_nodes()}
+        for attempt, node_id, what in news:
             if one := tries.get(attempt):
                 one.node_id = node_id
                 one.stage = "" if what == "began" else what

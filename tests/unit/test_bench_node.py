@@ -80,7 +80,7 @@ def test_a_run_comes_back_as_it_would_be_here(
     assert [name for name in made if came[name] != made[name]] == ["manifest.json"]  # seconds
     assert open_run(place.run.path).first_unfinished() is None
     assert not place.there.exists()
-    assert [(news.what) for news in place.desk.news()] == ["began", *STAGES]
+    assert [news.what for news in place.desk.news()] == ["began", *STAGES]
 
 
 def test_what_is_finished_is_here_after_each_stage(place: Place, stages: ScriptedStages) -> None:
