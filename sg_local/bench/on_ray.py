@@ -456,12 +456,14 @@ class _Placing:
             str(self.bench.absolute()), str(self.model.path.absolute())
         )
         self._far = FarDesk(self._desk)
+        self._remote = ray.remote(self.task)  # once: each would be sent to every worker
         try:
             while self._waiting or self._in_flight:
                 yield from self._place()
                 if not self._in_flight:
                     continue
-                done, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=1.0)
+                done, others = ray.wait(list(self._in_flight), num_returns=1, timeout=1.0)
+                done += ray.wait(others, num_returns=len(others), timeout=0)[0] if done and others else []
                 self._read_news()
                 for ref in done:
                     if ended := self._ended(ref, self._in_flight.pop(ref)):
@@ -501,7 +503,6 @@ class _Placing:
             self._submit(unit, number, last_node)
 
     def _submit(self, unit: Unit, number: int, last_node: str) -> None:
-        import ray
 
         place = unit.path(self.bench).relative_to(self.bench).as_posix()
         base = unit.base.path.relative_to(self.bench).as_posix() if unit.base else ""
@@ -518,7 +519,7 @@ class _Placing:
         elif self.left_out:
             options["label_selector"] = {_NODE_ID: f"!in({','.join(self.left_out)})"}
         job = Job(self.needs, place, base, max(1, int(self.share.cpus)), self.share.gpus)
-        ref = ray.remote(self.task).options(**options).remote(self._desk, job, attempt, self.names)
+        ref = self._remote.options(**options).remote(self._desk, job, attempt, self.names)
         self._in_flight[ref] = _Try(unit, attempt, number)
 
     def _ended(self, ref: Any, one: _Try) -> Ended | None:
