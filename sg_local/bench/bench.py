@@ -46,7 +46,7 @@ from sg_local.task import Task
 from sg_local.task_files.importing import import_task
 
 if TYPE_CHECKING:
-    from sg_local.bench.on_ray import ClusterOptions
+    from sg_local.bench.cluster import ClusterOptions
 
 N_TEST_ROWS = 300  # drawn from a JSON file, as `sg-local task import` does
 MAX_BENCH_BYTES = 1 << 20

@@ -128,7 +128,7 @@ def bench(
     ablations = parse_ablations([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
     cluster = None
     if ray_address:
-        from sg_local.bench.on_ray import ClusterOptions
+        from sg_local.bench.cluster import ClusterOptions
 
         cluster = ClusterOptions(
             ray_address, gpus_per_run, cpus_per_run, max_in_flight, node_disk, keep_remote

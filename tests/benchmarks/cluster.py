@@ -92,9 +92,9 @@ def main() -> None:
             return time.monotonic() - begun
 
         warm_seconds = place_runs(units[: given.slots])
-        before, cpu_before = _mib(), time.process_time()
+        before, cpu_before, all_before = _mib(), time.process_time(), _cpu_seconds()
         seconds = place_runs(units[: given.runs])
-        cpu_seconds = time.process_time() - cpu_before
+        cpu_seconds, all_seconds = time.process_time() - cpu_before, _cpu_seconds() - all_before
     print(
         json.dumps(
             {
@@ -105,10 +105,19 @@ def main() -> None:
                 "seconds": round(seconds, 1),
                 "efficiency": round(given.runs * RUN_SECONDS / given.slots / seconds, 2),
                 "driver_cpu_ms_per_run": round(1000 * cpu_seconds / given.runs, 1),
+                "cluster_cpu_ms_per_run": round(1000 * all_seconds / given.runs, 1),
                 "driver_mib": [before, _mib()],
             }
         )
     )
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of all that it started: Ray's own, and the workers."""
+    import psutil
+
+    here = psutil.Process()
+    return sum(sum(one.cpu_times()[:2]) for one in [here, *here.children(recursive=True)])
 
 
 def _mib() -> int:

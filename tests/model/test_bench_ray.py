@@ -102,7 +102,13 @@ class Bench:
     def calls(self) -> list[str]:
         return (self.path / "calls.txt").read_text().split()
 
-    def place(self, units: list[Unit], task: Any = scripted, **options: Any) -> Iterator[Ended]:
+    def place(
+        self,
+        units: list[Unit],
+        task: Any = scripted,
+        left_out: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Iterator[Ended]:
         def can_begin(unit: Unit) -> bool:
             return unit.base is None or unit.base.first_unfinished() is None
 
@@ -114,7 +120,7 @@ class Bench:
             can_begin,
             self.needs,
             on_ray.Share(1, 0, 0),
-            {},
+            left_out or {},
             task=task,
         )
         return placing.run()
@@ -164,7 +170,37 @@ def test_what_dies_again_and_again_is_given_up(cluster: None, bench: Bench) -> N
     assert bench.calls == ["boxes"] * on_ray.MAX_TRIES
 
 
-def sends_rows(desk: Any, job: Job, attempt: str, _names: Any) -> dict[str, Any]:
+def finds_its_disk_full(_desk: Any, _job: Job, _attempt: str, _names: Any) -> dict[str, Any]:
+    return {"unfit": "nothing of disk is free", "node_id": ray.get_runtime_context().get_node_id()}
+
+
+@pytest.mark.timeout(300)
+def test_no_run_is_placed_on_a_node_that_is_left_out(
+    cluster: None, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ended,) = bench.place([Unit(bench.runs[0])], left_out={"ab" * 28: "no torch"})  # another node
+    assert not ended.error
+    with pytest.raises(InputError, match=r"\d: nothing of disk is free"):
+        list(bench.place([Unit(bench.runs[2])], finds_its_disk_full))
+    assert "is left out: nothing of disk is free" in capsys.readouterr().err
+    here = ray.get_runtime_context().get_node_id()
+    ends = bench.place([Unit(bench.runs[2])], left_out={here: "no torch"})
+    with pytest.MonkeyPatch.context() as patch:
+        waited: list[int] = []
+
+        def interrupt(self: Any) -> None:
+            waited.append(sum(one.began > 0 for one in self._in_flight.values()))
+            if len(waited) == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(on_ray._Placing, "_read_news", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            list(ends)
+    assert waited == [0, 0, 0]
+    assert bench.calls == ["boxes"]
+
+
+def works_for_long(desk: Any, _job: Job, attempt: str, _names: Any) -> dict[str, Any]:
     far = on_ray.FarDesk(desk)
     far.tell(attempt, ray.get_runtime_context().get_node_id(), "began")
     time.sleep(600)
@@ -173,7 +209,7 @@ def sends_rows(desk: Any, job: Job, attempt: str, _names: Any) -> dict[str, Any]
 
 @pytest.mark.timeout(300)
 def test_an_interruption_ends_what_was_begun(cluster: None, bench: Bench) -> None:
-    ends = bench.place([Unit(run) for run in bench.runs], sends_rows, max_in_flight=2)
+    ends = bench.place([Unit(run) for run in bench.runs], works_for_long, max_in_flight=2)
     placed = on_ray._Placing._read_news
 
     def interrupt(self: Any) -> None:

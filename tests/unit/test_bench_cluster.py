@@ -8,8 +8,8 @@ import pytest
 from command_line import Call
 from messages import assert_says
 
+from sg_local.bench.cluster import ClusterOptions, Node, Share, compared, is_public, require_able, share_of
 from sg_local.bench.node import Needs, NodeFacts
-from sg_local.bench.on_ray import ClusterOptions, Node, Share, compared, is_public, require_able, share_of
 from sg_local.errors import InputError
 
 GIB = 1024**3
