@@ -129,7 +129,8 @@ def connected(address: str) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[0]
             raise InputError(
-                f"--ray {address}: {reason[:300]}: see `ray status`, or start a cluster with `ray start --head`"
+                f"--ray {address}: {reason[:300]}: see `ray status`; `ray stop` forgets a cluster that is "
+                "gone, `ray start --head` begins one"
             ) from error
         try:
             if dashboard:
@@ -209,10 +210,12 @@ def _look_at_nodes(nodes: Sequence[Node], needs: Needs) -> tuple[dict[str, NodeF
     for node_id, ref in asked.items():
         try:
             facts[node_id] = ray.get(ref, timeout=LOOK_SECONDS)
-        except Exception as error:
+        except ray.exceptions.RayTaskError as error:
             faults[node_id] = (
                 f"sg_local cannot work there ({_last_line(error)}): install the version that is here"
             )
+        except ray.exceptions.RayError as error:
+            faults[node_id] = f"it does not answer ({type(error).__name__}): see `ray status`"
     return facts, faults
 
 
@@ -230,8 +233,10 @@ def _say_what_there_is(
             say(f"{node.name} has other bytes in {needs.model}: the base is copied to its store")
     used = [node for node in nodes if node.id not in left_out]
     slots = sum(share.slots(node) for node in used)
-    gets = f"{share.cpus:g} CPUs" + (f", {share.gpus} GPU" if share.gpus else "")
-    say(f"{tables.counted(len(used), 'node')}, {slots} runs at a time with {gets} each")
+    gets = " and ".join(
+        tables.counted(n, noun) for n, noun in ((int(share.cpus), "CPU"), (share.gpus, "GPU")) if n
+    )
+    say(f"{tables.counted(len(used), 'node')}, {tables.counted(slots, 'run')} at a time, each with {gets}")
     n_shared = sum(facts[node.id].shares_bench and facts[node.id].model == "same" for node in used)
     if needs.on_node_disk:
         n_shared = 0
@@ -239,7 +244,7 @@ def _say_what_there_is(
         say("all nodes see the directory of the bench: they work in it, and nothing is copied")
     else:
         say(
-            f"{tables.counted(len(used) - n_shared, 'node')} on a disk of its own: runs are sent there and back"
+            f"{len(used) - n_shared} of {len(used)} nodes work on their own disks: runs are sent there and back"
         )
     cards = {card for node in used for card in facts[node.id].gpus}
     if share.gpus and len(cards) > 1:

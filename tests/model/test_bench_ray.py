@@ -227,6 +227,29 @@ def test_an_interruption_ends_what_was_begun(cluster: None, bench: Bench) -> Non
     assert ray.available_resources()["CPU"] == 2
 
 
+class Slow:
+    """In place of a desk that takes a large file."""
+
+    def wait(self) -> None:
+        time.sleep(3)
+
+
+def waits_for_its_desk(desk: Any, job: Job, attempt: str, _names: Any) -> dict[str, Any]:
+    at_work = Path(job.needs.bench) / f"{job.place}.at_work"
+    at_work.touch()
+    on_ray.FarDesk(ray.remote(Slow).options(num_cpus=0).remote()).wait()
+    n_at_work = len(list(at_work.parent.glob("*.at_work")))
+    at_work.unlink()
+    return {"error": None if n_at_work <= 2 else f"{n_at_work} at a time", "exit_code": 1}
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_waits_for_the_desk_lends_its_processors_to_nobody(cluster: None, bench: Bench) -> None:
+    assert [ended.error for ended in bench.place([Unit(run) for run in bench.runs], waits_for_its_desk)] == [
+        None
+    ] * 3
+
+
 @pytest.mark.timeout(300)
 def test_an_error_of_the_desk_arrives_as_it_is(cluster: None, bench: Bench) -> None:
     write_rows(bench.runs[0].file("train.jsonl"), [{"id": 0}])
