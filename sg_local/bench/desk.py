@@ -22,16 +22,17 @@ from sg_local.files import read_json, read_text, remove_tree, sha256_file, write
 from sg_local.runs.directory import KEPT_REMOTE, MAX_MANIFEST_BYTES, open_run
 from sg_local.runs.lock import lock_run
 from sg_local.runs.process import REASON_FILE
-from sg_local.runs.stage_files import BEGUN_WITH, STAGE_FILES
+from sg_local.runs.stage_files import BEGUN_WITH, REVIEW, STAGE_FILES
 
 PIECE_BYTES = 8 << 20
 MANIFEST = "manifest.json"
 WEIGHTS = (".gguf", ".safetensors")
+GIVEN = (*BEGUN_WITH, REVIEW)  # what no stage writes: it goes to a node, and does not come back
 _ARRIVING = ".arriving"
 _MAX_TEXT_BYTES = 1 << 20
 # All that goes to a node and comes from it. Checkpoints stay where they are: they are of use to the same node alone.
 _PATTERNS = (
-    *BEGUN_WITH,
+    *GIVEN,
     *(
         name
         for files in STAGE_FILES.values()
@@ -100,7 +101,7 @@ class Desk:
     def take(self, place: str, attempt: str, name: str, offset: int, data: bytes) -> None:
         """Takes a piece of a file that a run wrote; the pieces come in their order."""
         self._require_latest(place, attempt)
-        _require_name(name)
+        _require_written(name)
         path = self._bench / place / _ARRIVING / name
         if offset == 0:
             self._sums[place, name] = hashlib.sha256()
@@ -132,12 +133,12 @@ class Desk:
         self._require_latest(place, attempt)
         run = self._bench / place
         for name, _, sha256 in files:
-            _require_name(name)
+            _require_written(name)
             if (place, name) not in self._sums or self._sums.pop((place, name)).hexdigest() != sha256:
                 raise SgLocalError(f"{run / name} did not arrive whole: run the same command again")
         with lock_run(run):
             for name in removed:
-                _require_name(name)
+                _require_written(name)
                 (run / name).unlink(missing_ok=True)
             names = sorted((item[0] for item in files), key=lambda name: name == MANIFEST)
             if not is_model_here:
@@ -195,6 +196,12 @@ def _require_name(name: str) -> None:
     is_known = any(path.match(item) and len(path.parts) == len(Path(item).parts) for item in _PATTERNS)
     if path.is_absolute() or ".." in path.parts or not is_known:
         raise InputError(f"{name!r} is no file of a run")
+
+
+def _require_written(name: str) -> None:
+    _require_name(name)
+    if name in GIVEN:
+        raise InputError(f"{name!r} is no file of a run that a stage writes")
 
 
 def _piece(path: Path, offset: int) -> bytes:

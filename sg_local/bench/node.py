@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from sg_local.bench.desk import MANIFEST, PIECE_BYTES, WEIGHTS, FileFacts, run_files
+from sg_local.bench.desk import GIVEN, MANIFEST, PIECE_BYTES, WEIGHTS, FileFacts, run_files
 from sg_local.bench.units import finish
 from sg_local.errors import InputError, SgLocalError, outside_cause
 from sg_local.files import atomic_path, parse_json, remove_tree, sha256_file, toml_text, write_text
@@ -253,6 +253,9 @@ class _Copy:
         if not is_same:
             remove_tree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        for name in GIVEN:  # a review may have been taken back
+            if name not in wanted:
+                (self.path / name).unlink(missing_ok=True)
         for name, facts in wanted.items():  # the manifest is the last
             if _is_as_wanted(self.path, facts) or (name == MANIFEST and self._is_ahead()):
                 continue
