@@ -13,7 +13,13 @@ Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from sg_local.selfguide.exact_answers import answer_key
+from sg_local.selfguide.filters import Rules, answer_fault
 from sg_local.selfguide.metrics import rouge_l
+from sg_local.settings import Settings
+
+# From this share of the samples on, an answer is agreed on, and only what is said about as often comes into question.
+AGREED_SHARE = 0.3
 
 
 def vote(samples: Sequence[str]) -> tuple[str, float]:
@@ -60,6 +66,34 @@ def likeness(answer: str, samples: Sequence[str]) -> float:
         )
         / n_others
     )
+
+
+def same_share(answer: str, samples: Sequence[str]) -> float:
+    """The share of at least one sample that says the same as an answer, 0..1."""
+    key = answer_key(answer)
+    return sum(answer_key(sample) == key for sample in samples) / len(samples)
+
+
+def agreed(answers: Sequence[str], samples: Sequence[str]) -> list[str]:
+    """Those of the answers that the samples agree on most; all of them where no answer is said by many samples.
+
+    Samples that say the same, apart from case, spacing and the order of JSON's keys, are one group.
+    """
+    shares = [same_share(answer, samples) for answer in answers]
+    most = max(shares, default=0.0)
+    return [
+        answer for answer, share in zip(answers, shares, strict=True) if most < AGREED_SHARE or share == most
+    ]
+
+
+def informed_candidates(settings: Settings, rules: Rules, text: str, samples: Sequence[str]) -> list[str]:
+    """The different samples among which information decides; "" is a sample that did not end, and none of them.
+
+    Where some pass the filters of `curate` it is among them, and of these among the ones that are agreed on.
+    """
+    distinct = [*dict.fromkeys(filter(None, samples))]
+    passing = [sample for sample in distinct if answer_fault(settings, rules, text, sample) is None]
+    return agreed(passing or distinct, samples)
 
 
 def most_informed(

@@ -12,6 +12,7 @@ part of the labelled rows is held out for scoring ("held_out"); where these are 
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
@@ -47,7 +48,13 @@ from sg_local.selfguide.rows import (
     is_kept,
     source_of,
 )
-from sg_local.selfguide.selection import balancing_copies, labelled_copies, most_confident, vote_margin
+from sg_local.selfguide.selection import (
+    balancing_copies,
+    labelled_copies,
+    most_confident,
+    same_share,
+    vote_margin,
+)
 
 HELD_OUT_SHARE = 0.15
 
@@ -77,6 +84,8 @@ def run_curate(run: Run) -> None:
         )
         if not has_scored_rows:
             _hold_out(run, pairs)
+            if not run.task.is_classification:
+                details["held_out_same_share"] = _held_out_same_share(pairs, outputs)
         examples = _example_pairs(run)
         rows = examples + labelled + pairs
         _set_copies(run, rows)
@@ -143,6 +152,17 @@ def _hold_out(run: Run, pairs: Sequence[PairRow]) -> None:
     kept.sort(key=lambda pair: row_seed(run.settings.seed, "held_out", pair["id"]))
     for pair in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
         pair["drop"] = DropReason.HELD_OUT
+
+
+def _held_out_same_share(pairs: Sequence[PairRow], outputs: Sequence[OutputRow]) -> float | None:
+    """How many of a held-out row's samples say what it takes as right, 0..1 on average; None where none is held out."""
+    samples = {row["id"]: row["samples"] for row in outputs if row.get("samples")}
+    shares = [
+        same_share(pair["output"] or "", samples[pair["id"]])
+        for pair in pairs
+        if pair["drop"] == DropReason.HELD_OUT and pair["id"] in samples
+    ]
+    return round(statistics.fmean(shares), 4) if shares else None
 
 
 def _example_pairs(run: Run) -> list[PairRow]:

@@ -6,16 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sg_local.selfguide.filters import rules_of
 from sg_local.selfguide.selection import (
+    agreed,
     balancing_copies,
     consensus,
     in_turns,
+    informed_candidates,
     likeness,
     most_confident,
     most_informed,
+    same_share,
     vote,
     vote_margin,
 )
+from sg_local.settings import Settings
+from sg_local.task import Example, Task
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,31 @@ def test_the_answer_that_the_input_makes_likelier_most_is_chosen():
     best, information = most_informed([-2.0, -6.0, -12.0], [-2.2, -20.0, -24.0], [1, 2, 4])
     assert (best, information) == (1, 7.0)
     assert most_informed([-3.0], [-1.0], [2]) == (0, -1.0)
+
+
+BLUE, RED = '{"item": "blue pens", "n": 10}', '{"item": "red pens", "n": 10}'
+
+
+def test_what_many_samples_say_is_not_overruled() -> None:
+    samples = [BLUE] * 5 + ['{"n":10,"item":"Blue pens"}'] * 3 + [RED, ""]
+    assert same_share(BLUE, samples) == 0.8
+    distinct = [BLUE, samples[5], RED]
+    assert agreed(distinct, samples) == [BLUE, samples[5]]
+    # of equal groups both are in question, and where no answer repeats all are
+    assert agreed(["4", "5", "6"], ["4", "5"] * 4 + ["6"] * 2) == ["4", "5"]
+    sentences = [f"the {word} is red" for word in "abcdefghij"]
+    assert agreed(sentences, sentences) == sentences
+    assert agreed([], [""] * 10) == []
+
+
+def test_samples_that_the_filters_drop_are_put_aside_before_the_choice() -> None:
+    task = Task("t", "Do it.", (Example("4 mugs, please", '{"item": "mugs", "n": 4}'),))
+    prose, text = "10 blue pens", "10 blue pens, please"
+    samples = [prose] * 6 + [BLUE] * 3 + [RED]
+    assert informed_candidates(Settings(), rules_of(task), text, samples) == [BLUE]
+    assert informed_candidates(Settings(), rules_of(task), text, [prose] * 6 + ["pens"]) == [prose]
+    asks_for_no_form = Settings(form_filter=False)
+    assert informed_candidates(asks_for_no_form, rules_of(task), text, samples) == [prose]
 
 
 def test_most_confident_is_chosen_for_each_label():
