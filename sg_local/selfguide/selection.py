@@ -10,12 +10,14 @@ Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equal
 (Holtzman et al. 2021, arXiv 2104.08315); balancing as in SELF-GUIDE, by repeating rows instead of dropping them.
 """
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sg_local.selfguide.exact_answers import answer_key
 from sg_local.selfguide.filters import Rules, answer_fault
 from sg_local.selfguide.metrics import rouge_l
+from sg_local.selfguide.rows import OutputRow
 from sg_local.settings import Settings
 
 # From this share of the samples on, an answer is agreed on, and only what is said about as often comes into question.
@@ -110,6 +112,22 @@ def most_informed(
     ]
     best = max(range(len(gains)), key=lambda index: gains[index])
     return best, gains[best]
+
+
+def answer_confidences(rows: Sequence[OutputRow], choose_by: str) -> list[float]:
+    """How sure each free answer is, by what chose it: 0..1, nats per token where that was information.
+
+    Where agreement went before information in most rows, it is the share of samples that say the same: then what the
+    input adds to an answer tells nothing of how right it is. All rows of a task have one measure, to be ranked by.
+    """
+    if choose_by == "votes":
+        return [vote_margin(row["samples"]) for row in rows]
+    if choose_by == "consensus":
+        return [row["share"] for row in rows]
+    shares = [same_share(row["output"] or "", row["samples"]) for row in rows]
+    if rows and statistics.median(shares) >= AGREED_SHARE:
+        return shares
+    return [row["information"] for row in rows]
 
 
 def most_confident(labels: Sequence[str], margins: Sequence[float], share: float) -> list[bool]:

@@ -49,6 +49,7 @@ from sg_local.selfguide.rows import (
     source_of,
 )
 from sg_local.selfguide.selection import (
+    answer_confidences,
     balancing_copies,
     labelled_copies,
     most_confident,
@@ -264,23 +265,20 @@ def _choose_voted_labels(run: Run, pairs: Sequence[PairRow], outputs: Sequence[O
 def _choose_answers(run: Run, pairs: Sequence[PairRow], outputs: Sequence[OutputRow]) -> None:
     """Drops answers that are noise, of another form than the examples', not agreed on, or unsure."""
     settings, rules = run.settings, rules_of(run.task)
-    for pair, output in zip(pairs, outputs, strict=True):
-        if pair["drop"] is not None or pair["output"] is None:
-            continue
-        pair["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
-        pair["drop"] = answer_fault(settings, rules, pair["input"], pair["output"])
+    answered = [
+        (pair, output)
+        for pair, output in zip(pairs, outputs, strict=True)
+        if pair["drop"] is None and pair["output"] is not None
+    ]
+    confidences = answer_confidences([output for _, output in answered], settings.choose_by)
+    for (pair, output), confidence in zip(answered, confidences, strict=True):
+        pair["confidence"] = round(confidence, 4)
+        pair["drop"] = answer_fault(settings, rules, pair["input"], str(pair["output"]))
         # Samples of a high temperature agree little, and the choice by information does not rest on it.
         by_agreement = settings.choose_by != "information"
         if pair["drop"] is None and by_agreement and output["share"] < settings.min_share:
             pair["drop"] = DropReason.LOW_SHARE
     _drop_least_confident(run, pairs, by_label=False)
-
-
-def _answer_confidence(output: OutputRow, choose_by: str) -> float:
-    """Of a free answer, by the measure that it was chosen by."""
-    if choose_by == "votes":
-        return vote_margin(output["samples"])
-    return output["information"] if choose_by == "information" else output["share"]
 
 
 def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool) -> None:

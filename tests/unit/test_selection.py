@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sg_local.selfguide.filters import rules_of
+from sg_local.selfguide.rows import OutputRow
 from sg_local.selfguide.selection import (
     agreed,
+    answer_confidences,
     balancing_copies,
     consensus,
     in_turns,
@@ -93,6 +95,22 @@ def test_what_many_samples_say_is_not_overruled() -> None:
     sentences = [f"the {word} is red" for word in "abcdefghij"]
     assert agreed(sentences, sentences) == sentences
     assert agreed([], [""] * 10) == []
+
+
+def output_row(answer: str, samples: list[str], information: float) -> OutputRow:
+    return OutputRow(id=0, output=answer, samples=samples, share=0.7, drop=None, information=information)
+
+
+def test_where_most_rows_are_agreed_on_the_surest_are_those_with_most_agreement() -> None:
+    sure, unsure = ["4"] * 10, ["4", "4", "4", "5", "6", "7", "8", "9", "1", "2"]
+    torn = [f"{word} it is" for word in "abcdefghij"]
+    rows = [output_row("4", sure, 0.1), output_row("4", unsure, 2.0), output_row("a it is", torn, 3.0)]
+    assert answer_confidences(rows, "information") == [1.0, 0.3, 0.1]
+    # Where most are not, it is information, for all of them.
+    assert answer_confidences([*rows[1:], rows[2]], "information") == [2.0, 3.0, 3.0]
+    assert answer_confidences(rows, "consensus") == [0.7] * 3
+    assert answer_confidences(rows, "votes") == pytest.approx([1.0, 0.2, 0.0])
+    assert answer_confidences([], "information") == []
 
 
 def test_samples_that_the_filters_drop_are_put_aside_before_the_choice() -> None:
