@@ -147,7 +147,7 @@ class PairRow(_Pair):
     """
 
     output: str | None
-    # 0..1; nats per token if answers were chosen by information; None if nothing was scored
+    # 0..1; nats per token if answers were chosen by information where few samples agree; None if nothing was scored
     confidence: float | None
 
 

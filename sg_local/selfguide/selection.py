@@ -21,7 +21,7 @@ from sg_local.selfguide.rows import OutputRow
 from sg_local.settings import Settings
 
 # From this share of the samples on, an answer is agreed on, and only what is said about as often comes into question.
-AGREED_SHARE = 0.3
+AGREED_SHARE = 0.4
 
 
 def vote(samples: Sequence[str]) -> tuple[str, float]:

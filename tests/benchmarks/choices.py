@@ -8,7 +8,7 @@
 
 The first form samples answers and keeps them in SAMPLES: for each demonstration of a task, with the others shown, and
 for tasks of short_answers.py also for rows that are drawn with another seed than the test rows. The second form reads
-what is kept. Columns: mean ROUGE-L with the right answer by task; mean over the tasks; share of right ones, JSON by its
+what is kept. Only samples that pass the filters of answers are chosen by information. Columns: mean ROUGE-L with the right answer by task; mean over the tasks; share of right ones, JSON by its
 fields; and of the inputs where at least 4 of 10 samples say the same, those that are given another answer.
 """
 
@@ -30,6 +30,7 @@ from sg_local.llama.generation import Request, generate
 from sg_local.llama.scoring import answer_logprobs
 from sg_local.models import resolve_model
 from sg_local.selfguide.exact_answers import all_fields_right, parsed
+from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.metrics import exact_match, rouge_l
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.selection import agreed, consensus, same_share, vote
@@ -51,13 +52,14 @@ class Sampled(TypedDict):
     answer: str
     samples: list[str]
     information: dict[str, float]
+    passing: list[str]  # different samples that pass the filters of answers; all where none does
 
 
 def sampled(
     engine: Engine, template: ChatTemplate, task: Task, kind: str, asked: Sequence[Example], n_draws: int
 ) -> list[Sampled]:
     """n_draws times N_SAMPLES samples for each input, with the examples of the task shown."""
-    settings = Settings()
+    settings, rules = Settings(), rules_of(task)
     one_line = not any("\n" in example.output for example in task.examples)
     conversations = [answer_messages(task.instruction, row.input, task.examples) for row in asked]
     nothing = answer_messages(task.instruction, "", task.examples)
@@ -101,6 +103,10 @@ def sampled(
                     answer=row.output,
                     samples=samples,
                     information=information,
+                    passing=[
+                        text for text in distinct if answer_fault(settings, rules, row.input, text) is None
+                    ]
+                    or distinct,
                 )
             )
     return found
@@ -132,8 +138,8 @@ def most_informed(row: Sampled, among: Sequence[str]) -> str:
 WAYS: dict[str, Callable[[Sampled], str]] = {
     "votes": lambda row: vote([*filter(None, row["samples"])])[0],
     "consensus": lambda row: consensus([*filter(None, row["samples"])])[0],
-    "information": lambda row: most_informed(row, [*row["information"]]),
-    "agreed first": lambda row: most_informed(row, agreed([*row["information"]], row["samples"])),
+    "information": lambda row: most_informed(row, row["passing"]),
+    "agreed first": lambda row: most_informed(row, agreed(row["passing"], row["samples"])),
 }
 
 
@@ -159,7 +165,7 @@ def table(found: Sequence[Sampled], kind: str) -> None:
             answer = choose(row)
             by_task[row["task"]].append(rouge_l(answer, row["answer"]))
             right[row["task"]].append(is_right(answer, row["answer"]))
-            if max(same_share(other, row["samples"]) for other in row["information"]) >= AGREED:
+            if max(same_share(other, row["samples"]) for other in row["passing"]) >= AGREED:
                 overruled.append(same_share(answer, row["samples"]) < AGREED)
         means = [statistics.fmean(scores) for scores in by_task.values()]
         n_right = statistics.fmean(map(statistics.fmean, right.values()))

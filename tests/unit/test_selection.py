@@ -94,6 +94,7 @@ def test_what_many_samples_say_is_not_overruled() -> None:
     assert agreed(["4", "5", "6"], ["4", "5"] * 4 + ["6"] * 2) == ["4", "5"]
     sentences = [f"the {word} is red" for word in "abcdefghij"]
     assert agreed(sentences, sentences) == sentences
+    assert agreed(["a", "b"], ["a"] * 3 + ["b"] + sentences[:6]) == ["a", "b"]  # 3 of 10 are not many
     assert agreed([], [""] * 10) == []
 
 
@@ -102,14 +103,14 @@ def output_row(answer: str, samples: list[str], information: float) -> OutputRow
 
 
 def test_where_most_rows_are_agreed_on_the_surest_are_those_with_most_agreement() -> None:
-    sure, unsure = ["4"] * 10, ["4", "4", "4", "5", "6", "7", "8", "9", "1", "2"]
+    sure, unsure = ["4"] * 10, ["4", "4", "4", "4", "6", "7", "8", "9", "1", "2"]
     torn = [f"{word} it is" for word in "abcdefghij"]
     rows = [output_row("4", sure, 0.1), output_row("4", unsure, 2.0), output_row("a it is", torn, 3.0)]
-    assert answer_confidences(rows, "information") == [1.0, 0.3, 0.1]
+    assert answer_confidences(rows, "information") == [1.0, 0.4, 0.1]
     # Where most are not, it is information, for all of them.
     assert answer_confidences([*rows[1:], rows[2]], "information") == [2.0, 3.0, 3.0]
     assert answer_confidences(rows, "consensus") == [0.7] * 3
-    assert answer_confidences(rows, "votes") == pytest.approx([1.0, 0.2, 0.0])
+    assert answer_confidences(rows, "votes") == pytest.approx([1.0, 0.3, 0.0])
     assert answer_confidences([], "information") == []
 
 
