@@ -76,16 +76,14 @@ def same_share(answer: str, samples: Sequence[str]) -> float:
     return sum(answer_key(sample) == key for sample in samples) / len(samples)
 
 
-def agreed(answers: Sequence[str], samples: Sequence[str]) -> list[str]:
-    """Those of the answers that the samples agree on most; all of them where no answer is said by many samples.
+def agreed(samples: Sequence[str]) -> list[str]:
+    """The different samples that most samples agree on; all of them where no answer is said by many.
 
     Samples that say the same, apart from case, spacing and the order of JSON's keys, are one group.
     """
-    shares = [same_share(answer, samples) for answer in answers]
-    most = max(shares, default=0.0)
-    return [
-        answer for answer, share in zip(answers, shares, strict=True) if most < AGREED_SHARE or share == most
-    ]
+    shares = {sample: same_share(sample, samples) for sample in samples}
+    most = max(shares.values(), default=0.0)
+    return [sample for sample, share in shares.items() if most < AGREED_SHARE or share == most]
 
 
 def informed_candidates(settings: Settings, rules: Rules, text: str, samples: Sequence[str]) -> list[str]:
@@ -93,9 +91,9 @@ def informed_candidates(settings: Settings, rules: Rules, text: str, samples: Se
 
     Where some pass the filters of `curate` it is among them, and of these among the ones that are agreed on.
     """
-    distinct = [*dict.fromkeys(filter(None, samples))]
-    passing = [sample for sample in distinct if answer_fault(settings, rules, text, sample) is None]
-    return agreed(passing or distinct, samples)
+    answers = [*filter(None, samples)]
+    passing = {sample for sample in answers if answer_fault(settings, rules, text, sample) is None}
+    return agreed([sample for sample in answers if sample in passing] or answers)
 
 
 def most_informed(

@@ -8,8 +8,9 @@
 
 The first form samples answers and keeps them in SAMPLES: for each demonstration of a task, with the others shown, and
 for tasks of short_answers.py also for rows that are drawn with another seed than the test rows. The second form reads
-what is kept. Only samples that pass the filters of answers are chosen by information. Columns: mean ROUGE-L with the right answer by task; mean over the tasks; share of right ones, JSON by its
-fields; and of the inputs where at least 4 of 10 samples say the same, those that are given another answer.
+what is kept. Information chooses among samples that pass the filters of answers. Columns: mean ROUGE-L with the right
+answer by task; mean over the tasks; share of right ones, JSON by its fields; and of the inputs where at least 4 of 10
+samples say the same, those that are given another answer.
 """
 
 import argparse
@@ -139,7 +140,9 @@ WAYS: dict[str, Callable[[Sampled], str]] = {
     "votes": lambda row: vote([*filter(None, row["samples"])])[0],
     "consensus": lambda row: consensus([*filter(None, row["samples"])])[0],
     "information": lambda row: most_informed(row, row["passing"]),
-    "agreed first": lambda row: most_informed(row, agreed(row["passing"], row["samples"])),
+    "agreed first": lambda row: most_informed(
+        row, agreed([text for text in row["samples"] if text in row["passing"]])
+    ),
 }
 
 

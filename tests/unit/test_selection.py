@@ -88,14 +88,13 @@ BLUE, RED = '{"item": "blue pens", "n": 10}', '{"item": "red pens", "n": 10}'
 def test_what_many_samples_say_is_not_overruled() -> None:
     samples = [BLUE] * 5 + ['{"n":10,"item":"Blue pens"}'] * 3 + [RED, ""]
     assert same_share(BLUE, samples) == 0.8
-    distinct = [BLUE, samples[5], RED]
-    assert agreed(distinct, samples) == [BLUE, samples[5]]
+    assert agreed(samples[:9]) == [BLUE, samples[5]]
     # of equal groups both are in question, and where no answer repeats all are
-    assert agreed(["4", "5", "6"], ["4", "5"] * 4 + ["6"] * 2) == ["4", "5"]
+    assert agreed(["4", "5"] * 4 + ["6"] * 2) == ["4", "5"]
     sentences = [f"the {word} is red" for word in "abcdefghij"]
-    assert agreed(sentences, sentences) == sentences
-    assert agreed(["a", "b"], ["a"] * 3 + ["b"] + sentences[:6]) == ["a", "b"]  # 3 of 10 are not many
-    assert agreed([], [""] * 10) == []
+    assert agreed(sentences) == sentences
+    assert agreed([*["the a is red"] * 3, *sentences[1:8]]) == sentences[:8]  # 3 of 10 are not many
+    assert agreed([]) == []
 
 
 def output_row(answer: str, samples: list[str], information: float) -> OutputRow:
