@@ -101,12 +101,12 @@ def output_row(answer: str, samples: list[str], information: float) -> OutputRow
     return OutputRow(id=0, output=answer, samples=samples, share=0.7, drop=None, information=information)
 
 
-def test_where_most_rows_are_agreed_on_the_surest_are_those_with_most_agreement() -> None:
+def test_where_samples_repeat_the_surest_rows_are_those_with_most_agreement() -> None:
     sure, unsure = ["4"] * 10, ["4", "4", "4", "4", "6", "7", "8", "9", "1", "2"]
     torn = [f"{word} it is" for word in "abcdefghij"]
     rows = [output_row("4", sure, 0.1), output_row("4", unsure, 2.0), output_row("a it is", torn, 3.0)]
     assert answer_confidences(rows, "information") == [1.0, 0.4, 0.1]
-    # Where most are not, it is information, for all of them.
+    # Where they hardly do, it is information, for all rows.
     assert answer_confidences([*rows[1:], rows[2]], "information") == [2.0, 3.0, 3.0]
     assert answer_confidences(rows, "consensus") == [0.7] * 3
     assert answer_confidences(rows, "votes") == pytest.approx([1.0, 0.3, 0.0])
