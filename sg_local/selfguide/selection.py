@@ -20,7 +20,7 @@ from sg_local.selfguide.metrics import rouge_l
 from sg_local.selfguide.rows import OutputRow
 from sg_local.settings import Settings
 
-# From this share of the samples on, an answer is agreed on, and only what is said about as often comes into question.
+# From this share of the samples on, an answer is agreed on, and only what is said as often comes into question.
 AGREED_SHARE = 0.4
 # Short answers repeat among samples, sentences hardly: measured, half of a task's answers are said by 0.4 to 0.95 of
 # their samples, or by 0.1 to 0.15.
