@@ -43,9 +43,16 @@ from sg_local.gguf_io.tensors import (
 
 FINGERPRINT_KEY = "sg_local.base_fingerprint"
 
+_BLOCK_ELEMENTS = 32  # of Q8_0
+
 # Types in which any tensor can be written → general.file_type of a model that has mostly this type.
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-_LARGEST = {"F32": float(np.finfo(np.float32).max), "F16": 65504.0, "BF16": 2.0**128 - 2.0**120}
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7}
+_LARGEST = {
+    "F32": float(np.finfo(np.float32).max),
+    "F16": 65504.0,
+    "BF16": 2.0**128 - 2.0**120,
+    "Q8_0": 65504.0 * 127,  # the step of a block is an F16
+}
 
 
 def merge_gguf(
@@ -55,14 +62,16 @@ def merge_gguf(
     *,
     metadata: Mapping[str, str],
     matrix_type: str | None = None,
+    types: Mapping[str, str] | None = None,
     force: bool = False,
     n_threads: int = 0,
 ) -> None:
     """Writes the base model with the adapter added to its weights. The same arguments give the same bytes.
 
     metadata: string keys that are added to those of the base, or replace them; all others stay as they are.
-    matrix_type: "F16" (or F32, BF16): every matrix gets this type, and general.file_type says so; the input of
-        llama_model_quantize. None: every tensor keeps its type, and without LoRA also its bytes.
+    matrix_type: "F16" (or F32, BF16, Q8_0): every matrix gets this type, and general.file_type says so. None: every
+        tensor keeps its type, and without LoRA also its bytes.
+    types: types of single tensors by their names, of the same ones; general.file_type does not tell of them.
     force: merge even if the adapter is for another base (its key sg_local.base_fingerprint).
     n_threads: tensors in the making at a time, 0 for one on each processor; the bytes do not depend on it.
 
@@ -71,14 +80,15 @@ def merge_gguf(
             faults are named, a line each.
         SgLocalError: a merged value does not fit its type, or `out_path` could not be written.
     """
-    if matrix_type is not None and matrix_type not in _FILE_TYPES:
-        raise InputError(f"matrices cannot be written as {matrix_type!r}; choose of {', '.join(_FILE_TYPES)}")
+    types = dict(types or {})
+    for wanted in {matrix_type, *types.values()} - {None, *_FILE_TYPES}:
+        raise InputError(f"matrices cannot be written as {wanted!r}; choose of {', '.join(_FILE_TYPES)}")
     base = read_model_header(base_path)
     require_supported(base)
     if out_path.exists() and out_path.samefile(base_path):
         raise InputError(f"{out_path} is the base model itself; give another path for the merged one")
     adapter = read_adapter_gguf(adapter_path)
-    _check_fit(base, adapter_path, adapter, matrix_type, force)
+    _check_fit(base, adapter_path, adapter, matrix_type, types, force)
     values = _merged_metadata(base, metadata, matrix_type)
 
     outputs = []
@@ -88,7 +98,9 @@ def merge_gguf(
         is_matrix = len(tensor.shape) == 2 and not (
             known and known.is_kernel
         )  # llama.cpp leaves kernels alone
-        type_name = matrix_type if matrix_type and is_matrix else tensor.type_name
+        type_name = types.get(tensor.name, matrix_type if matrix_type and is_matrix else tensor.type_name)
+        if type_name == "Q8_0" != tensor.type_name and tensor.shape[0] % _BLOCK_ELEMENTS:
+            type_name = "F16"  # as llama.cpp does with rows that are no whole blocks
         outputs.append(OutputTensor(tensor.name, tensor.shape, type_name, _size_bytes(tensor, type_name)))
     alignment_bytes = base.metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
     assert isinstance(alignment_bytes, int)  # read_model_header checked it
@@ -119,7 +131,12 @@ def unmergeable_types(header: GgufHeader, names: Iterable[str]) -> list[str]:
 
 
 def _check_fit(
-    base: GgufHeader, adapter_path: Path, adapter: Adapter, matrix_type: str | None, force: bool
+    base: GgufHeader,
+    adapter_path: Path,
+    adapter: Adapter,
+    matrix_type: str | None,
+    types: Mapping[str, str],
+    force: bool,
 ) -> None:
     faults = Faults()
     architecture = adapter.metadata["general.architecture"]
@@ -134,10 +151,10 @@ def _check_fit(
                 f"{base.path} ({base_fingerprint[:12]}…): give that base, or force the merge"
             )
     matrices = base_matrices(base)
-    types = unmergeable_types(base, adapter.tensors)
-    if types and matrix_type is None:
+    unmergeable = unmergeable_types(base, adapter.tensors.keys() - types.keys())
+    if unmergeable and matrix_type is None:
         faults.add(
-            f"{base.path} has matrices of the type {', '.join(types)}, in which nothing can be merged: "
+            f"{base.path} has matrices of the type {', '.join(unmergeable)}, in which nothing can be merged: "
             "take --quant Q8_0"
         )
     for name, (a, b) in adapter.tensors.items():
@@ -162,7 +179,7 @@ def _tensor_data(
         return
     # Seeded, so that the same input files give the same output file.
     rng = np.random.default_rng(list(tensor.name.encode()))
-    if type_name in GRIDS:  # it keeps its type: no tensor is converted to another grid here
+    if type_name == tensor.type_name and type_name in GRIDS:
         for start, rows in byte_rows(base, tensor):
             change = _change(adapter, tensor, start, len(rows))
             try:

@@ -44,6 +44,7 @@ ADAM_BYTES, ADAM_8_BIT_BYTES = 8.0, 2 * (1 + 4 / 256)
 MAX_COPY_SHARE_OF_MEMORY = 0.25
 MAX_SHARD_BYTES = GIB  # gguf_io/base_weights.py
 PROOF_PROMPTS = 16  # proof/parity.py
+NEAR_PROMPTS, NEAR_TOKENS = 48, 8  # proof/near.py
 PROOF_TOKENS_AT_ONCE = 4096  # finetune/reference.py
 CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 
@@ -264,10 +265,14 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     longest = tokens.instruction + tokens.demonstrations + tokens.input + tokens.answer
     # One process does all of it, and has CUDA's libraries once a model was on the card.
     process = {"process": PROOF_PROCESS_BYTES, **({"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {})}
-    # Of torch and three llama.cpp models, one for each token of an answer; and one prompt's in the making.
-    logits = 4 * model.vocab * (4 * PROOF_PROMPTS * tokens.answer + longest)
+    # For each token of an answer, and one prompt's in the making: of torch and llama.cpp with and without the adapter,
+    # and one more where the base is looked at alone; then, near the decision too, of torch and one file.
+    near = NEAR_PROMPTS * (min(tokens.answer, NEAR_TOKENS) + 1)
+    rows = PROOF_PROMPTS * tokens.answer
+    logits = 4 * model.vocab * (max(4 * rows, 3 * rows + near, 2 * (rows + near)) + longest)
     # No gradients, so one layer's at a time, for as many prompts as are computed at once (finetune/reference.py).
-    at_once = max(longest, min(PROOF_PROMPTS * longest, PROOF_TOKENS_AT_ONCE))
+    n_prompts = PROOF_PROMPTS + NEAR_PROMPTS
+    at_once = max(longest, min(n_prompts * longest, PROOF_TOKENS_AT_ONCE))
     q = model.n_heads * model.head_dim
     torch_host = {
         **process,
@@ -288,23 +293,21 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
         hosts.append(parts)
         resident.append(sum(process.values()) + engine.resident_bytes - engine.host["process"])
     host = max(hosts, key=lambda parts: sum(parts.values()))
-    between = {"one while another is written": merged} if settings.quant not in (*KEEPS_TYPES, "F16") else {}
+    is_made_of_another = settings.quant not in (*KEEPS_TYPES, "F16", "Q8_0")
+    between = {"one while another is written": merged} if is_made_of_another else {}
     return Need(
         "export",
         served.gpu,
         host,
         {"file pages": max(resident) - sum(host.values())},
         run_disk={"adapter.gguf": 4 * lora, "model.gguf": merged, **between},
-        tokens=PROOF_PROMPTS * 4 * longest,
+        tokens=(PROOF_PROMPTS * 4 + NEAR_PROMPTS * 2) * longest,
     )
 
 
 def finer_disk_bytes(model: ModelSizes) -> int:
-    """Disk for model.gguf in Q8_0, which `auto` makes where the base's types are measured to be too coarse.
-
-    The base in that type is there while it is written.
-    """
-    return 2 * int(QUANT_BYTES["Q8_0"] * model.n_parameters)
+    """Disk for model.gguf in Q8_0, the finest that `auto` makes where the base's types prove too coarse."""
+    return int(QUANT_BYTES["Q8_0"] * model.n_parameters)
 
 
 def _largest_part(model: ModelSizes) -> int:

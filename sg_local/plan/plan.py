@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sg_local.gguf_io.check_base import FINER, about_merging, type_to_merge_in
+from sg_local.gguf_io.check_base import FINER, about_merging, types_to_try
 from sg_local.models import find_absent, model_store, resolve_model
 from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
 from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
@@ -89,13 +89,13 @@ def plan_run(
     task, rows = check_task(task_source)
     base = _read_base(model_source, settings, task)
     notes, model = base.notes, base.sizes
-    if (settings.quant, base.quant) == ("auto", "base"):
+    if len(base.quants) > 1:
         notes.append(
-            f"if the types of {base.file_name} prove too coarse for what was trained, model.gguf is made in {FINER}: "
-            f"{tables.size(finer_disk_bytes(model))} of disk for it while it is written, "
+            f"if the types of {base.file_name} prove too coarse for what was trained, model.gguf is made in finer "
+            f"ones, at most {FINER}: up to {tables.size(finer_disk_bytes(model))} of disk for it, "
             f"and not {tables.size(model.file_bytes)}"
         )
-    settings = replace(settings, quant=base.quant)
+    settings = replace(settings, quant=base.quants[0])
     real_inputs = [*rows.inputs, *(row.input for row in rows.labelled)]
     context_tokens = min(settings.n_ctx, model.context_length)
     tokens = task_tokens(task, settings, len(rows.test), context_tokens, real_inputs)
@@ -114,7 +114,7 @@ class _Base(NamedTuple):
 
     file_name: str
     sizes: ModelSizes
-    quant: str  # of model.gguf
+    quants: tuple[str, ...]  # types of model.gguf that an export tries
     notes: list[str]
     file: ModelFile | None
 
@@ -125,13 +125,13 @@ def _read_base(source: str, settings: Settings, task: Task) -> _Base:
             f"{absent.name} is not on this machine, and planned with by its sizes in the list of models; once "
             f"`sg-local models pull {absent.name}` has fetched it ({tables.size(absent.size_bytes)}), time is told too"
         )
-        quant = "base" if settings.quant == "auto" else settings.quant
-        return _Base(absent.file_name, listed_sizes(absent), quant, [note], None)
+        quants: tuple[str, ...] = ("base", FINER) if settings.quant == "auto" else (settings.quant,)
+        return _Base(absent.file_name, listed_sizes(absent), quants, [note], None)
     file = read_model(resolve_model(source))
     require_chat_base(file, settings, [task])
     notes = [note for note in [about_merging(file.header, settings)] if note]
-    quant = type_to_merge_in(file.header, settings)
-    return _Base(file.path.name, model_sizes(file.header), quant, notes, file)
+    quants = types_to_try(file.header, settings)
+    return _Base(file.path.name, model_sizes(file.header), quants, notes, file)
 
 
 def how_it_fits(model: ModelSizes, machine: Machine) -> str:

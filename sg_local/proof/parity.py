@@ -1,7 +1,8 @@
 """The proof of an export: llama.cpp with the exported files against torch with the trained adapter.
 
     {"max_logit_difference": 0.052, "adapter_effect": 24.8,                     adapter.gguf on the 16-bit base
-     "mean_kl_nats": 0.074, "base_mean_kl_nats": 3.1, "merged_type": "Q4_1"}    model.gguf
+     "mean_kl_nats": 0.074, "base_mean_kl_nats": 3.1, "merged_type": "Q4_1",    model.gguf
+     "n_near_choices": 48, "n_near_equal": 47, "near_expected_share": 0.974}    the same, near the decision (near.py)
 
 The adapter is compared on the 16-bit copy of the base, where both sides hold the same numbers: what differs is
 rounding, and a wrong scale, a missing layer or an unpermuted matrix stands out. The merged file is compared as it
@@ -11,6 +12,7 @@ is served; its quantization is part of the difference, so its bounds depend on i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +23,7 @@ from sg_local.llama.library import load_model
 from sg_local.llama.logits import Logits, log_softmax
 from sg_local.llama.sequences import sequences_logits
 from sg_local.llama.tokens import Tokenizer
+from sg_local.proof.near import LEAST_KEPT_SHARE, N_TOKENS, Kept, kept_choices, rows_near_decision
 from sg_local.proof.working_copies import f16_gguf, place_of
 from sg_local.runs.directory import BaseModel, Run
 from sg_local.runs.prompt import demonstrations, template_source
@@ -56,7 +59,6 @@ MAX_SHARE_OF_EFFECT = 0.1
 # from torch even without an adapter (llama.cpp also quantizes activations); a wrong merge lies far above these.
 MAX_MEAN_KL_NATS = {"F32": 0.005, "F16": 0.005, "BF16": 0.01, "Q8_0": 0.05, "Q6_K": 0.05, "Q5_K": 0.1}
 MAX_MEAN_KL_NATS_COARSER = 0.25
-FINE_TYPES = ("F32", "F16", "BF16", "Q8_0")  # which `auto` does not leave by itself for a finer one
 FINER_QUANTS = (
     "Q8_0",
     "F16",
@@ -77,6 +79,14 @@ class Parity:
     n_prompts: int
     n_positions: int
     base_logit_difference: float | None = None  # without the adapter; measured where with it too much differs
+    # Of the rows near the decision; None where there are too few.
+    n_near_choices: int | None = None
+    n_near_equal: int | None = None
+    near_expected_share: float | None = None  # of the trained model's choices
+    near_mean_kl_nats: float | None = None
+    near_adapter_share: float | None = (
+        None  # of base + adapter.gguf; measured where model.gguf keeps too little
+    )
 
     def faults(self) -> list[str]:
         """What is out of bounds, in words with both numbers."""
@@ -139,9 +149,15 @@ class Parity:
         return is_number and bool(self.faults()) and not replace(self, mean_kl_nats=0.0).faults()
 
     @property
-    def is_too_coarse(self) -> bool:
-        """Whether the one fault is that, and the merged file's type is one that rounds much."""
-        return self.only_merge_differs and self.merged_type not in FINE_TYPES
+    def keeps_choices(self) -> bool:
+        """Whether the merged file keeps enough of the trained model's choices near the decision, or nothing is known.
+
+        Enough is LEAST_KEPT_SHARE, or what base + adapter.gguf keeps.
+        """
+        if self.near_expected_share is None:
+            return True
+        reachable = 1.0 if self.near_adapter_share is None else self.near_adapter_share
+        return self.near_expected_share >= min(LEAST_KEPT_SHARE, reachable)
 
     @property
     def finer_quants(self) -> tuple[str, ...]:
@@ -160,8 +176,20 @@ class Parity:
             f"adapter within {self.max_logit_difference:.3f} logits of torch (it moves them by "
             f"{self.adapter_effect:.1f}); model.gguf ({self.merged_type}): mean KL {self.mean_kl_nats:.4f} nats, "
             f"the base {self.base_mean_kl_nats:.1f}; same first choice at {self.argmax_equal_share:.1%} of "
-            f"{self.n_positions} positions"
+            f"{self.n_positions} positions" + (f"; {near}" if (near := self.near_in_words()) else "")
         )
+
+    def near_in_words(self) -> str:
+        """What is kept near the decision; "" where too few rows are there."""
+        if self.near_expected_share is None:
+            return ""
+        words = (
+            f"near the decision {self.n_near_equal} of {self.n_near_choices} choices are kept, by the noise on all of "
+            f"them {self.near_expected_share:.1%}"
+        )
+        if self.near_adapter_share is not None:
+            words += f" (base + adapter.gguf: {self.near_adapter_share:.1%})"
+        return words
 
     def advice(self, export_as: ExportAs) -> str | None:
         """What to do where model.gguf is within its bounds, but lost something of what was trained."""
@@ -181,51 +209,97 @@ class Parity:
         }
 
 
-def measure(
-    base: BaseModel,
-    settings: Settings,
-    adapter_dir: Path,
-    adapter_gguf: Path,
-    model_gguf: Path,
-    sequences: Sequence[TokensFrom],
-) -> Parity:
-    """Compares both exported files with torch at every position from a sequence's first one on."""
-    import numpy as np
+class Trained:
+    """The trained model's choices and what adapter.gguf makes of them: computed once for all files that are compared.
 
-    from sg_local.finetune.reference import reference_logits
-    from sg_local.gguf_io.adapter import fields_for_peft
-    from sg_local.gguf_io.base_weights import BaseWeights
+    rows: what is compared with every file. near: rows near the decision. by_row: whether an answer there is one choice.
+    """
 
-    f16 = f16_gguf(base, settings.n_threads)
-    # No more key-value memory than a sequence or a batch needs.
-    settings = replace(settings, n_ctx=max(LEAST_N_CTX, *(len(tokens) for tokens, _ in sequences)))
-    # On the CPU, as torch below: the 16-bit copy of a 7B model does not fit the card that serves it in 4 bits.
-    on_cpu = replace(settings, n_gpu_layers=0)
+    def __init__(
+        self,
+        base: BaseModel,
+        settings: Settings,
+        adapter_dir: Path,
+        adapter_gguf: Path,
+        rows: Sequence[TokensFrom],
+        near: Sequence[TokensFrom] = (),
+        *,
+        by_row: bool = True,
+    ):
+        from sg_local.finetune.reference import reference_logits
+        from sg_local.gguf_io.adapter import fields_for_peft
+        from sg_local.gguf_io.base_weights import BaseWeights
 
-    def served(where: Settings, model_path: Path, adapter_path: Path | None = None) -> list[Logits]:
-        with open_with(where, model_path, adapter_path, n_parallel=1, is_repacked=False) as engine:
-            return sequences_logits(engine, sequences)
+        self._base, self._adapter_gguf = base, adapter_gguf
+        self._rows, self._near, self._by_row = list(rows), list(near), by_row
+        # No more key-value memory than a sequence or a batch needs.
+        longest = max(len(tokens) for tokens, _ in [*rows, *near])
+        self._settings = replace(settings, n_ctx=max(LEAST_N_CTX, longest))
+        # On the CPU, as torch below: the 16-bit copy of a 7B model does not fit the card that serves it in 4 bits.
+        on_cpu = replace(self._settings, n_gpu_layers=0)
+        f16 = f16_gguf(base, settings.n_threads)
+        untuned = _served(on_cpu, self._rows, f16)
+        hot = _served(on_cpu, self._rows, f16, adapter_gguf)
+        weights = BaseWeights(base.path)
+        logits = reference_logits(
+            weights, adapter_dir, [*self._rows, *self._near], fields_for_peft(adapter_dir)
+        )
+        self._logits, self._near_logits = logits[: len(rows)], logits[len(rows) :]
+        self._alone = Parity(
+            max_logit_difference=_max_difference(hot, self._logits),
+            adapter_effect=_max_difference(hot, untuned),
+            mean_kl_nats=0.0,
+            base_mean_kl_nats=_mean_kl_nats(self._logits, untuned),
+            argmax_equal_share=1.0,
+            merged_type="",
+            n_prompts=len(rows),
+            n_positions=sum(map(len, self._logits)),
+        )
+        if self._alone.adapter_differs:
+            in_torch = reference_logits(weights, None, self._rows)
+            self._alone = replace(self._alone, base_logit_difference=_max_difference(untuned, in_torch))
 
-    untuned, hot = served(on_cpu, f16), served(on_cpu, f16, adapter_gguf)
-    merged = served(settings, model_gguf)
-    weights = BaseWeights(base.path)
-    trained = reference_logits(weights, adapter_dir, sequences, fields_for_peft(adapter_dir))
+    def compare(self, model_gguf: Path) -> Parity:
+        """How near a merged file is to the trained model, at every position from a sequence's first one on."""
+        import numpy as np
 
-    equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
-    parity = Parity(
-        max_logit_difference=_max_difference(hot, trained),
-        adapter_effect=_max_difference(hot, untuned),
-        mean_kl_nats=_mean_kl_nats(trained, merged),
-        base_mean_kl_nats=_mean_kl_nats(trained, untuned),
-        argmax_equal_share=float(np.concatenate(equal).mean()),
-        merged_type=_merged_type(model_gguf),
-        n_prompts=len(sequences),
-        n_positions=sum(map(len, trained)),
-    )
-    if parity.adapter_differs:
-        in_torch = reference_logits(weights, None, sequences)
-        parity = replace(parity, base_logit_difference=_max_difference(untuned, in_torch))
-    return parity
+        served = _served(self._settings, [*self._rows, *self._near], model_gguf)
+        merged, near = served[: len(self._rows)], served[len(self._rows) :]
+        equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, self._logits, strict=True)]
+        parity = replace(
+            self._alone,
+            mean_kl_nats=_mean_kl_nats(self._logits, merged),
+            argmax_equal_share=float(np.concatenate(equal).mean()),
+            merged_type=_merged_type(model_gguf),
+        )
+        if near:
+            kept = self._kept(near)
+            parity = replace(
+                parity,
+                n_near_choices=kept.n_choices,
+                n_near_equal=kept.n_equal,
+                near_expected_share=kept.expected_share,
+                near_mean_kl_nats=kept.mean_kl_nats,
+            )
+        if not parity.keeps_choices:
+            parity = replace(parity, near_adapter_share=self._adapter_share)
+        return parity
+
+    @cached_property
+    def _adapter_share(self) -> float:
+        """What base + adapter.gguf keeps near the decision, as it is served."""
+        served = _served(self._settings, self._near, self._base.path, self._adapter_gguf)
+        return self._kept(served).expected_share
+
+    def _kept(self, served: Sequence[Logits]) -> Kept:
+        return kept_choices(self._near, self._near_logits, served, by_row=self._by_row)
+
+
+def _served(
+    settings: Settings, rows: Sequence[TokensFrom], model: Path, adapter: Path | None = None
+) -> list[Logits]:
+    with open_with(settings, model, adapter, n_parallel=1, is_repacked=False) as engine:
+        return sequences_logits(engine, rows)
 
 
 def _max_difference(logits: list[Logits], others: list[Logits]) -> float:
@@ -283,39 +357,49 @@ def diagnosis(parity: Parity, base: BaseModel, export_as: ExportAs, finer: Mappi
     )
 
 
-def measure_run(run: Run, adapter_gguf: Path, model_gguf: Path) -> Parity:
-    """`measure` on rows of the run, wherever a token of the answer is chosen."""
+def trained_in_run(run: Run, adapter_gguf: Path) -> Trained:
+    """The trained model on rows of the run, wherever a token of the answer is chosen."""
     with load_model(run.model.path, vocab_only=True) as model:
-        sequences = _sequences(run, Tokenizer(model))
-    return measure(run.model, run.settings, run.file("adapter"), adapter_gguf, model_gguf, sequences)
+        tokenizer = Tokenizer(model)
+        pairs = read_pairs(run)
+        kept = [(row["input"], str(row["output"])) for row in pairs if is_kept(row)]
+        rows = _sequences(run, tokenizer, kept[:: max(1, len(kept) // N_PROMPTS)][:N_PROMPTS])
+        near = _sequences(run, tokenizer, rows_near_decision(pairs, run.settings.seed), N_TOKENS)
+    return Trained(
+        run.model,
+        run.settings,
+        run.file("adapter"),
+        adapter_gguf,
+        rows,
+        near,
+        by_row=run.task.is_classification,
+    )
 
 
-def measure_on_texts(
-    base: BaseModel, settings: Settings, adapter_dir: Path, adapter_gguf: Path, model_gguf: Path
-) -> Parity:
-    """`measure` where nothing is known of the adapter's task: on plain texts, after their first tokens."""
+def trained_on_texts(base: BaseModel, settings: Settings, adapter_dir: Path, adapter_gguf: Path) -> Trained:
+    """The same where nothing is known of the adapter's task: on plain texts, after their first tokens."""
     with load_model(base.path, vocab_only=True) as model:
         tokenizer = Tokenizer(model)
-        sequences = [((*tokenizer.beginning, *tokenizer.encode_plain(text)), N_UNCOMPARED) for text in TEXTS]
-    return measure(base, settings, adapter_dir, adapter_gguf, model_gguf, sequences)
+        rows = [((*tokenizer.beginning, *tokenizer.encode_plain(text)), N_UNCOMPARED) for text in TEXTS]
+    return Trained(base, settings, adapter_dir, adapter_gguf, rows)
 
 
-def _sequences(run: Run, tokenizer: Tokenizer) -> list[TokensFrom]:
-    """Prompt and answer, from the prompt's last token on, of rows spread over the training rows."""
+def _sequences(
+    run: Run, tokenizer: Tokenizer, rows: Sequence[tuple[str, str]], n_tokens: int | None = None
+) -> list[TokensFrom]:
+    """Prompt and answer of each row, from the prompt's last token on; of the answer n_tokens at most."""
     template = tokenizer.chat_template(template_source(run))
-    rows = [row for row in read_pairs(run) if is_kept(row)]
     found = []
-    for row in rows[:: max(1, len(rows) // N_PROMPTS)][:N_PROMPTS]:
-        messages = answer_messages(run.task.instruction, row["input"], demonstrations(run))
+    for text, output in rows:
+        messages = answer_messages(run.task.instruction, text, demonstrations(run))
         prompt = tokenizer.encode_prompt(template, messages)
-        answer = tokenizer.encode_answer(template, messages, row["output"])
+        answer = tokenizer.encode_answer(template, messages, output)[:n_tokens]
         found.append(((*prompt, *answer), len(prompt) - 1))
     return found
 
 
 def _merged_type(path: Path) -> str:
     """The type with the fewest bytes a value among the matrices of the layers."""
-    matrices = [
-        tensor for tensor in read_header(path).tensors if len(tensor.shape) == 2 and ".attn_" in tensor.name
-    ]
+    tensors = read_header(path).tensors
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.name.startswith("blk.")]
     return min(matrices, key=lambda tensor: tensor.size_bytes / (tensor.shape[0] * tensor.shape[1])).type_name

@@ -105,9 +105,9 @@ def _exported(run: Run, faults: list[str]) -> Iterator[Passed]:
 
 
 def _parity(run: Run, faults: list[str]) -> Iterator[Passed]:
-    from sg_local.proof.parity import measure_run
+    from sg_local.proof.parity import trained_in_run
 
-    parity = measure_run(run, run.file("adapter.gguf"), run.file("model.gguf"))
+    parity = trained_in_run(run, run.file("adapter.gguf")).compare(run.file("model.gguf"))
     if parity.faults():
         faults += parity.faults()
         faults.append(

@@ -136,9 +136,13 @@ def results_markdown(results: Results) -> str:
 
 
 def _types(export: Mapping[str, Any]) -> dict[str, str]:
-    """The type of the merged file, and that of the base where it was too coarse (stages/export.py)."""
+    """The types of the merged file, and that of the base where it was too coarse (stages/export.py)."""
     entries = {"merged_type": "parity", "too_coarse": "too_coarse"}
-    return {key: export[entry]["merged_type"] for key, entry in entries.items() if entry in export}
+    types = {key: export[entry]["merged_type"] for key, entry in entries.items() if entry in export}
+    _, _, finer = export.get("made_in", "").partition("+")  # "base+Q8_0"; merged_type is the coarsest one
+    if finer:
+        types["merged_type"] += f" and {finer}"
+    return types
 
 
 def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:

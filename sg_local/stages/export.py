@@ -2,7 +2,7 @@
 
 reads  adapter/ train.jsonl, from which the compared prompts are
 writes adapter.gguf   LoRA adapter for the base GGUF
-       model.gguf     base and adapter merged, in the base's own types, Q8_0 where these cannot hold it, or --quant
+       model.gguf     base and adapter merged, in the coarsest types that keep what was trained (auto), or --quant
        Modelfile      for `ollama create`; Modelfile.adapter: the same for base and adapter.gguf
        chat_template.jinja    of model.gguf, for base and adapter.gguf: it writes the trained prompt (chat/served.py)
 
@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.files import canonical_json, own_directory, remove_tree, sha256_file, write_json, write_text
 from sg_local.gguf_header import BASE_TEMPLATE_KEY, read_header
 from sg_local.gguf_io.adapter import write_adapter_gguf
-from sg_local.gguf_io.check_base import FINER, type_to_merge_in
+from sg_local.gguf_io.check_base import MIXED, finer_types, types_to_try
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
 from sg_local.llama.asking import longest_answer
@@ -33,7 +34,15 @@ from sg_local.llama.quantize import requantize
 from sg_local.llama.tokens import Tokenizer
 from sg_local.models import directory_name, find_by_path, resolve_model
 from sg_local.progress import say, working
-from sg_local.proof.parity import ExportAs, Parity, measure_on_texts, measure_run, require_parity
+from sg_local.proof.parity import (
+    ExportAs,
+    Parity,
+    Trained,
+    require_parity,
+    trained_in_run,
+    trained_on_texts,
+)
+from sg_local.report import tables
 from sg_local.runs.begin import describe_base, read_model, require_base
 from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.prompt import demonstrations, template_source
@@ -61,19 +70,21 @@ def run_export(run: Run) -> None:
             write_text(work / "chat_template.jinja", source)
             write_text(work / "Modelfile", text)
             write_text(work / "Modelfile.adapter", beside_base(text, run.model.path))
-            parity, too_coarse = _write_ggufs(
+            chosen, tried = _write_ggufs(
                 run.model,
                 run.settings,
                 run.file("adapter"),
                 work,
                 metadata,
-                partial(measure_run, run),
+                partial(trained_in_run, run),
                 partial(_command, "export", run.path),
                 _chat_templates(run, source),
             )
-            details["parity"] = parity.as_dict()
-            if too_coarse:
-                details["too_coarse"] = too_coarse.as_dict()
+            details |= {"made_in": chosen.quant, "parity": chosen.parity.as_dict()}
+            if len(tried) > 1:
+                details["tried"] = [attempt.as_dict() for attempt in tried]
+            if chosen is not tried[0]:
+                details["too_coarse"] = tried[0].parity.as_dict()
             for name in STAGE_FILES["export"].writes:
                 os.replace(work / name, run.file(name))
         finally:
@@ -106,21 +117,21 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
             **_origin(base),
         }
         chat_templates = _chat_templates(run, _chat_files(run)[0]) if run else None
-        measured = partial(measure_on_texts, base, settings, adapter_dir)
+        trained = partial(trained_on_texts, base, settings, adapter_dir)
         export_as = partial(
             _command, "export-adapter", "--adapter", adapter_dir, "--model", base.path, "--out", out_dir
         )
-        parity, _ = _write_ggufs(
-            base, settings, adapter_dir, work, metadata, measured, export_as, chat_templates
+        chosen, _ = _write_ggufs(
+            base, settings, adapter_dir, work, metadata, trained, export_as, chat_templates
         )
-        write_json(work / "parity.json", parity.as_dict())
+        write_json(work / "parity.json", chosen.parity.as_dict())
         for name in EXPORTED_FROM_ELSEWHERE:
             os.replace(work / name, out_dir / name)
     finally:
         remove_tree(work)
         if is_new and out_dir.is_dir() and not any(out_dir.iterdir()):
             out_dir.rmdir()
-    return parity
+    return chosen.parity
 
 
 def _remove_killed_work(work: Path) -> None:
@@ -147,56 +158,124 @@ def _command(*words: object) -> str:
     return shlex.join(["sg-local", *map(str, words[:-1]), "--quant", str(words[-1])])
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A type in which model.gguf was made and compared."""
+
+    quant: str
+    size_bytes: int
+    parity: Parity
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it is the trained model, near the decision too."""
+        return not self.parity.faults() and self.parity.keeps_choices
+
+    @property
+    def is_too_coarse(self) -> bool:
+        """Whether nothing but the type is at fault: a finer one may be enough."""
+        return self.parity.only_merge_differs or not (self.parity.faults() or self.parity.keeps_choices)
+
+    def as_dict(self) -> dict[str, object]:
+        """For the manifest."""
+        return {"quant": self.quant, "size_bytes": self.size_bytes, **self.parity.as_dict()}
+
+
 def _write_ggufs(
     base: BaseModel,
     settings: Settings,
     adapter_dir: Path,
     work: Path,
     metadata: dict[str, str],
-    measured: Callable[[Path, Path], Parity],
+    trained_with: Callable[[Path], Trained],
     export_as: ExportAs,
     chat_templates: Mapping[str, str] | None = None,
-) -> tuple[Parity, Parity | None]:
-    """Writes work/adapter.gguf and work/model.gguf; returns how near they are to the trained model, as measured.
+) -> tuple[Attempt, list[Attempt]]:
+    """Writes work/adapter.gguf and work/model.gguf; returns how model.gguf was made, and all that was tried.
 
-    chat_templates: metadata of model.gguf alone.
+    trained_with: gives the trained model, to compare with, beside adapter.gguf. chat_templates: metadata of model.gguf
+    alone.
 
-    Where the base's types were too coarse for that, it returns what was measured of them too. Raises SgLocalError with
-    a diagnosis where the files are not the trained model.
+    Raises SgLocalError with a diagnosis where the files are not the trained model.
     """
     adapter, merged = work / "adapter.gguf", work / "model.gguf"
     with working("export: adapter.gguf"):
         write_adapter_gguf(adapter_dir, base.path, adapter, metadata)
 
-    def write_and_measure(quant: str) -> Parity:
-        with working(f"export: model.gguf ({'the types of the base' if quant == 'base' else quant})"):
-            merged.unlink(missing_ok=True)  # of another type; there may be no room for both
-            _write_merged(base, settings, adapter, merged, quant, {**metadata, **(chat_templates or {})})
-        with working("export: comparing llama.cpp with torch"):
-            parity = measured(adapter, merged)
-        say(f"export: {parity.in_words()}")
-        return parity
+    on_disk = ""
 
-    changed = {tensor.name.rpartition(".lora_")[0] for tensor in read_header(adapter).tensors}
-    quant = type_to_merge_in(read_header(base.path), settings, changed)
-    parity, too_coarse = write_and_measure(quant), None
-    if settings.quant == "auto" and quant == "base" and parity.is_too_coarse:
-        say(f"export: {parity.merged_type} is too coarse for what was trained, model.gguf is made in {FINER}")
-        parity, too_coarse = write_and_measure(FINER), parity
-    finer: dict[str, Parity] = {}
-    for other in parity.finer_quants if parity.only_merge_differs else ():
-        say(f"export: {parity.merged_type} is too coarse for what was trained, trying {other}")
+    @cache
+    def trained() -> Trained:
+        return trained_with(adapter)
+
+    def write(quant: str) -> None:
+        nonlocal on_disk
+        merged.unlink(missing_ok=True)  # of another type; there may be no room for both
+        _write_merged(base, settings, adapter, merged, quant, {**metadata, **(chat_templates or {})})
+        on_disk = quant
+
+    def write_and_measure(quant: str) -> Attempt:
+        with working(f"export: model.gguf ({_in_words(quant)})"):
+            write(quant)
+        with working("export: comparing llama.cpp with torch"):
+            attempt = Attempt(quant, merged.stat().st_size, trained().compare(merged))
+        say(f"export: {tables.size(attempt.size_bytes)}; {attempt.parity.in_words()}")
+        return attempt
+
+    first, *others = types_to_try(read_header(base.path), settings, _changed(adapter))
+    tried = [write_and_measure(first)]
+    for quant in others:
+        if not tried[-1].is_too_coarse:
+            break
+        say(
+            f"export: {_in_words(tried[-1].quant)}: too coarse for what was trained, trying {_in_words(quant)}"
+        )
         try:
-            finer[other] = write_and_measure(other)
+            tried.append(write_and_measure(quant))
+        except SgLocalError as error:
+            say(f"export: {quant} could not be tried: {error}")
+            break
+    chosen = _best(tried)
+    finer: dict[str, Parity] = {}
+    for other in chosen.parity.finer_quants if chosen.parity.only_merge_differs else ():
+        say(f"export: {chosen.parity.merged_type} is too coarse for what was trained, trying {other}")
+        try:
+            finer[other] = write_and_measure(other).parity
         except SgLocalError as error:
             say(f"export: {other} could not be tried: {error}")
             continue
         if not finer[other].faults():
             break
-    require_parity(parity, base, export_as, finer)
-    if advice := parity.advice(export_as):
+    require_parity(chosen.parity, base, export_as, finer)
+    if on_disk != chosen.quant:
+        write(chosen.quant)
+    if not chosen.is_enough:
+        say(f"export: model.gguf is made in {_in_words(chosen.quant)}; {chosen.parity.near_in_words()}")
+    if advice := chosen.parity.advice(export_as):
         say(f"export: {advice}")
-    return parity, too_coarse
+    return chosen, tried
+
+
+def _changed(adapter: Path) -> set[str]:
+    """The names of the tensors that an adapter changes."""
+    return {tensor.name.rpartition(".lora_")[0] for tensor in read_header(adapter).tensors}
+
+
+def _best(tried: Sequence[Attempt]) -> Attempt:
+    """The last one where it is enough or all are wrong; else the one that keeps most, of equal ones the coarsest."""
+    right = [attempt for attempt in tried if not attempt.parity.faults()]
+    if tried[-1].is_enough or not right:
+        return tried[-1]
+    return max(right, key=lambda attempt: attempt.parity.near_expected_share or 0.0)
+
+
+def _in_words(quant: str) -> str:
+    """A type of model.gguf."""
+    words = {
+        "base": "the types of the base",
+        MIXED: "the types of the base, Q8_0 for the attention and ffn_down",
+    }
+    return words.get(quant, quant)
 
 
 def _write_merged(
@@ -204,14 +283,17 @@ def _write_merged(
 ) -> None:
     """Base and adapter as one file.
 
-    Another quantization is made of the base, and the adapter added on its grid. Quantizing after the merge would be
-    shorter, but rounds the adapter away wherever a matrix keeps its type.
+    In a finer type that is made here, each sum of base and adapter is rounded once. llama.cpp's other quantizations are
+    made of the base, and the adapter is added on their grids: quantizing the sum rounds the adapter away wherever a
+    matrix keeps its type.
     """
     merge = partial(merge_gguf, metadata=metadata, n_threads=settings.n_threads)
-    if quant == "F16":
-        merge(base.path, adapter, merged, matrix_type="F16")
+    if quant in ("F16", "Q8_0"):
+        merge(base.path, adapter, merged, matrix_type=quant)
     elif quant == "base":
         merge(base.path, adapter, merged)
+    elif quant == MIXED:
+        merge(base.path, adapter, merged, types=finer_types(read_header(base.path), _changed(adapter)))
     else:
         requantized = merged.with_name("base.gguf")
         requantize(base.path, requantized, quant, settings.n_threads)

@@ -152,13 +152,12 @@ def copy(place: Path) -> None:
 
 def proof(place: Path) -> None:
     """llama.cpp beside torch."""
-    from sg_local.proof.parity import measure_on_texts
+    from sg_local.proof.parity import trained_on_texts
 
     if not (place / "model.gguf").exists():
         merge(place)
-    parity = measure_on_texts(
-        base_of(place), settings(), place / "adapter", place / "adapter.gguf", place / "model.gguf"
-    )
+    trained = trained_on_texts(base_of(place), settings(), place / "adapter", place / "adapter.gguf")
+    parity = trained.compare(place / "model.gguf")
     print(parity.in_words(), file=sys.stderr)
     for fault in parity.faults():
         print(f"proof: {fault}", file=sys.stderr)

@@ -20,7 +20,7 @@ from sg_local.gguf_io.tensors import lora_targets
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, LAYERS, TOKENS = 64, 4, 2, 16, 96, 2, 40
 RANK, ALPHA = 4, 6
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 
 METADATA: dict[str, Value] = {
     "general.architecture": "llama",

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,8 +128,9 @@ def replace_export(monkeypatch: pytest.MonkeyPatch, parity: Parity = GOOD) -> No
     monkeypatch.setattr(
         export, "_chat_files", lambda run: ("{{ messages }}", f"FROM ./model.gguf\n# {run.task.name}\n")
     )
-    monkeypatch.setattr(export, "measure_run", lambda *_: parity)
-    monkeypatch.setattr(export, "measure_on_texts", lambda *_: parity)
+    trained = SimpleNamespace(compare=lambda _merged: parity)
+    monkeypatch.setattr(export, "trained_in_run", lambda *_: trained)
+    monkeypatch.setattr(export, "trained_on_texts", lambda *_: trained)
 
 
 def make_calls_small(monkeypatch: pytest.MonkeyPatch, n_rows: int, n_trials: int) -> None:

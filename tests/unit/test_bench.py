@@ -382,6 +382,11 @@ def test_a_merged_file_of_another_type_is_named(finished_run: Run) -> None:
     }
     told = markdown([row_of(evaluation, {"stages": stages})], {}).splitlines()
     assert any(all(part in line for part in ("inbox", "model.gguf is Q8_0", "Q4_1")) for line in told)
+    stages["export"] |= {"parity": {"merged_type": "Q4_1"}, "made_in": "base+Q8_0"}
+    assert "model.gguf is Q4_1 and Q8_0" in markdown([row_of(evaluation, {"stages": stages})], {}).replace(
+        "\\", ""
+    )
+    stages["export"] |= {"made_in": "base"}
     del stages["export"]["too_coarse"]
     assert "model.gguf is" not in markdown([row_of(evaluation, {"stages": stages})], {})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command_line import Call
-from finished_run import ScriptedStages
+from finished_run import HEADER, TENSORS, ScriptedStages
 from gguf_bytes import TinyTensor, tiny_gguf
 from gguf_models import write_peft
 from messages import assert_says
@@ -17,7 +17,7 @@ import sg_local.runs.begin as begin
 from sg_local.errors import InputError
 from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
-from sg_local.gguf_io.check_base import about_merging, require_base, type_to_merge_in
+from sg_local.gguf_io.check_base import MIXED, about_merging, finer_types, require_base, types_to_try
 from sg_local.settings import Settings
 
 
@@ -180,18 +180,37 @@ def test_the_type_of_the_export_is_said_where_the_bases_own_cannot_be_merged(
 def test_only_matrices_that_get_lora_decide(tmp_path: Path) -> None:
     header = read_header(write_unmergeable(tmp_path / "base.gguf"))
     auto = Settings()
-    assert type_to_merge_in(header, auto) == "Q8_0"
+    assert types_to_try(header, auto) == ("Q8_0",)
     assert_says(about_merging(header, auto) or "", "IQ4_NL", "Q8_0")
     with pytest.raises(InputError, match="IQ4_NL"):
         require_base(header, replace(auto, quant="base"))
     attention = replace(auto, target_modules="q_proj, v_proj")
-    assert type_to_merge_in(header, attention) == "base"
+    assert types_to_try(header, attention) == ("base",)
     assert about_merging(header, attention) is None
     require_base(header, replace(attention, quant="base"))
     require_base(header, replace(auto, quant="F16"))
     # An adapter from elsewhere says by itself what it changes.
-    assert type_to_merge_in(header, auto, ["blk.0.ffn_down.weight"]) == "base"
-    assert type_to_merge_in(header, attention, ["blk.0.ffn_up.weight"]) == "Q8_0"
+    assert types_to_try(header, auto, ["blk.0.ffn_down.weight"]) == ("base",)
+    assert types_to_try(header, attention, ["blk.0.ffn_up.weight"]) == ("Q8_0",)
+
+
+def test_auto_tries_finer_types_only_for_a_base_that_rounds_much(tmp_path: Path) -> None:
+    fine, coarse, auto = tmp_path / "fine.gguf", tmp_path / "coarse.gguf", Settings()
+    fine.write_bytes(tiny_gguf(HEADER, TENSORS))
+    in_q4_1 = ("blk.0.attn_q.weight", "blk.0.ffn_up.weight")
+    tensors = [tensor._replace(tensor_type=3) if tensor.name in in_q4_1 else tensor for tensor in TENSORS]
+    coarse.write_bytes(tiny_gguf(HEADER, tensors))
+    header = read_header(coarse)
+    assert types_to_try(read_header(fine), auto) == ("base",)
+    assert types_to_try(header, auto) == ("base", MIXED, "Q8_0")
+    assert types_to_try(header, replace(auto, quant="Q6_K")) == ("Q6_K",)
+    assert finer_types(header, ["blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_up.weight"]) == {
+        "blk.0.attn_q.weight": "Q8_0"
+    }
+    # Where the mixture is the base, or all of it, it is not tried.
+    for names in (["blk.0.attn_q.weight"], ["blk.0.ffn_up.weight"]):
+        assert types_to_try(header, auto, names) == ("base", "Q8_0")
+    assert types_to_try(header, auto, ["blk.0.attn_k.weight"]) == ("base",)
 
 
 def test_a_type_that_torch_cannot_be_given_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ import sg_local.finetune.environment as environment
 import sg_local.stages.export as export
 from sg_local.errors import InputError, SgLocalError
 from sg_local.gguf_header import read_header
+from sg_local.gguf_io.check_base import MIXED
 from sg_local.proof.parity import Parity, diagnosis
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.stage import run_stage
@@ -36,16 +38,24 @@ PASSES = Parity(
     n_prompts=16,
     n_positions=50,
 )
-TYPES = {"Q4_K_M": "Q4_K", "Q6_K": "Q6_K"}  # of a file → of its coarsest matrix
-Scripted = Callable[[Mapping[str, float]], list[str]]
+# Of a file → of its coarsest matrix.
+TYPES = {"base": "Q4_1", MIXED: "Q4_1", "Q4_K_M": "Q4_K", "Q6_K": "Q6_K"}
+Scripted = Callable[..., list[str]]
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """scripted({"base": 0.3, "Q8_0": 0.001}): the distances as measured; returns the types that are tried."""
+    """scripted({"base": 0.3, "Q8_0": 0.001}): the distances as measured; returns the types that are written.
+
+    near_shares: what each type keeps near the decision, and "adapter"; without it too few rows are there.
+    """
     monkeypatch.setattr(environment, "find_spec", lambda _name: object())
 
-    def script(mean_kl_nats: Mapping[str, float], **numbers: float) -> list[str]:
+    right_types = export.types_to_try
+
+    def script(
+        mean_kl_nats: Mapping[str, float], near_shares: Mapping[str, float] | None = None, **numbers: float
+    ) -> list[str]:
         tried: list[str] = []
 
         def write_adapter(_dir: Path, _base: Path, out: Path, _metadata: object) -> None:
@@ -59,14 +69,27 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
             out.write_text(quant)
             tried.append(quant)
 
-        def measure(_run: Run, _adapter: Path, merged: Path) -> Parity:
+        def compare(merged: Path) -> Parity:
             quant = merged.read_text()
-            name = "Q4_1" if quant == "base" else TYPES.get(quant, quant)
-            return replace(PASSES, mean_kl_nats=mean_kl_nats[quant], merged_type=name, **numbers)
+            name = TYPES.get(quant, quant)
+            measured = replace(PASSES, mean_kl_nats=mean_kl_nats[quant], merged_type=name, **numbers)
+            if near_shares is None:
+                return measured
+            share = {
+                "near_expected_share": near_shares[quant],
+                "near_adapter_share": near_shares.get("adapter"),
+            }
+            return replace(measured, n_near_choices=48, n_near_equal=47, **share)
+
+        def types_to_try(*arguments: Any) -> tuple[str, ...]:
+            # The tiny base is F32, which nothing is too coarse for; here it passes for one in Q4_1.
+            types = right_types(*arguments)
+            return ("base", MIXED, "Q8_0") if types == ("base",) and arguments[1].quant == "auto" else types
 
         monkeypatch.setattr(export, "write_adapter_gguf", write_adapter)
         monkeypatch.setattr(export, "_write_merged", write_merged)
-        monkeypatch.setattr(export, "measure_run", measure)
+        monkeypatch.setattr(export, "types_to_try", types_to_try)
+        monkeypatch.setattr(export, "trained_in_run", lambda *_: SimpleNamespace(compare=compare))
         monkeypatch.setattr(export, "_chat_files", lambda _run: ("{{ messages }}", "FROM ./model.gguf\n"))
         return tried
 
@@ -74,11 +97,79 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
 
 def test_auto_takes_a_finer_type_where_the_bases_is_too_coarse(finished_run: Run, scripted: Scripted) -> None:
-    tried = scripted({"base": 0.3, "Q8_0": 0.01})
+    tried = scripted({"base": 0.3, MIXED: 0.26, "Q8_0": 0.01})
     assert run_stage(finished_run, "export", redo=True)
-    assert tried == ["base", "Q8_0"]
+    assert tried == ["base", MIXED, "Q8_0"]
     entry = finished_run.manifest()["stages"]["export"]
     assert (entry["parity"]["merged_type"], entry["too_coarse"]["merged_type"]) == ("Q8_0", "Q4_1")
+    assert entry["made_in"] == "Q8_0"
+
+
+KEEPS = dict.fromkeys(("base", MIXED, "Q8_0"), 0.01)  # nats: all are near enough, away from the decision
+
+
+@pytest.mark.parametrize(
+    ("near_shares", "written", "made_in"),
+    [
+        ({"base": 0.98}, ["base"], "base"),
+        ({"base": 0.96, MIXED: 0.975, "adapter": 1.0}, ["base", MIXED], MIXED),
+        ({"base": 0.92, MIXED: 0.94, "Q8_0": 0.98, "adapter": 0.98}, ["base", MIXED, "Q8_0"], "Q8_0"),
+        # No type has to keep what base + adapter.gguf does not.
+        ({"base": 0.92, MIXED: 0.95, "adapter": 0.95}, ["base", MIXED], MIXED),
+        # None is enough: what keeps most; of two that keep the same, the smaller one.
+        ({"base": 0.92, MIXED: 0.96, "Q8_0": 0.95, "adapter": 0.97}, ["base", MIXED, "Q8_0", MIXED], MIXED),
+        ({"base": 0.92, MIXED: 0.96, "Q8_0": 0.96, "adapter": 0.97}, ["base", MIXED, "Q8_0", MIXED], MIXED),
+    ],
+)
+def test_auto_takes_the_coarsest_type_that_keeps_the_choices_near_the_decision(
+    near_shares: dict[str, float],
+    written: list[str],
+    made_in: str,
+    finished_run: Run,
+    scripted: Scripted,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tried = scripted(KEEPS, near_shares)
+    assert run_stage(finished_run, "export", redo=True)
+    assert tried == written
+    assert finished_run.file("model.gguf").read_text() == made_in
+    entry = finished_run.manifest()["stages"]["export"]
+    assert (entry["made_in"], entry["parity"]["near_expected_share"]) == (made_in, near_shares[made_in])
+    told = capsys.readouterr().err
+    for quant in written:
+        assert (
+            f"near the decision 47 of 48 choices are kept, by the noise on all of them {near_shares[quant]:.1%}"
+            in told
+        )
+    listed = [(attempt["quant"], attempt["near_expected_share"]) for attempt in entry.get("tried", [])]
+    measured = list(dict.fromkeys(written))
+    assert listed == ([(quant, near_shares[quant]) for quant in measured] if len(measured) > 1 else [])
+
+
+def test_a_type_that_was_asked_for_is_not_left_for_what_it_loses_near_the_decision(
+    finished_run: Run, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = scripted(KEEPS, {"base": 0.8, "adapter": 1.0})
+    assert run_stage(finished_run.with_given({"quant": "base"}), "export", redo=True)
+    assert tried == ["base"]
+    assert_says(capsys.readouterr().err, "on all of them 80.0% (base + adapter.gguf: 100.0%)")
+
+
+def test_where_a_finer_type_cannot_be_written_the_best_of_the_others_is_exported(
+    finished_run: Run, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(KEEPS, {"base": 0.92, MIXED: 0.9, "adapter": 1.0})
+    write = export._write_merged
+
+    def full_for_q8(*arguments: Any) -> None:
+        if arguments[4] == "Q8_0":
+            raise SgLocalError("model.gguf: No space left on device: free some space")
+        write(*arguments)
+
+    monkeypatch.setattr(export, "_write_merged", full_for_q8)
+    assert run_stage(finished_run, "export", redo=True)
+    assert finished_run.file("model.gguf").read_text() == "base"
+    assert_says(capsys.readouterr().err, "No space left", "92.0%")
 
 
 def test_auto_begins_with_the_finer_type_where_nothing_can_be_merged_in_the_bases(
@@ -104,7 +195,12 @@ def test_auto_begins_with_the_finer_type_where_nothing_can_be_merged_in_the_base
         ("base", {"base": 0.3, "Q8_0": 0.01}, ["base", "Q8_0"], "Q8_0"),
         ("Q4_K_M", {"Q4_K_M": 0.3, "Q8_0": 0.07, "F16": 0.001}, ["Q4_K_M", "Q8_0", "F16"], "F16"),
         ("Q8_0", {"Q8_0": 0.4, "F16": 0.001}, ["Q8_0", "F16"], "F16"),
-        ("auto", {"base": 0.3, "Q8_0": 0.07, "F16": 0.001}, ["base", "Q8_0", "F16"], "F16"),
+        (
+            "auto",
+            {"base": 0.3, MIXED: 0.3, "Q8_0": 0.07, "F16": 0.001},
+            ["base", MIXED, "Q8_0", "F16"],
+            "F16",
+        ),
     ],
 )
 def test_an_adapter_that_is_too_strong_for_a_type_is_told_which_type_passes(
@@ -129,7 +225,7 @@ def test_an_adapter_that_is_too_strong_for_a_type_is_told_which_type_passes(
 def test_where_no_type_holds_it_the_merge_is_called_defect_with_all_numbers(
     finished_run: Run, scripted: Scripted
 ) -> None:
-    scripted({"base": 0.3, "Q8_0": 0.29, "F16": 0.28})
+    scripted({"base": 0.3, MIXED: 0.3, "Q8_0": 0.29, "F16": 0.28})
     with pytest.raises(SgLocalError, match="this is a defect") as caught:
         run_stage(finished_run, "export", redo=True)
     assert_says(str(caught.value), "0.290", "0.280")

@@ -187,6 +187,36 @@ def test_matrix_type_f16_writes_every_matrix_so(tmp_path: Path) -> None:
         assert np.abs(got[t.name] - wanted[t.name]).max() <= 5 * 2**-11
 
 
+@pytest.mark.parametrize("base_type", ["Q4_0", "Q4_1"])
+def test_a_finer_type_is_rounded_once_and_keeps_the_change(base_type: str, tmp_path: Path) -> None:
+    """--quant Q8_0 of a coarser base: half a step of error, and no base in between."""
+    name = "blk.0.ffn_gate.weight"
+    normal = np.random.default_rng(1).normal(size=(FEED_FORWARD, HIDDEN))
+    base, out = tmp_path / "base.gguf", tmp_path / "merged.gguf"
+    write_model(base, {"general.file_type": 2}, replaced=[tensor(name, normal, base_type)])
+    adapter = write_adapter(tmp_path, base, 0.02)
+    merge_gguf(base, adapter, out, metadata={}, matrix_type="Q8_0")
+    header = read_header(out)
+    assert header.metadata["general.file_type"] == 7
+    # A row of 2 or of 48 values is no whole number of blocks.
+    assert {t.type_name for t in header.tensors if len(t.shape) == 2} <= {"Q8_0", "F16"}
+    assert all((t.shape[0] % 32 == 0) == (t.type_name == "Q8_0") for t in header.tensors if len(t.shape) == 2)
+    before, got, change = values_of(base)[name], values_of(out)[name], expected_change(name, 0.02)
+    largest = np.abs(before + change).reshape(-1, 32).max(axis=1).repeat(32).reshape(before.shape)
+    assert (np.abs(got - before - change) <= 0.51 * largest / 127 + 1e-3).all()
+    assert 0.7 < kept_share(change, got - before) < 1.3
+    # Single tensors: all others keep their types, and without LoRA their bytes.
+    merge_gguf(base, adapter, tmp_path / "mixed.gguf", metadata={}, types={name: "Q8_0"})
+    mixed = read_header(tmp_path / "mixed.gguf")
+    assert mixed.metadata["general.file_type"] == 2
+    types = {t.name: t.type_name for t in read_header(base).tensors}
+    assert {t.name: t.type_name for t in mixed.tensors} == {**types, name: "Q8_0"}
+    assert bytes_of(tmp_path / "mixed.gguf", name) == bytes_of(out, name)
+    assert bytes_of(tmp_path / "mixed.gguf", "token_embd.weight") == bytes_of(base, "token_embd.weight")
+    with pytest.raises(InputError, match="cannot be written as 'Q4_K'"):
+        merge_gguf(base, adapter, out, metadata={}, types={name: "Q4_K"})
+
+
 def test_blocks_of_rows_make_no_difference(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ from sg_local.plan.memory import (
 )
 from sg_local.plan.plan import USABLE_SHARE_OF_GPU, compare
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
-from sg_local.proof import parity
+from sg_local.proof import near, parity
 from sg_local.runs.directory import Run
 from sg_local.settings import PRESETS, Settings
 from sg_local.task import load_task
@@ -284,6 +284,7 @@ def test_its_numbers_are_those_of_the_code_that_it_tells_about(finished_run: Run
     assert signature(Engine.__init__).parameters["n_batch"].default == memory.N_BATCH
     assert base_weights.MAX_SHARD_BYTES == memory.MAX_SHARD_BYTES
     assert parity.N_PROMPTS == memory.PROOF_PROMPTS
+    assert (near.N_ROWS, near.N_TOKENS) == (memory.NEAR_PROMPTS, memory.NEAR_TOKENS)
     assert parity.LEAST_N_CTX == memory.LEAST_N_CTX
     assert reference.MAX_TOKENS_AT_ONCE == memory.PROOF_TOKENS_AT_ONCE
     assert train.N_CHECKPOINTS + 1 == memory.CHECKPOINTS

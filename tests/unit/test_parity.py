@@ -32,14 +32,62 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     fields: list[object] = []
     monkeypatch.setattr(reference, "reference_logits", lambda *given: fields.append(given[3]) or [logits])
     run = finished_run
-    files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
-    parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    files = [run.file(name) for name in ("adapter", "adapter.gguf")]
+    trained = parity.Trained(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    trained.compare(run.file("model.gguf"))
     assert engine.opened == [
         ("f16.gguf", None, 0),
         ("f16.gguf", "adapter.gguf", 0),
         ("model.gguf", None, -1),
     ]
     assert fields == [{"r": 4}]  # and not the adapter's own file, which may be a stranger's
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_what_the_adapter_keeps_near_the_decision_is_measured_where_the_merged_file_keeps_too_little(
+    noise: float, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine()
+    engine.replace_llama_cpp(monkeypatch)
+    rows, near = [((1, 2, 3), 1)], [((1, 2, 4), 1), ((1, 2, 0), 1)]
+    # Of the near rows token 4 leads by 1 and token 0 by 2, or with noise token 3 leads in the first one.
+    trained = [
+        np.float32([[0, 0, 0, 5, 0]] * 2),
+        np.float32([[0, 0, 0, 0, 1]] * 2),
+        np.float32([[2, 0, 0, 0, 0]] * 2),
+    ]
+
+    def served(_engine: object, sequences: list[Any]) -> list[Any]:
+        model, adapter, _ = engine.opened[-1]
+        moved = [logits.copy() for logits in trained]
+        if (model, adapter) == ("model.gguf", None):
+            moved[1][:, 4] -= noise
+        return moved[:1] if sequences == rows else moved[1:] if sequences == near else moved
+
+    monkeypatch.setattr(parity, "f16_gguf", lambda *_: Path("f16.gguf"))
+    monkeypatch.setattr(base_weights, "BaseWeights", lambda path: path)
+    monkeypatch.setattr(parity, "sequences_logits", served)
+    monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
+    monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
+    monkeypatch.setattr(reference, "reference_logits", lambda *_: trained)
+    run = finished_run
+    files = [run.file(name) for name in ("adapter", "adapter.gguf")]
+    compared = parity.Trained(run.model, run.settings, *files, rows, near)
+    n_opened = len(engine.opened)
+    measured = [compared.compare(run.file("model.gguf")) for _ in range(2)]
+    assert measured[0] == measured[1]
+    opened = [(model, adapter) for model, adapter, _ in engine.opened[n_opened:]]
+    with_adapter = (run.model.path.name, "adapter.gguf")
+    assert measured[0].n_near_choices == 2
+    if noise:  # once for all files that are compared
+        assert opened == [("model.gguf", None), with_adapter, ("model.gguf", None)]
+        assert (measured[0].n_near_equal, measured[0].near_adapter_share) == (1, 1.0)
+        assert not measured[0].keeps_choices
+    else:
+        assert opened == [("model.gguf", None)] * 2
+        assert (measured[0].n_near_equal, measured[0].near_adapter_share) == (2, None)
+        assert measured[0].keeps_choices
+    assert replace(measured[0], near_expected_share=0.95, near_adapter_share=0.94).keeps_choices
 
 
 def parity_of(mean_kl_nats: float) -> parity.Parity:
@@ -112,12 +160,17 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
     monkeypatch.setattr(reference, "reference_logits", in_torch)
     run = finished_run
-    files = [run.file(name) for name in ("adapter", "adapter.gguf", "model.gguf")]
-    same = parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    files = [run.file(name) for name in ("adapter", "adapter.gguf")]
+
+    def measured() -> parity.Parity:
+        trained = parity.Trained(run.model, run.settings, *files, [((1, 2, 3), 1)])
+        return trained.compare(run.file("model.gguf"))
+
+    same = measured()
     assert (same.base_logit_difference, asked) == (None, [run.file("adapter")])
     assert "base_logit_difference" not in same.as_dict()
     torch_off_by = 2.0
-    other = parity.measure(run.model, run.settings, *files, [((1, 2, 3), 1)])
+    other = measured()
     assert other.base_logit_difference == 2.0
     assert other.is_another_model
     assert asked[-1] is None
@@ -130,7 +183,7 @@ def test_a_difference_is_judged_beside_what_the_adapter_does() -> None:
     assert_says(fault, "adapter.gguf", "0.084", "0.600")
     assert weak.adapter_differs
     assert not weak.does_nothing
-    assert not weak.is_too_coarse
+    assert not weak.only_merge_differs
     # Where torch and llama.cpp differ as much without it, it does too little to be compared.
     rounding = replace(weak, base_logit_difference=0.08)
     assert rounding.does_nothing

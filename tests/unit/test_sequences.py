@@ -17,21 +17,36 @@ SEQUENCES: list[From] = [
     ((1, 8, 8, 8), 3),
     ((1, 9), 1),
 ]
+PROMPT = tuple(range(1, 31))
+WITH_PROMPT: list[From] = [
+    ((*PROMPT, 5, 9), 30),
+    ((*PROMPT[:29], 40, 7, 8), 31),  # the one in the middle shares least
+    ((*PROMPT, 3), 28),  # its logits are wanted from within the prompt
+]
 
 
-@pytest.mark.parametrize(("n_ctx", "batches"), [(256, [52]), (40, [8, 38, 6])])
+@pytest.mark.parametrize(
+    ("sequences", "n_ctx", "batches"),
+    [
+        (SEQUENCES, 256, [52]),
+        (SEQUENCES, 40, [8, 38, 5]),  # the last two share their first token
+        (WITH_PROMPT, 256, [28 + 4 + 4 + 3]),
+        ([*WITH_PROMPT[:2], WITH_PROMPT[0]], 256, [29 + 3 + 3 + 3]),
+        (WITH_PROMPT, 35, [29 + 3 + 3, 31]),
+    ],
+)
 def test_sequences_that_fit_a_batch_go_together_and_do_not_see_one_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ctx: int, batches: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequences: list[From], n_ctx: int, batches: list[int]
 ) -> None:
     with open_engine(write_tiny_llama(tmp_path / "tiny.gguf"), n_ctx=256, n_parallel=1) as engine:
-        alone = [sequence_logits(engine, *sequence) for sequence in SEQUENCES]
+        alone = [sequence_logits(engine, *sequence) for sequence in sequences]
         engine.n_ctx = n_ctx
         sizes: list[int] = []
         decode = Engine.decode
         monkeypatch.setattr(
             Engine, "decode", lambda self, tokens: (sizes.append(len(tokens)), decode(self, tokens))[1]
         )
-        together = sequences_logits(engine, SEQUENCES)
+        together = sequences_logits(engine, sequences)
         assert sizes == batches
     assert [rows.shape for rows in together] == [rows.shape for rows in alone]
     for rows, expected in zip(together, alone, strict=True):
