@@ -40,8 +40,8 @@ class RopeParameters(TypedDict):
 
 _DAMAGED = "; give another conversion of the model"  # a value that no model has
 
-# llama.cpp scales attention differently in a model with this number of layers: Gemma 3 27B.
-_GEMMA3_27B_LAYERS = 62
+# llama.cpp scales attention differently in models with these numbers of layers.
+_GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 
 
 def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
@@ -106,6 +106,31 @@ def _rotation_alone(header: GgufHeader, dimensions: Dimensions, fault: Fault) ->
     return {"rope_parameters": rope}
 
 
+def _gemma2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    def cap(key: str, default: float) -> float:
+        value = header.metadata.get(f"gemma2.{key}", default)
+        if not isinstance(value, float) or not 0 < value < 1e6:
+            fault(f"gemma2.{key} is {value!r:.40}, not a number that caps{_DAMAGED}")
+            return default
+        return _shortest(value)
+
+    window = _window(header, 4096, fault)
+    if not window:
+        fault(f"gemma2.attention.sliding_window is 0, with which no token would see one{_DAMAGED}")
+    rope = _rope(header, dimensions, fault)
+    key = "gemma2.rope.freq_base_swa"
+    if key in header.metadata and (local_theta := _theta(header, key, fault)) != rope["rope_theta"]:
+        fault(f"{key} is {local_theta}, and Gemma 2 in transformers has one base alone; give another model")
+    return {
+        "query_pre_attn_scalar": _attention_scale(dimensions, _GEMMA2_27B_LAYERS),
+        "sliding_window": window,
+        "layer_types": _layer_types(_local_layers(header, dimensions, 2, fault)),
+        "rope_parameters": rope,
+        "attn_logit_softcapping": cap("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": cap("final_logit_softcapping", 30.0),
+    }
+
+
 def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     metadata = header.metadata
     softcap = metadata.get("gemma3.final_logit_softcapping", 0.0)
@@ -114,18 +139,14 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
             f"gemma3.final_logit_softcapping is {softcap!r:.40}: training with capped logits is not supported; "
             "give another model"
         )
-    window = metadata.get("gemma3.attention.sliding_window", 0)
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        fault(f"gemma3.attention.sliding_window is {window!r:.40}, not a number of tokens{_DAMAGED}")
-        window = 0
-    is_local = _local_layers(header, dimensions, fault) if window else [False] * dimensions.n_layers
+    window = _window(header, 0, fault)
+    is_local = _local_layers(header, dimensions, 6, fault) if window else [False] * dimensions.n_layers
     local_theta = _theta(header, "gemma3.rope.freq_base_swa", fault)
-    is_27b = dimensions.n_layers == _GEMMA3_27B_LAYERS
     return {
-        "query_pre_attn_scalar": dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim,
+        "query_pre_attn_scalar": _attention_scale(dimensions, _GEMMA3_27B_LAYERS),
         # transformers wants a window even if no layer has one
         "sliding_window": window or metadata.get("gemma3.context_length"),
-        "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
+        "layer_types": _layer_types(is_local),
         "rope_parameters": {
             # only the global layers are scaled
             "full_attention": _rope(header, dimensions, fault),
@@ -134,10 +155,29 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
     }
 
 
-def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> list[bool]:
+def _attention_scale(dimensions: Dimensions, layers_of_27b: int) -> int:
+    """What attention scores are divided by the root of: llama.cpp knows Gemma's 27B by its number of layers."""
+    is_27b = dimensions.n_layers == layers_of_27b
+    return dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim
+
+
+def _window(header: GgufHeader, default: int, fault: Fault) -> int:
+    key = f"{header.architecture}.attention.sliding_window"
+    window = header.metadata.get(key, default)
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        fault(f"{key} is {window!r:.40}, not a number of tokens{_DAMAGED}")
+        return default
+    return window
+
+
+def _layer_types(is_local: list[bool]) -> list[str]:
+    return ["sliding_attention" if local else "full_attention" for local in is_local]
+
+
+def _local_layers(header: GgufHeader, dimensions: Dimensions, default: int, fault: Fault) -> list[bool]:
     """Which layers have a window: all but every n-th, or those of a list in the metadata."""
-    key = "gemma3.attention.sliding_window_pattern"
-    pattern = header.metadata.get(key, 6)
+    key = f"{header.architecture}.attention.sliding_window_pattern"
+    pattern = header.metadata.get(key, default)
     if isinstance(pattern, list) and len(pattern) == dimensions.n_layers:
         return [bool(local) for local in pattern]
     if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
@@ -223,6 +263,7 @@ def _smollm3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[s
 
 # architecture → the function that computes its keys of config.json, if there are more than the rotation
 _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
+    "gemma2": _gemma2,
     "gemma3": _gemma3,
     "granite": _granite,
     "phi3": _phi3,

@@ -38,6 +38,11 @@ class ModelSizes(Dimensions):
         return {spec.module: self.sizes(spec.shape) for spec in ARCHITECTURES[self.architecture].matrices}
 
     @property
+    def keeps_scores(self) -> bool:
+        """Whether torch computes its attention without a kernel, so that all scores are in memory."""
+        return ARCHITECTURES[self.architecture].config.get("attn_implementation") == "eager"
+
+    @property
     def layer_parameters(self) -> int:
         """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""
         return self.n_layers * sum(map(math.prod, self.matrices.values()))

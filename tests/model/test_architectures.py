@@ -56,6 +56,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tied": True,
         "metadata": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
     },
+    # caps low enough to show
+    "gemma2": {
+        "n_layers": 4,
+        "metadata": {
+            "attention.sliding_window": 16,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 4.0,
+        },
+    },
+    "gemma2, without keys of its own": {"n_layers": 3},
     # as Gemma 3 from 4B on: five local layers, then a global one with scaled rotation
     "gemma3, tied": {
         "tied": True,
@@ -220,6 +230,12 @@ def test_planted_errors_show(
         ("gemma3, tied", ("rope_parameters", "full_attention", "rope_theta"), 1e4),
         ("gemma3, tied", ("rope_parameters", "full_attention", "factor"), 1.0),
         ("gemma3, every second layer local", ("layer_types",), ["full_attention", "sliding_attention"]),
+        ("gemma2", ("attn_logit_softcapping",), 50.0),
+        ("gemma2", ("final_logit_softcapping",), 30.0),
+        ("gemma2", ("sliding_window",), 17),
+        ("gemma2", ("layer_types",), ["full_attention", "sliding_attention"] * 2),
+        ("gemma2", ("query_pre_attn_scalar",), 16),
+        ("gemma2", ("attn_implementation",), "sdpa"),
         ("qwen3, tied, scaled", ("rope_parameters", "factor"), 1.0),
         ("qwen3, tied, scaled", ("rms_norm_eps",), 1e-1),
         ("phi3", ("sliding_window",), 16),

@@ -55,7 +55,14 @@ def tiny_model(architecture: str) -> Any:
     go_offline()
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     sizes = {
         "vocab_size": VOCABULARY,
@@ -71,9 +78,12 @@ def tiny_model(architecture: str) -> Any:
         base = LlamaForCausalLM(LlamaConfig(**sizes))
     else:
         layers = ["sliding_attention", "full_attention", "sliding_attention"]
-        base = Gemma3ForCausalLM(
-            Gemma3TextConfig(**sizes, sliding_window=WINDOW, layer_types=layers, query_pre_attn_scalar=12)
-        )
+        windows = {"sliding_window": WINDOW, "layer_types": layers, "query_pre_attn_scalar": 12}
+        if architecture == "gemma3":
+            base = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **windows))
+        else:
+            caps = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.5}
+            base = Gemma2ForCausalLM(Gemma2Config(**sizes, **windows, **caps, attn_implementation="eager"))
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=names))
     for name, weight in model.named_parameters():
@@ -92,7 +102,7 @@ def gradient(model: Any, batch: Batch) -> tuple[float, Any]:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3"])
 def test_a_tree_gives_the_gradients_of_the_padded_batch(architecture: str, weighted: bool) -> None:
     model = tiny_model(architecture)
     batch = rows(weighted=weighted)
@@ -103,10 +113,11 @@ def test_a_tree_gives_the_gradients_of_the_padded_batch(architecture: str, weigh
     assert float((found - expected).norm() / expected.norm()) <= MAX_GRADIENT_DIFFERENCE
 
 
-def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers() -> None:
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers(architecture: str) -> None:
     import torch
 
-    model = tiny_model("llama")
+    model = tiny_model(architecture)
     batch = rows(weighted=True)
     nlls, weights = [], []
     with torch.no_grad():

@@ -82,6 +82,40 @@ def test_config_of_qwen3(tmp_path: Path) -> None:
     }
 
 
+def test_config_of_gemma2(tmp_path: Path) -> None:
+    metadata = {
+        "attention.sliding_window": 16,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 12.5,
+        "rope.freq_base_swa": 10000.0,
+    }
+    assert config_of(tmp_path, "gemma2", metadata, n_layers=3) == {
+        **COMMON,
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "num_hidden_layers": 3,
+        "head_dim": WIDE_HEAD_DIM,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attn_implementation": "eager",
+        "query_pre_attn_scalar": WIDE_HEAD_DIM,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "tie_word_embeddings": True,
+        "rope_parameters": PLAIN_ROPE,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 12.5,
+        "use_bidirectional_attention": False,
+    }
+
+
+def test_gemma2_without_keys_has_the_numbers_of_llama_cpp(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "gemma2", n_layers=46)
+    assert config["sliding_window"] == 4096
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (50.0, 30.0)
+    assert config["query_pre_attn_scalar"] == HIDDEN // HEADS  # as in the 27B
+
+
 def test_config_of_gemma3(tmp_path: Path) -> None:
     metadata = {"attention.sliding_window": 16, "rope.freq_base": 1e6, "rope.scaling.factor": 8.0}
     assert config_of(tmp_path, "gemma3", metadata, tied=True, n_layers=7) == {
@@ -198,11 +232,12 @@ def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Pa
     for spec in ARCHITECTURES[architecture].layer_tensors:
         if not spec.optional and not spec.heads:
             got = loaded[f"model.layers.1.{spec.hf}"]
-            norm_shift = 1 if architecture == "gemma3" and "norm" in spec.gguf else 0
+            norm_shift = 1 if "gemma" in architecture and "norm" in spec.gguf else 0
             assert np.array_equal(got, values[f"blk.1.{spec.gguf}"] - np.float32(norm_shift)), spec.gguf
-    shift = np.float32(architecture == "gemma3")
+    shift = np.float32("gemma" in architecture)
     assert np.array_equal(loaded["model.norm.weight"], values["output_norm.weight"] - shift)
-    assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
+    if architecture != "gemma2":  # which has none
+        assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -242,6 +277,26 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama",
         {"metadata": {"rope.scaling.attn_factor": 1.19}},
         r"attn_factor is 1\.19.*, which transformers cannot express",
+    ),
+    "gemma2 without caps": (
+        "gemma2",
+        {"metadata": {"attn_logit_softcapping": 0.0, "final_logit_softcapping": -30.0}},
+        r"attn_logit_softcapping is 0\.0, not a number that caps[^\n]*\n.*final_logit_softcapping is -30\.0",
+    ),
+    "gemma2 with an output matrix": (
+        "gemma2",
+        {"vectors": {"output.weight": [[0.0] * HIDDEN] * len(TOKENS)}},
+        r"'output\.weight' has no place in a gemma2 model",
+    ),
+    "gemma2 without a window": (
+        "gemma2",
+        {"metadata": {"attention.sliding_window": 0}},
+        r"sliding_window is 0, with which no token would see one",
+    ),
+    "gemma2 with another base in its local layers": (
+        "gemma2",
+        {"metadata": {"rope.freq_base_swa": 500.0}},
+        r"freq_base_swa is 500\.0, and Gemma 2 in transformers has one base alone",
     ),
     "gemma3 without a norm": (
         "gemma3",
