@@ -260,4 +260,17 @@ ARCHITECTURES = {
         default_theta=2_000_000.0,
         default_tied=True,
     ),
+    "mistral3": Architecture(
+        class_name="Ministral3ForCausalLM",
+        model_type="ministral3",
+        tensors=_MODEL,
+        layer_tensors=(*_NORMS, *_PERMUTED_ATTENTION, *_MLP),
+        config={
+            "hidden_act": "silu",
+            "sliding_window": None,
+            "rope_parameters": _COMPUTED,
+        },
+        default_theta=1_000_000.0,
+        derives_heads=False,
+    ),
 }

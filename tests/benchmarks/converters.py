@@ -67,6 +67,21 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+# An original context shorter than the tokens, and frequencies on both sides of the ramp and on it
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 32,
+}
+MINISTRAL = {
+    **YARN,
+    "beta_fast": 5.0,
+    "beta_slow": 0.3,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.5,
@@ -119,6 +134,11 @@ CASES: dict[str, dict[str, Any]] = {
     "granite, tied, biases": {**GRANITE, **TIED, "attention_bias": True},
     "smollm3": {"num_hidden_layers": 4},
     "smollm3, tied": {**TIED, "num_hidden_layers": 9},
+    "llama, yarn": {"rope_parameters": YARN},
+    "qwen2, tied, yarn": {**TIED, "rope_parameters": YARN},
+    "qwen3, yarn": {"head_dim": 32, "rope_parameters": YARN},
+    "mistral3": {"head_dim": 32, "rope_parameters": MINISTRAL},
+    "mistral3, tied": {**TIED, "head_dim": 32, "rope_parameters": {**MINISTRAL, "mscale_all_dim": 0.6}},
 }
 
 
@@ -281,9 +301,21 @@ def convert_all(sources: Path, jobs: Iterable[list[str]]) -> None:
     sys.path[:0] = [str(sources), str(sources / "gguf-py")]
     for name in [name for name in sys.modules if name.split(".")[0] == "gguf"]:
         del sys.modules[name]
-    for script, *arguments in jobs:
+    for script, *arguments in sorted(jobs):
+        if script == "convert_lora_to_gguf.py":
+            take_ministral_itself()
         sys.argv = [script, *arguments]
         runpy.run_path(str(sources / script), run_name="__main__")
+
+
+def take_ministral_itself() -> None:
+    """For Mistral 3 convert_lora_to_gguf.py writes the base again: its class hands all to an inner one, taken here."""
+    import conversion
+
+    name = "Ministral3ForCausalLM"
+    outer = conversion.get_model_class(name)
+    inner = getattr(outer, "Ministral3Model", outer)
+    conversion.ModelBase._model_classes[conversion.ModelType.TEXT][name] = inner
 
 
 def judged(case: Case, wanted: dict[tuple[int, int] | None, Floats]) -> Iterator[tuple[str, bool]]:

@@ -103,6 +103,29 @@ VARIANTS |= {
     "smollm3": {"n_layers": 4},
     "smollm3, tied": {"n_layers": 9, "tied": True},
 }
+# A short original context, so that the prompt is longer, and frequencies on both sides of the ramp and on it
+YARN = {
+    "context_length": 256,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 8.0,
+    "rope.scaling.original_context_length": 32,
+}
+# Of these llama.cpp reads none but attn_factor for llama and Qwen, and all but ext and attn_factor's for mistral3.
+YARN_KEYS = {
+    "rope.scaling.attn_factor": 1.3,
+    "rope.scaling.yarn_log_multiplier": 0.6,
+    "rope.scaling.yarn_beta_fast": 5.0,
+    "rope.scaling.yarn_beta_slow": 0.3,
+    "rope.scaling.yarn_ext_factor": 0.5,
+    "rope.scaling.yarn_attn_factor": 0.5,
+}
+VARIANTS |= {
+    "llama, tied, yarn": {"tied": True, "metadata": {**YARN, **YARN_KEYS}},
+    "qwen2, yarn": {"metadata": YARN},
+    "qwen3, yarn": {"metadata": {**YARN, **YARN_KEYS}},
+    "mistral3": {"metadata": {**YARN, **YARN_KEYS, "attention.temperature_scale": 1.0}},
+    "mistral3, tied, no scaling": {"tied": True},
+}
 PROMPT = (1, *np.random.default_rng(1).integers(3, len(TOKENS), size=59).tolist())
 
 
@@ -237,6 +260,15 @@ def test_planted_errors_show(
         ("gemma2", ("query_pre_attn_scalar",), 16),
         ("gemma2", ("attn_implementation",), "sdpa"),
         ("qwen3, tied, scaled", ("rope_parameters", "factor"), 1.0),
+        ("qwen2, yarn", ("rope_parameters", "factor"), 16.0),
+        ("qwen2, yarn", ("rope_parameters", "attention_factor"), 1.0),
+        ("qwen2, yarn", ("rope_parameters", "original_max_position_embeddings"), 256),
+        ("qwen2, yarn", ("rope_parameters", "beta_slow"), 0.1),
+        ("llama, tied, yarn", ("rope_parameters", "attention_factor"), 1.2079441541679836),
+        ("mistral3", ("rope_parameters", "attention_factor"), 1.2079441541679836),
+        ("mistral3", ("rope_parameters", "beta_fast"), 1.0),
+        ("mistral3", ("rope_parameters", "beta_slow"), 0.1),
+        ("mistral3", ("rope_parameters", "llama_4_scaling_beta"), 0.0),
         ("qwen3, tied, scaled", ("rms_norm_eps",), 1e-1),
         ("phi3", ("sliding_window",), 16),
         ("granite", ("embedding_multiplier",), 1.0),

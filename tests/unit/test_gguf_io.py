@@ -190,7 +190,7 @@ BASE_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         r"blk\.1\.attn_output\.bias is missing",
     ),
     "experts": ({"changes": {"llama.expert_count": 8}}, "mixture of 8 experts"),
-    "yarn": ({"changes": {"llama.rope.scaling.type": "yarn"}}, r"rope\.scaling\.type is 'yarn'"),
+    "longrope": ({"changes": {"llama.rope.scaling.type": "longrope"}}, r"rope\.scaling\.type is 'longrope'"),
     "partial rotation": ({"changes": {"llama.rope.dimension_count": 8}}, "rotates 8 of 16 dimensions"),
     "rope_freqs": (
         {"replaced": [tensor("rope_freqs.weight", np.linspace(1, 3, HEAD_DIM // 2))]},
