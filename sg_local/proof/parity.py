@@ -9,6 +9,7 @@ is served; its quantization is part of the difference, so its bounds depend on i
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -193,7 +194,7 @@ def measure(
     import numpy as np
 
     from sg_local.finetune.reference import reference_logits
-    from sg_local.gguf_io.adapter import fields_for_peft
+    from sg_local.gguf_io.adapter import directory_for_peft, fields_for_peft
     from sg_local.gguf_io.base_weights import BaseWeights
 
     f16 = f16_gguf(base, settings.n_threads)
@@ -209,7 +210,9 @@ def measure(
     untuned, hot = served(on_cpu, f16), served(on_cpu, f16, adapter_gguf)
     merged = served(settings, model_gguf)
     weights = BaseWeights(base.path)
-    trained = reference_logits(weights, adapter_dir, sequences, fields_for_peft(adapter_dir))
+    with tempfile.TemporaryDirectory() as clean:
+        peft_dir = directory_for_peft(adapter_dir, Path(clean))
+        trained = reference_logits(weights, peft_dir, sequences, fields_for_peft(adapter_dir))
 
     equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(merged, trained, strict=True)]
     parity = Parity(

@@ -20,10 +20,9 @@ from gguf_models import bytes_of
 from tiny_models import HIDDEN, TOKENS, write_tiny_model
 
 from sg_local.architectures import ARCHITECTURES, TensorSpec
-from sg_local.errors import InputError
 from sg_local.finetune.reference import reference_logits
 from sg_local.gguf_header import read_header
-from sg_local.gguf_io.adapter import Floats, write_adapter_gguf
+from sg_local.gguf_io.adapter import Floats, directory_for_peft, fields_for_peft, write_adapter_gguf
 from sg_local.gguf_io.base_weights import BaseWeights, write_base_weights
 from sg_local.gguf_io.merge import merge_gguf
 from sg_local.gguf_io.tensors import lora_targets
@@ -322,13 +321,47 @@ def test_the_layers_of_gemma3_27b_have_their_own_scale(tmp_path: Path) -> None:
     assert _difference(torch_logits(tmp_path / "weights"), wanted) > MIN_PLANTED_ERROR
 
 
-def test_an_adapter_of_the_multimodal_class_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_the_multimodal_class_is_taken_for_its_text_part(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base.gguf", "gemma3", tied=True)
     write_base_weights(base, tmp_path / "weights")
     _random_adapter(tmp_path / "weights", tmp_path / "peft", "gemma3", 8, 16)
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "right.gguf", {})
     _change_names(tmp_path / "peft", lambda name: name.replace(".layers.", ".language_model.layers."))
-    with pytest.raises(InputError, match=r"language_model\.layers\.0\..* has no place in base\.gguf"):
-        write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+    assert (tmp_path / "adapter.gguf").read_bytes() == (tmp_path / "right.gguf").read_bytes()
+
+
+def test_patterns_of_rank_and_alpha_and_strange_names_are_what_peft_makes_of_them(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base.gguf", "llama")
+    write_base_weights(base, tmp_path / "weights")
+    patterns = {
+        "rank_pattern": {"q_proj": 4, "model.layers.1.mlp.up_proj": 2},
+        "alpha_pattern": {"layers.0.self_attn.q_proj": 24, "v_proj": 1.5},
+    }
+    wanted = _random_adapter(tmp_path / "weights", tmp_path / "peft", "llama", 8, 16, **patterns)
+    _change_names(
+        tmp_path / "peft",
+        lambda name: "base_model.model._orig_mod." + name.replace(".weight", ".default.weight"),
+    )
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+    merge_gguf(base, tmp_path / "adapter.gguf", tmp_path / "merged.gguf", metadata={})
+    (tmp_path / "clean").mkdir()
+    (in_proof,) = reference_logits(
+        BaseWeights(base),
+        directory_for_peft(tmp_path / "peft", tmp_path / "clean"),
+        [(PROMPT, 0)],
+        fields_for_peft(tmp_path / "peft"),
+    )
+    for found in (
+        llama_logits(base, tmp_path / "adapter.gguf"),
+        llama_logits(tmp_path / "merged.gguf"),
+        in_proof,
+    ):
+        assert _difference(found, wanted) <= MAX_LOGIT_DIFFERENCE
+    config_path = tmp_path / "peft" / "adapter_config.json"
+    config_path.write_text(json.dumps({**json.loads(config_path.read_text()), "alpha_pattern": {}}))
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "other.gguf", {})
+    assert _difference(llama_logits(base, tmp_path / "other.gguf"), wanted) > MIN_PLANTED_ERROR
 
 
 def llama_logits(model: Path, adapter: Path | None = None) -> Floats:
@@ -359,12 +392,14 @@ def _logits_of(model: Any) -> Floats:
     return logits
 
 
-def _random_adapter(weights_dir: Path, out_dir: Path, architecture: str, rank: int, alpha: int) -> Floats:
+def _random_adapter(
+    weights_dir: Path, out_dir: Path, architecture: str, rank: int, alpha: int, **fields: Any
+) -> Floats:
     """Saves a random adapter on all matrices of the layers, a tenth as large as they are, and says its logits."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lora_targets(architecture)))
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lora_targets(architecture)), **fields)
     model = get_peft_model(_torch_model(weights_dir), config)
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
