@@ -5,6 +5,10 @@
     loop                  14.30   14.1  - 14.6     9.05
 
     python tests/benchmarks/engine.py [--repetitions 5] [--only annotate,evaluate] [--model FILE.gguf]
+                                      [--llama-server FILE] [--wide]
+
+--llama-server: llama.cpp's own server, built by hand, as one more contender, over HTTP. --wide: the same token ids on a
+model of random weights with a vocabulary of 151,936 tokens (0.6 billion weights), in place of the real one.
 
 All contenders answer the same token ids with the same file, alternately in one run. Answers have the same lengths:
 those that the engine's requests came to, with the end token forbidden for the others. Ratios are of medians. `limit`
@@ -15,17 +19,21 @@ rows are a shipped example's test rows, each in three wordings.
 
 import argparse
 import concurrent.futures
+import contextlib
+import http.client
 import importlib.metadata
+import json
 import os
 import platform
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +52,12 @@ from sg_local.selfguide.prompts import answer_messages, list_request
 from sg_local.task import load_task
 from sg_local.task_files.rows import load_test_rows
 
+sys.path[:0] = [str(Path(__file__).parents[1] / "gpu")]
+
+from random_model import Shape, write_random_llama  # noqa: E402
+
+# As wide as Qwen 2.5 0.5B and nearly as deep; K quants need multiples of 256.
+WIDE = Shape(n_layers=24, hidden=1024, feed_forward=2816, n_heads=16, n_vocab=151936)
 N_CTX = 4096
 N_PARALLEL = 32  # the default of --n-parallel
 HUGGING_FACE_STRIDE = 5
@@ -70,6 +84,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", default="", help="workloads, separated by commas")
     parser.add_argument("--model", type=Path, help="a GGUF file; SmolLM2-135M-Instruct in F16 if not given")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's server, as one more contender")
+    parser.add_argument("--wide", action="store_true", help="random weights, a vocabulary of 151,936 tokens")
     parser.add_argument("--memory", action="store_true", help="measure this process' memory alone")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -83,9 +99,33 @@ def main() -> None:
         ]
         print(f"{model.name}, {os.cpu_count()} processors ({platform.machine()}), {', '.join(versions)}")
         print(f"{arguments.repetitions} repetitions, contenders alternately; ratios of medians\n")
-        for workload in workloads(model):
-            if not arguments.only or workload.name in arguments.only.split(","):
-                run_workload(model, workload, arguments.repetitions)
+        chosen = [
+            workload
+            for workload in workloads(model)
+            if not arguments.only or workload.name in arguments.only.split(",")
+        ]
+        if arguments.wide:
+            wide = write_random_llama(Path(directory) / "wide.Q4_K_M.gguf", WIDE)
+            print(
+                f"{wide.name}: random weights, {WIDE.n_vocab:,} tokens, {wide.stat().st_size / 1e6:.0f} MB\n"
+            )
+        for workload in chosen:
+            servers: dict[str, ServerOfSlots] = {}
+            if "xllamacpp" in workload.goals:
+                servers["xllamacpp"] = Server
+            if arguments.llama_server and not workload.labels:
+                servers["llama-server"] = partial(LlamaServer, arguments.llama_server)
+            if arguments.wide:
+                workload = replace(workload, goals={}, requests=workload.requests[:100])
+            run_workload(
+                wide if arguments.wide else model,
+                workload,
+                servers,
+                arguments.repetitions,
+                not arguments.wide,
+            )
+        if arguments.wide:
+            return
         command = [sys.executable, __file__, "--memory", "--model", str(model)]
         subprocess.run(command, check=True)
 
@@ -143,7 +183,13 @@ def made_inputs(engine: Engine, template: ChatTemplate) -> list[Request]:
     return requests
 
 
-def run_workload(model: Path, workload: Workload, repetitions: int) -> None:
+def run_workload(
+    model: Path,
+    workload: Workload,
+    servers: dict[str, "ServerOfSlots"],
+    repetitions: int,
+    has_transformers: bool,
+) -> None:
     """Times all contenders on one workload and prints its table."""
     with open_engine(model, n_ctx=N_CTX, n_parallel=N_PARALLEL) as engine:
         generate(engine, [Request(workload.requests[0].prompt, 2)])  # the first call is slower
@@ -174,24 +220,26 @@ def run_workload(model: Path, workload: Workload, repetitions: int) -> None:
             work()
             times.setdefault(name, []).append((time.perf_counter() - started) * times_as_long)
 
-        slots = best_slots(model, workload, lengths) if "xllamacpp" in workload.goals else None
+        slots = {
+            name: best_slots(partial(server, model), workload, lengths) for name, server in servers.items()
+        }
         for _ in range(repetitions):
             timed("sg_local", ours)
             with Limit(engine, evaluated) as limit:
                 timed("limit", limit.run)
             with Loop(model) as loop:
                 timed("loop", partial(loop.answer, workload.requests, lengths))
-            if slots:
-                with Server(model, slots) as server:
-                    timed("xllamacpp", partial(server.answer, workload.requests, lengths))
-            if not workload.labels:
+            for name, server_of in servers.items():
+                with server_of(model, slots[name]) as server:
+                    timed(name, partial(server.answer, workload.requests, lengths))
+            if has_transformers and not workload.labels:
                 part = workload.requests[::HUGGING_FACE_STRIDE], lengths[::HUGGING_FACE_STRIDE]
                 with HuggingFace(model) as hugging_face:
                     timed("transformers", partial(hugging_face.answer, *part), HUGGING_FACE_STRIDE)
     n_distinct = len({request.prompt for request in workload.requests})
     print(
         f"{workload.name}: {len(workload.requests)} requests, {n_distinct} prompts, {sum(lengths)} tokens of answers, "
-        f"{evaluated} tokens evaluated" + (f", xllamacpp with {slots} slots" if slots else "")
+        f"{evaluated} tokens evaluated" + "".join(f", {name} with {n} slots" for name, n in slots.items())
     )
     print(f"  {'contender':14}{'median s':>9}  {'min - max':16}{'ratio':>6}  spread        goal")
     ours_median = statistics.median(times["sg_local"])
@@ -297,22 +345,7 @@ class Server:
         """Answers of the given lengths."""
 
         def one(item: tuple[Request, int]) -> Any:
-            request, length = item
-            found = self.server.handle_completions(
-                {
-                    "prompt": list(request.prompt),
-                    "n_predict": length,
-                    "max_tokens": length,
-                    "temperature": request.temperature,
-                    "top_k": request.top_k or 1,
-                    "top_p": 1.0,
-                    "min_p": request.min_p,
-                    "repeat_penalty": 1.0,
-                    "seed": request.seed,
-                    "ignore_eos": True,
-                    "cache_prompt": True,
-                }
-            )
+            found = self.server.handle_completions(completion_request(*item))
             assert "error" not in found, found
             return found
 
@@ -320,12 +353,96 @@ class Server:
             list(pool.map(one, zip(requests, lengths, strict=True)))
 
 
-def best_slots(model: Path, workload: Workload, lengths: list[int]) -> int:
+class LlamaServer:
+    """llama.cpp's server in a process of its own, called over HTTP on as many connections as it has slots."""
+
+    def __init__(self, program: Path, model: Path, n_slots: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        threads = str(os.cpu_count() or 1)
+        self.n_slots = n_slots
+        self.process = subprocess.Popen(
+            [
+                *(str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(self.port)),
+                *("--ctx-size", str(max(N_CTX, 512 * n_slots)), "--parallel", str(n_slots)),
+                *(
+                    "--batch-size",
+                    "512",
+                    "--ubatch-size",
+                    "512",
+                    "--threads",
+                    threads,
+                    "--threads-batch",
+                    threads,
+                ),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> "LlamaServer":
+        for _ in range(600):
+            assert self.process.poll() is None, f"llama-server ended with {self.process.returncode}"
+            with contextlib.suppress(OSError), contextlib.closing(self._connection()) as connection:
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return self
+            time.sleep(0.1)
+        raise RuntimeError("llama-server does not answer")
+
+    def __exit__(self, *_error: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+
+    def answer(self, requests: list[Request], lengths: list[int]) -> None:
+        """Answers of the given lengths."""
+        items = list(zip(requests, lengths, strict=True))
+
+        def some(first: int) -> None:
+            with contextlib.closing(self._connection()) as connection:
+                for request, length in items[first :: self.n_slots]:
+                    body = json.dumps(completion_request(request, length))
+                    connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
+                    reply = connection.getresponse()
+                    found = json.loads(reply.read())
+                    assert reply.status == 200, found
+                    assert found["tokens_predicted"] == length, found
+
+        with concurrent.futures.ThreadPoolExecutor(self.n_slots) as pool:
+            list(pool.map(some, range(self.n_slots)))
+
+
+ServerOfSlots = Callable[[Path, int], Server | LlamaServer]
+
+
+def completion_request(request: Request, length: int) -> dict[str, Any]:
+    """A request as llama.cpp's server takes it, for an answer of a given length."""
+    return {
+        "prompt": list(request.prompt),
+        "n_predict": length,
+        "max_tokens": length,
+        "temperature": request.temperature,
+        "top_k": request.top_k or 1,
+        "top_p": 1.0,
+        "min_p": request.min_p,
+        "repeat_penalty": 1.0,
+        "seed": request.seed,
+        "ignore_eos": True,
+        "cache_prompt": True,
+    }
+
+
+def best_slots(
+    server_of: Callable[[int], Server | LlamaServer], workload: Workload, lengths: list[int]
+) -> int:
     """The number of slots that answers a part of the workload fastest."""
     seconds = {}
     part = slice(0, 48)
     for n_slots in SLOTS:
-        with Server(model, n_slots) as server:
+        with server_of(n_slots) as server:
             started = time.perf_counter()
             server.answer(workload.requests[part], lengths[part])
             seconds[n_slots] = time.perf_counter() - started
