@@ -11,7 +11,7 @@ Sources. Names, row order and values of tensors: llama.cpp's conversion (convers
 gemma.py: norm_shift; phi.py) and its src/models/*.cpp. Keys of config.json: transformers 5.17's configuration classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 
@@ -24,6 +24,10 @@ class TensorSpec(NamedTuple):
     heads: str = ""  # the field of Dimensions that counts the heads by which llama.cpp permutes the rows
     optional: str = ""  # all tensors of a model that have the same word here are there, or none
     plus_one: bool = False  # the GGUF has the value that is multiplied with, Hugging Face that minus one
+    layers: str = ""  # of hybrid models: ATTENTION or CONV, the layers that have it; "": all of them
+    is_kernel: bool = (
+        False  # of a convolution: Hugging Face has (rows, 1, columns), and LoRA does not change it
+    )
 
     @property
     def module(self) -> str:
@@ -43,6 +47,8 @@ class Computed:
     """The value of a key of config.json that gguf_io/hf_config.py computes from the model's metadata."""
 
 
+ATTENTION, CONV = "full_attention", "conv"  # what layers are called in layer_types of config.json
+
 ConfigValue: TypeAlias = bool | str | HasTensor | Computed | None
 
 
@@ -59,11 +65,26 @@ class Architecture:
     default_theta: float = 10_000.0  # rope_theta
     default_tied: bool = False  # tie_word_embeddings
     derives_heads: bool = True  # num_key_value_heads and head_dim come from num_attention_heads
+    renamed: dict[str, str] = field(default_factory=dict)  # keys of config.json that others call otherwise
+    adjusted: tuple[
+        str, ...
+    ] = ()  # those from which the class computes the size; the tensors' shapes tell it
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether its layers are of several kinds."""
+        return any(tensor.layers for tensor in self.layer_tensors)
 
     @property
     def matrices(self) -> tuple[TensorSpec, ...]:
-        """The matrices of a layer: what LoRA trains."""
-        return tuple(tensor for tensor in self.layer_tensors if len(tensor.shape) == 2)
+        """The matrices of the layers: what LoRA trains."""
+        return tuple(
+            tensor for tensor in self.layer_tensors if len(tensor.shape) == 2 and not tensor.is_kernel
+        )
+
+    def tensors_of(self, layer_kind: str) -> tuple[TensorSpec, ...]:
+        """The tensors of a layer of this kind."""
+        return tuple(tensor for tensor in self.layer_tensors if tensor.layers in ("", layer_kind))
 
 
 _COMPUTED = Computed()
@@ -272,5 +293,52 @@ ARCHITECTURES = {
         },
         default_theta=1_000_000.0,
         derives_heads=False,
+    ),
+    "lfm2": Architecture(
+        class_name="Lfm2ForCausalLM",
+        model_type="lfm2",
+        tensors=(
+            _MODEL[0],
+            # llama.cpp's name of the last norm is that of others' norm of the embedding.
+            TensorSpec("token_embd_norm.weight", "model.embedding_norm.weight", ("hidden",)),
+            _MODEL[2],
+        ),
+        layer_tensors=(
+            TensorSpec("attn_norm.weight", "operator_norm.weight", ("hidden",)),
+            TensorSpec("ffn_norm.weight", "ffn_norm.weight", ("hidden",)),
+            *(tensor._replace(layers=ATTENTION) for tensor in _ATTENTION[:3]),
+            TensorSpec(
+                "attn_output.weight", "self_attn.out_proj.weight", ("hidden", "q_rows"), layers=ATTENTION
+            ),
+            TensorSpec("attn_q_norm.weight", "self_attn.q_layernorm.weight", ("head_dim",), layers=ATTENTION),
+            TensorSpec("attn_k_norm.weight", "self_attn.k_layernorm.weight", ("head_dim",), layers=ATTENTION),
+            TensorSpec(
+                "shortconv.conv.weight",
+                "conv.conv.weight",
+                ("hidden", "conv_tokens"),
+                layers=CONV,
+                is_kernel=True,
+            ),
+            TensorSpec(
+                "shortconv.in_proj.weight", "conv.in_proj.weight", ("conv_rows", "hidden"), layers=CONV
+            ),
+            TensorSpec(
+                "shortconv.out_proj.weight", "conv.out_proj.weight", ("hidden", "hidden"), layers=CONV
+            ),
+            TensorSpec("ffn_gate.weight", "feed_forward.w1.weight", ("intermediate", "hidden")),
+            TensorSpec("ffn_up.weight", "feed_forward.w3.weight", ("intermediate", "hidden")),
+            TensorSpec("ffn_down.weight", "feed_forward.w2.weight", ("hidden", "intermediate")),
+        ),
+        config={
+            "layer_types": _COMPUTED,
+            "conv_L_cache": _COMPUTED,
+            "conv_bias": False,
+            "block_auto_adjust_ff_dim": False,  # intermediate_size is what it is
+            "rope_parameters": _COMPUTED,
+        },
+        default_theta=1_000_000.0,
+        default_tied=True,
+        renamed={"rms_norm_eps": "norm_eps"},
+        adjusted=("intermediate_size",),
     ),
 }

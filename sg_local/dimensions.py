@@ -6,8 +6,9 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; defaults as in 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sg_local.architectures import ARCHITECTURES, ATTENTION, CONV
 from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader
 from sg_local.gguf_values import MetadataValue
@@ -27,6 +28,23 @@ class Dimensions:
     n_kv_heads: int
     head_dim: int
     n_rotated: int  # the first so many dimensions of a head are rotated by position
+    layer_kinds: tuple[str, ...] = field(
+        default=(), kw_only=True
+    )  # of a hybrid model; (): all layers are alike
+    conv_tokens: int = field(default=0, kw_only=True)  # that a short convolution looks at
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each layer, as architectures.py calls them; "" where all are alike."""
+        return self.layer_kinds or ("",) * self.n_layers
+
+    @property
+    def n_attention_layers(self) -> int:
+        return sum(kind != CONV for kind in self.kinds)
+
+    @property
+    def conv_rows(self) -> int:
+        return 3 * self.hidden
 
     @property
     def q_rows(self) -> int:
@@ -66,15 +84,23 @@ def read_dimensions(header: GgufHeader) -> Dimensions:
     hidden = read_size(header, "embedding_length", faults)
     n_heads = read_size(header, "attention.head_count", faults)
     head_dim = read_size(header, "attention.key_length", faults, max(1, hidden // n_heads))
+    n_layers = read_size(header, "block_count", faults)
+    kinds: tuple[str, ...] = ()
+    n_kv_heads = 0
+    is_hybrid = ARCHITECTURES[header.architecture].is_hybrid
+    if is_hybrid:
+        kinds, n_kv_heads = _layer_kinds(header, n_layers, faults)
     dimensions = Dimensions(
         vocab=embedding.shape[-1] if embedding else 1,
         hidden=hidden,
         intermediate=read_size(header, "feed_forward_length", faults),
-        n_layers=read_size(header, "block_count", faults),
+        n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=read_size(header, "attention.head_count_kv", faults, n_heads),
+        n_kv_heads=n_kv_heads or read_size(header, "attention.head_count_kv", faults, n_heads),
         head_dim=head_dim,
         n_rotated=read_size(header, "rope.dimension_count", faults, head_dim),
+        layer_kinds=kinds,
+        conv_tokens=read_size(header, "shortconv.l_cache", faults) if is_hybrid else 0,
     )
     value_dim = read_size(header, "attention.value_length", faults, head_dim)
     faults.raise_any()
@@ -111,6 +137,20 @@ def read_size(header: GgufHeader, key: str, faults: Faults, default: int | None 
     else:
         return value
     return 1
+
+
+def _layer_kinds(header: GgufHeader, n_layers: int, faults: Faults) -> tuple[tuple[str, ...], int]:
+    """The kinds of a hybrid model's layers, and how many KV heads those with attention have; the others have 0."""
+    name = f"{header.architecture}.attention.head_count_kv"
+    value = header.metadata.get(name)
+    heads: list[int] = []
+    if isinstance(value, list) and len(value) == n_layers:
+        heads = [number for number in value if isinstance(number, int) and not isinstance(number, bool)]
+    if len(heads) != n_layers or min(heads) < 0 or len({*heads} - {0}) != 1:
+        reason = f"{name} is {value!r:.40}, not a number for each of {n_layers} layers, the same or 0"
+        faults.add(_fault(header, reason))
+        return (), 1
+    return tuple(ATTENTION if number else CONV for number in heads), max(heads)
 
 
 def _fault(header: GgufHeader, reason: str, advice: str = "give another conversion of the model") -> str:

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("stages", "Stage 1: the model makes inputs."),
     "annotate": ("stages", "Stage 2: the model answers its inputs."),
     "curate": ("stages", "Stage 3: choose the pairs to train on."),
+    "review": ("review", "Judge rows by hand."),
     "train": ("stages", "Stage 4: finetune the model on them."),
     "export": ("stages", "Stage 5: write the GGUF files, with proof."),
     "evaluate": ("stages", "Stage 6: score the tuned model beside the base."),

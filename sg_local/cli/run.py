@@ -98,7 +98,8 @@ def run(
             f"{result.model}  (llama.cpp, LM Studio, sg-local predict)",
             f"{result.modelfile}  ({create})",
         ]
-        page = shlex.join(["sg-local", "report", str(result.directory)])
+        make_page = shlex.join(["sg-local", "report", str(result.directory)])
+        page = str(result.page) if result.page.is_file() else make_page
         files.append(f"{page}  (this as a page)")
         if other_dir:
             compare = shlex.join(["sg-local", "compare", str(other_dir), str(result.directory)])

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sg_local.architectures import CONV
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
@@ -134,11 +135,36 @@ def row_trainer(
     """TRL's SFTTrainer on rows of token ids; its `to_batch` makes a batch of rows, padded or a tree."""
     import torch
     from datasets import Dataset
+    from transformers.trainer_pt_utils import get_length_grouped_indices
     from trl import SFTConfig, SFTTrainer
+
+    class RowsByLength(torch.utils.data.Sampler):  # type: ignore[misc]
+        """Rows of about the same length together.
+
+        The order follows from seed and epoch alone, so that a killed training goes on with it. That of transformers'
+        own LengthGroupedSampler follows from torch's state, which within an epoch is another one than at its start.
+        """
+
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __iter__(self) -> Iterator[int]:
+            generator = torch.Generator().manual_seed((settings.seed << 16) + self.epoch)
+            lengths = [row.n_tokens for row in rows]
+            return iter(get_length_grouped_indices(lengths, settings.batch_size, generator=generator))
 
     class RowTrainer(SFTTrainer):  # type: ignore[misc]
         to_batch: Callable[[Sequence[TrainRow]], Batch] = staticmethod(padded_batch)
+        groups_by_length = False
         computed_tokens = 0
+
+        def _get_train_sampler(self, *datasets: Any) -> Any:
+            return RowsByLength() if self.groups_by_length else super()._get_train_sampler(*datasets)
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             with self.accelerator.autocast():
@@ -210,6 +236,8 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
         reason = "--no-prompt-tree"
     elif settings.lora_dropout > 0:
         reason = f"--lora-dropout {settings.lora_dropout} would be drawn once for what rows share"
+    elif CONV in (getattr(trainer.model.config, "layer_types", None) or ()):
+        reason = "short convolutions look at the tokens before, which in a tree are those of other rows too"
     else:
         model = trainer.model.train()
         if hasattr(model, "for_training"):
@@ -233,7 +261,7 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
                 f"the first batch as a tree differs by {check.loss_difference:.1e} in loss and "
                 f"{check.gradient_difference:.1e} in gradient, the bound is {check.bound:.0e}"
             )
-    trainer.args.train_sampling_strategy = "group_by_length"
+    trainer.groups_by_length = True
     say(f"train: rows padded and grouped by length: {reason}")
     return {"batches": "padded", "padded_because": reason}
 

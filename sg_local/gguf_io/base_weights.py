@@ -208,6 +208,9 @@ def _weights(header: GgufHeader, tensor: TensorInfo, wanted: ModelTensor) -> npt
         vector: Floats = np.empty_like(values)
         vector[rope_row_order(len(values), wanted.n_heads)] = values
         return vector
+    if wanted.is_kernel:  # a vector's size, and float32 as vectors are
+        rows_of_kernel = [block for _, block in row_blocks(header, tensor)]
+        return np.concatenate(rows_of_kernel).reshape(wanted.hf_shape)
     order = rope_row_order(wanted.shape[0], wanted.n_heads)
     matrix: npt.NDArray[Any] = np.empty(wanted.shape, np.float16)
     for start, block in row_blocks(header, tensor):

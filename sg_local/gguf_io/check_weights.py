@@ -194,7 +194,10 @@ def _compare_config(
             and heads > 0
         ):
             stated["head_dim"] = hidden // heads
-    for key in _SAME_KEYS:
+    same_keys = [architecture.renamed.get(key, key) for key in _SAME_KEYS]
+    for key in same_keys:
+        if key in architecture.adjusted:
+            continue
         if not _same_number(value := stated.get(key), wanted[key]):
             faults.add(f"{path}: {key} is {value!r:.40}, and {name} has {wanted[key]}; {_REMEDY}")
     theta, wanted_theta = _theta(config, architecture.default_theta), _theta(wanted, None)
@@ -294,7 +297,7 @@ def _check_kind(
         faults.add(f"{weights_dir}: tensor {name} is missing; {_REMEDY}")
     elif stored_tensor.dtype not in _DTYPES:
         faults.add(f"{weights_dir}: tensor {name} is of type {stored_tensor.dtype}; give 16-bit weights")
-    elif not stored_tensor.shape == model_tensor.shape == tensor.shape[::-1]:
+    elif stored_tensor.shape != model_tensor.hf_shape or model_tensor.shape != tensor.shape[::-1]:
         faults.add(
             f"{weights_dir}: tensor {name} has the shape {stored_tensor.shape}, and {tensor.name} of the GGUF has "
             f"{tensor.shape[::-1]}; {_REMEDY}"
@@ -327,5 +330,5 @@ def _blocks(
         else:
             rows = order[start : start + len(block)]
             first = int(rows.min())  # permuted rows stay within their head
-            values = stored_tensor.rows(first, int(rows.max()) + 1 - first)[rows - first]
+            values = stored_tensor.rows(first, int(rows.max()) + 1 - first)[rows - first].reshape(block.shape)
         yield (values + 1 if model_tensor.plus_one else values), block

@@ -89,7 +89,7 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
             case _:
                 return stated
 
-    return {
+    config = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
         "dtype": "float16",
@@ -108,6 +108,7 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
         "pad_token_id": token_id("padding"),
         **{key: value(key, stated) for key, stated in architecture.config.items()},
     }
+    return {architecture.renamed.get(key, key): value for key, value in config.items()}
 
 
 def _rotation_alone(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
@@ -288,11 +289,23 @@ def _mistral3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
     return {"rope_parameters": rope}
 
 
+def _lfm2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    window = header.metadata.get("lfm2.attention.sliding_window", 0)
+    if window:
+        fault(f"lfm2.attention.sliding_window is {window!r:.40}, which transformers cannot express")
+    return {
+        "rope_parameters": _rope(header, dimensions, fault),
+        "layer_types": list(dimensions.layer_kinds),
+        "conv_L_cache": dimensions.conv_tokens,
+    }
+
+
 # architecture → the function that computes its keys of config.json, if there are more than the rotation
 _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "granite": _granite,
+    "lfm2": _lfm2,
     "mistral3": _mistral3,
     "phi3": _phi3,
     "smollm3": _smollm3,

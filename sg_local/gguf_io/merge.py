@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from sg_local.dimensions import read_dimensions
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, atomic_path
 from sg_local.gguf_header import (
@@ -30,7 +31,15 @@ from sg_local.gguf_io.adapter import Adapter, base_matrices, read_adapter_gguf
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.grid import GRIDS, add_on_grid, round_to_bfloat16
 from sg_local.gguf_io.layout import OutputTensor, raw_metadata, string_value, uint32_value, write_header
-from sg_local.gguf_io.tensors import Floats, byte_rows, in_threads, not_finite, quantization, row_blocks
+from sg_local.gguf_io.tensors import (
+    Floats,
+    byte_rows,
+    in_threads,
+    model_tensors,
+    not_finite,
+    quantization,
+    row_blocks,
+)
 
 FINGERPRINT_KEY = "sg_local.base_fingerprint"
 
@@ -73,8 +82,13 @@ def merge_gguf(
     values = _merged_metadata(base, metadata, matrix_type)
 
     outputs = []
+    expected = model_tensors(base, read_dimensions(base))
     for tensor in base.tensors:
-        type_name = matrix_type if matrix_type and len(tensor.shape) == 2 else tensor.type_name
+        known = expected.get(tensor.name)
+        is_matrix = len(tensor.shape) == 2 and not (
+            known and known.is_kernel
+        )  # llama.cpp leaves kernels alone
+        type_name = matrix_type if matrix_type and is_matrix else tensor.type_name
         outputs.append(OutputTensor(tensor.name, tensor.shape, type_name, _size_bytes(tensor, type_name)))
     alignment_bytes = base.metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
     assert isinstance(alignment_bytes, int)  # read_model_header checked it

@@ -34,8 +34,8 @@ BLOCK_ELEMENTS = 256 * 1024
 
 
 def lora_targets(architecture: str) -> tuple[str, ...]:
-    """The modules that get LoRA, by Hugging Face's names: all matrices of a layer."""
-    return tuple(matrix.module for matrix in ARCHITECTURES[architecture].matrices)
+    """The modules that get LoRA, by Hugging Face's names: all matrices of the layers."""
+    return tuple(dict.fromkeys(matrix.module for matrix in ARCHITECTURES[architecture].matrices))
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,17 @@ class ModelTensor:
     n_heads: int  # the heads by which its rows are permuted; 0: not permuted
     optional: str
     plus_one: bool  # see TensorSpec
+    is_kernel: bool = False  # see TensorSpec
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Its shape in Hugging Face's model."""
+        return (self.shape[0], 1, self.shape[1]) if self.is_kernel else self.shape
 
     @property
     def takes_lora(self) -> bool:
         """Whether it is a matrix of a layer; llama.cpp lets an adapter change only these."""
-        return len(self.shape) == 2 and ".layers." in self.hf
+        return len(self.shape) == 2 and ".layers." in self.hf and not self.is_kernel
 
 
 def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, ModelTensor]:
@@ -64,13 +70,14 @@ def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, Model
             n_heads=getattr(dimensions, spec.heads) if spec.heads else 0,
             optional=spec.optional,
             plus_one=spec.plus_one,
+            is_kernel=spec.is_kernel,
         )
 
     architecture = ARCHITECTURES[header.architecture]
     of_layers = {
         f"blk.{layer}.{spec.gguf}": sized(spec, f"model.layers.{layer}.")
-        for layer in range(dimensions.n_layers)
-        for spec in architecture.layer_tensors
+        for layer, kind in enumerate(dimensions.kinds)
+        for spec in architecture.tensors_of(kind)
     }
     return {spec.gguf: sized(spec, "") for spec in architecture.tensors} | of_layers
 

@@ -6,6 +6,9 @@ A token may belong to several sequences. A fork shares the cells of another sequ
 (`llama_memory_seq_cp`), so that what prompts share is evaluated once (see prefill.py). The engine knows token ids only:
 generation.py answers requests with it, scoring.py scores labels.
 
+Models with short convolutions (LFM2) keep a state for each sequence, from which no token can be taken back. There only
+the prefix of all prompts is shared, and what else prompts have in common is evaluated for each.
+
 When a call begins, the memory holds the prefix of its prompts, evaluated alone, and nothing else. If the call before
 had the same prefix, it is still there, with the same values as in a fresh context. So the same call gives the same
 tokens on the same machine, and a killed stage that repeats its last call ends with the same rows.
@@ -75,7 +78,8 @@ class Counters:
     @property
     def shared_prompt_tokens(self) -> int:
         """Prompt tokens that were in memory already, from another prompt or from the call before."""
-        return self.prompt_tokens - self.evaluated_prompt_tokens
+        # Where the engine cannot go back, some are evaluated more than once.
+        return max(0, self.prompt_tokens - self.evaluated_prompt_tokens)
 
     @property
     def seconds(self) -> float:
@@ -150,6 +154,8 @@ class Engine:
                 "--n-parallel, or take a smaller model"
             )
         self.memory = llama_cpp.llama_get_memory(self.context)
+        # A state is that of the whole sequence: a fork gets all of it, and nothing is taken back from it.
+        self.can_go_back = not model.has_state
         self._prefix: TokenIds = ()  # what sequence 0 holds between calls
         self._has_backend_top_k = has_backend_top_k
         self._samplers: list[Any] = []  # attached to the context
@@ -204,11 +210,17 @@ class Engine:
         self._prefix = ()
 
     def fork(self, source: int, target: int, n_tokens: int) -> None:
-        """Makes sequence `target` begin with the first tokens of `source`; both share the cells."""
+        """Makes sequence `target` begin with the first tokens of `source`; both share the cells.
+
+        Without can_go_back these are all tokens of `source`.
+        """
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, 0, n_tokens)
 
     def cut(self, sequence: int, n_tokens: int) -> None:
-        """Removes all but the first tokens of a sequence; cells that no other sequence holds become free."""
+        """Removes all but the first tokens of a sequence; cells that no other sequence holds become free.
+
+        Without can_go_back n_tokens is 0.
+        """
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, n_tokens, -1)
 
     def hold_prefix(self, prefix: TokenIds) -> int:

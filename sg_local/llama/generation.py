@@ -8,7 +8,8 @@ tokens: the branch's next token is evaluated once, and each request samples with
 differ, the branch forks. So ten samples at a low temperature cost little more than one.
 
 New prompts start as sequences end. Memory is reserved before a prompt is evaluated: it waits until there is room for it
-and for its longest answer. A fork that finds no free sequence waits behind the branch that it left.
+and for its longest answer. A fork that finds no free sequence waits behind the branch that it left; where the engine
+cannot go back to where they parted, it is evaluated anew from the prefix.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +19,7 @@ from typing import Literal
 
 from sg_local.errors import SgLocalError
 from sg_local.llama.engine import BatchToken, Engine
-from sg_local.llama.prefill import Prefill
+from sg_local.llama.prefill import SPINE, Prefill
 from sg_local.llama.sampling import Sampling, n_candidates, sample, sample_highest
 from sg_local.llama.tree import Node, TokenIds, mark_wanted, release
 
@@ -113,6 +114,9 @@ class _Branch:
     tokens: list[int]
     text: bytes
     sequence: _Sequence
+    n_held: int = (
+        0  # of a branch that is evaluated anew: its first tokens, with those of its prompt, in memory
+    )
 
     @property
     def position(self) -> int:
@@ -146,6 +150,8 @@ class _Schedule:
             self.prompts.append(_Prompt(tokens, indices, end, longest, len(indices)))
             mark_wanted(end, len(tokens) - 1)
         self.running: list[_Branch] = []
+        self.parted: list[_Branch] = []  # to be evaluated anew, as soon as there is a sequence for them
+        self.renewed: list[_Branch] = []  # those that are
         self.sequences: dict[int, _Sequence] = {}  # in use, by number
         self.free_sequences = list(range(engine.n_parallel, 0, -1))
         self.free_cells = engine.n_ctx - self.prefill.n_prefix
@@ -153,7 +159,7 @@ class _Schedule:
     def run(self) -> Generator[tuple[int, Completion], None, None]:
         counters = self.engine.counters
         try:
-            while self.running or not self.prefill.is_done:
+            while self.running or self.parted or self.renewed or not self.prefill.is_done:
                 self._step()
                 finished, self.finished = self.finished, []
                 yield from finished
@@ -173,11 +179,12 @@ class _Schedule:
             for branch in self.running
         ]
         n_grown = len(batch)
+        branches = self.running + self._renew(batch)
+        self.running = []
         ended, _ = self.prefill.fill(batch, self.engine.n_batch, self._admit)
         self.engine.decode(batch)
         self.prefill.settle()
         self.engine.counters.evaluated_prompt_tokens += len(batch) - n_grown
-        branches, self.running = self.running, []
         for end in ended:
             prompt = self.prompts[end.prompt]
             branches.append(_Branch(prompt, prompt.users, [], b"", self.sequences[end.sequence]))
@@ -190,11 +197,17 @@ class _Schedule:
         cells = self.prefill.n_next + prompt.max_new_tokens
         if not self.free_sequences or cells > self.free_cells:
             return None
-        self.free_cells -= self.prefill.n_next
+        if self.engine.can_go_back:
+            self.free_cells -= self.prefill.n_next
         self.engine.counters.in_flight += len(prompt.users)
         for index in prompt.users:
             self.samplings[index] = Sampling(self.requests[index])
-        return self._take_sequence(prompt.max_new_tokens).number
+        return self._take_sequence(self._cells(prompt)).number
+
+    def _cells(self, prompt: _Prompt) -> int:
+        """What a branch of this prompt is given: room for an answer, and where none is left behind, for the prompt."""
+        own = 0 if self.engine.can_go_back else len(prompt.tokens) - self.prefill.n_prefix
+        return own + prompt.max_new_tokens
 
     def _take_sequence(self, cells: int) -> _Sequence:
         self.free_cells -= cells
@@ -208,11 +221,38 @@ class _Schedule:
             while source.forks and self.free_sequences:
                 branch = source.forks[0]
                 # Cells for a whole answer: the part that it shares with its source may outlive the source.
-                if branch.prompt.max_new_tokens > self.free_cells:
+                if self._cells(branch.prompt) > self.free_cells:
                     break
-                branch.sequence = self._take_sequence(branch.prompt.max_new_tokens)
+                branch.sequence = self._take_sequence(self._cells(branch.prompt))
                 self.engine.fork(source.number, branch.sequence.number, branch.position)
                 self.running.append(source.forks.pop(0))
+            if (
+                not self.engine.can_go_back
+            ):  # with the next token the source has left the place where they parted
+                self.parted += source.forks
+                source.forks = []
+        while self.parted and self.free_sequences and self._cells(self.parted[0].prompt) <= self.free_cells:
+            branch = self.parted.pop(0)
+            branch.sequence = self._take_sequence(self._cells(branch.prompt))
+            branch.n_held = self.prefill.n_prefix
+            self.engine.fork(SPINE, branch.sequence.number, branch.n_held)
+            self.renewed.append(branch)
+
+    def _renew(self, batch: list[BatchToken]) -> list[_Branch]:
+        """Appends tokens of branches that are evaluated anew, and returns those whose last token is among them."""
+        complete = []
+        for branch in self.renewed:
+            tokens = (*branch.prompt.tokens, *branch.tokens)
+            stop = min(len(tokens), branch.n_held + self.engine.n_batch - len(batch))
+            batch += [
+                BatchToken(tokens[place], place, [branch.sequence.number], place == branch.position)
+                for place in range(branch.n_held, stop)
+            ]
+            branch.n_held = stop
+            if stop == len(tokens):
+                complete.append(branch)
+        self.renewed = [branch for branch in self.renewed if branch not in complete]
+        return complete
 
     def _choose(self, branches: list[_Branch]) -> None:
         """Each user samples a token; branches are the outputs of the batch, in its order."""
@@ -269,7 +309,7 @@ class _Schedule:
         self.free_cells += sequence.cells
         del self.sequences[sequence.number]
         self.free_sequences.append(sequence.number)
-        if branch.prompt.n_unanswered == 0:
+        if self.engine.can_go_back and branch.prompt.n_unanswered == 0:
             self.free_cells += release(branch.prompt.end)
 
     def _finish(self, user: int, branch: _Branch, is_end: bool) -> bool:

@@ -98,6 +98,9 @@ class LoadedModel:
     n_vocab: int
     n_ctx_train: int
     device: str  # "NVIDIA H200", or "" for the processor
+    has_state: (
+        bool  # some layers hold a state of the whole sequence in place of keys and values for each token
+    )
 
 
 def _context_length(header: GgufHeader) -> int:
@@ -166,6 +169,8 @@ def load_model(
                 # from the header: with vocab_only, llama.cpp does not read it
                 n_ctx_train=_context_length(header),
                 device=_devices[-1] if _devices else "",
+                has_state=llama_cpp.llama_model_is_recurrent(pointer)
+                or llama_cpp.llama_model_is_hybrid(pointer),
             )
         finally:
             llama_cpp.llama_model_free(pointer)

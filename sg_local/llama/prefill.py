@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sg_local.llama.engine import BatchToken, Engine
-from sg_local.llama.tree import Node, TokenIds, build_tree, nodes_between, shared_lengths
+from sg_local.llama.tree import Node, TokenIds, build_star, build_tree, nodes_between, shared_lengths
 
 SPINE = 0
 
@@ -35,10 +35,14 @@ class Prefill:
         """max_prefix: the most tokens that the prefix may have, since no logits are read inside it."""
         self.engine = engine
         self.prompts = prompts
-        self.ends = build_tree(prompts)
-        self._shared = shared_lengths(prompts)
         self.n_prefix = engine.hold_prefix(_common_prefix(prompts)[:max_prefix])
-        self._shared[0] = self.n_prefix
+        if engine.can_go_back:
+            self.ends = build_tree(prompts)
+            self._shared = shared_lengths(prompts)
+            self._shared[0] = self.n_prefix
+        else:  # the spine stays the prefix
+            self.ends = build_star(prompts, self.n_prefix)
+            self._shared = [self.n_prefix] * len(prompts)
         self._next = 0  # the first prompt that has not begun
         self._sequence = -1  # of the current prompt, the one before _next; -1: none
         self._position = self.n_prefix  # of the current prompt's next token

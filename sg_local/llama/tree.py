@@ -48,6 +48,12 @@ def build_tree(prompts: Sequence[TokenIds]) -> list[Node]:
     return ends
 
 
+def build_star(prompts: Sequence[TokenIds], n_prefix: int) -> list[Node]:
+    """The same for an engine that cannot go back: the prompts share their first n_prefix tokens, and no others."""
+    root = Node(None, 0, n_prefix, 1 + len(prompts))
+    return [Node(root, n_prefix, len(prompt), 1) for prompt in prompts]
+
+
 def shared_lengths(prompts: Sequence[TokenIds]) -> list[int]:
     """How many tokens each of the sorted prompts shares with the one before it; 0 for the first."""
     lengths = [0] if prompts else []

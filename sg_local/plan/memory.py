@@ -130,10 +130,13 @@ def estimate(
 
 
 def kv_cache_bytes(model: ModelSizes, n_ctx: int, n_sequences: int) -> int:
-    """llama.cpp's key-value memory in 16 bits: keys and values of all layers, n_ctx tokens (engine.py caps them)."""
+    """llama.cpp's key-value memory in 16 bits: keys and values of all layers, n_ctx tokens (engine.py caps them).
+
+    Layers with a short convolution have a state in its place, too small to count: two tokens wide for each sequence.
+    """
     n_tokens = min(n_ctx, model.context_length * n_sequences)
     n_tokens = math.ceil(n_tokens / KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
-    return n_tokens * model.n_layers * 2 * model.n_kv_heads * model.head_dim * 2
+    return n_tokens * model.n_attention_layers * 2 * model.n_kv_heads * model.head_dim * 2
 
 
 def batch_tokens(settings: Settings, tokens: TaskTokens) -> int:
@@ -225,7 +228,7 @@ def _training_weights(model: ModelSizes, settings: Settings, width: int) -> int:
     # PEFT's prepare_model_for_kbit_training makes what is not in 4 bits float32: embedding, output matrix, norms.
     embedding_width = 4 if settings.trainer == "peft" else width
     # One matrix at a time is back in full width while it is multiplied.
-    largest = width * max(map(math.prod, model.matrices.values()))
+    largest = width * max(math.prod(shape) for _, shape, _ in model.matrices)
     return int(NF4_BYTES * model.layer_parameters) + embedding_width * model.embedding_parameters + largest
 
 

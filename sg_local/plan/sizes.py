@@ -33,9 +33,12 @@ class ModelSizes(Dimensions):
     is_quantized: bool
 
     @property
-    def matrices(self) -> dict[str, tuple[int, ...]]:
-        """(rows, columns) of a layer's matrices, by the names that target_modules has for them."""
-        return {spec.module: self.sizes(spec.shape) for spec in ARCHITECTURES[self.architecture].matrices}
+    def matrices(self) -> list[tuple[str, tuple[int, ...], int]]:
+        """Matrices of the layers: target_modules' name for them, (rows, columns), and how many layers have them."""
+        return [
+            (spec.module, self.sizes(spec.shape), sum(spec.layers in ("", kind) for kind in self.kinds))
+            for spec in ARCHITECTURES[self.architecture].matrices
+        ]
 
     @property
     def keeps_scores(self) -> bool:
@@ -45,7 +48,7 @@ class ModelSizes(Dimensions):
     @property
     def layer_parameters(self) -> int:
         """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""
-        return self.n_layers * sum(map(math.prod, self.matrices.values()))
+        return sum(n_layers * math.prod(shape) for _, shape, n_layers in self.matrices)
 
     @property
     def embedding_parameters(self) -> int:
@@ -59,8 +62,11 @@ class ModelSizes(Dimensions):
     def lora_parameters(self, rank: int, target_modules: str) -> int:
         """An adapter's weights: rank · (rows + columns) for each matrix that it changes."""
         modules = {name.strip() for name in target_modules.split(",")}
-        chosen = [sum(shape) for name, shape in self.matrices.items() if "all" in modules or name in modules]
-        return self.n_layers * rank * sum(chosen)
+        return rank * sum(
+            n_layers * sum(shape)
+            for name, shape, n_layers in self.matrices
+            if "all" in modules or name in modules
+        )
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@
     -> {"id": "7", "demonstration": null,
         "made": {"input": "My parcel is late.", "label": "delivery", "prompt": "turns", "drop": null, "seed": 90417},
         "annotated": {"label_logprobs": [{"delivery": -0.4, "refund": -2.1}], "output": "delivery", "drop": null},
+        "reviewed": {"word": "answer", "output": "refund", "model_output": "delivery", ...},
         "label_scores": {"delivery": {"raw": 0.85, "calibrated": 0.72, "with_evidence": 0.93}, ...},
         "curated": {"output": "delivery", "confidence": 0.86, "copies": 2, "drop": null},
         "as_made_for": true, "reason": null, "curate_is_finished": true, "in_training": true}
 
-Reads inputs.jsonl, outputs.jsonl and train.jsonl, as far as they are there, also while a stage is at work on one.
+Reads inputs.jsonl, outputs.jsonl, review.jsonl and train.jsonl, as far as they are there, also while a stage or a
+review is at work on one.
 Changes nothing, and takes no lock.
 """
 
@@ -21,17 +23,28 @@ from sg_local.escape import json_text, one_line
 from sg_local.files import Row, read_rows
 from sg_local.report.tables import counted
 from sg_local.runs.directory import Run
+from sg_local.runs.review import read_review
 from sg_local.runs.rows import known_labels
 from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.labels import label_scores
-from sg_local.selfguide.rows import DEMONSTRATION, DropReason, InputRow, OutputRow, PairRow, Source, source_of
+from sg_local.selfguide.rows import (
+    DEMONSTRATION,
+    DropReason,
+    InputRow,
+    OutputRow,
+    PairRow,
+    ReviewRow,
+    Source,
+    source_of,
+)
 from sg_local.settings import as_flag
 
 MAX_SHOWN_CHARACTERS = 2000  # of one text
 MAX_SHOWN_LABELS = 20
 MAX_SHOWN_SAMPLES = 20
 
-_STAGES = ("made", "annotated", "curated")  # keys of Explanation, in the order of a row's life
+_NOT_SHOWN = {"id", "made_from", "input_sha256"}
+_STAGES = ("made", "annotated", "reviewed", "curated")  # keys of Explanation, in the order of a row's life
 
 
 class Scores(TypedDict):
@@ -49,6 +62,7 @@ class Explanation(TypedDict):
     demonstration: Mapping[str, object] | None
     made: Mapping[str, object] | None
     annotated: Mapping[str, object] | None
+    reviewed: Mapping[str, object] | None  # a person's word that is in force
     curated: Mapping[str, object] | None
     label_scores: dict[str, Scores] | None
     as_made_for: bool | None
@@ -78,6 +92,7 @@ def explain(run: Run, row_id: str) -> Explanation:
         "demonstration": examples.get(row_id),
         "made": _without_id(made),
         "annotated": _without_id(annotated),
+        "reviewed": _without_id(_said(run, row_id, inputs)),
         "curated": _without_id(curated),
         "label_scores": _label_scores(run, row_id, inputs, outputs, is_finished),
         "as_made_for": None if label is None or answer is None else answer == label,
@@ -94,12 +109,13 @@ def explained(explanation: Explanation) -> str:
         "demonstration": explanation["demonstration"],
         "made": explanation["made"],
         "annotated": explanation["annotated"],
+        "reviewed": explanation["reviewed"],
         "curated": explanation["curated"],
     }
     for name in ["demonstration", "curated"] if explanation["demonstration"] else _STAGES:
         fields = parts[name]
         if fields is None:
-            lines.append(f"{name}: no")
+            lines += [] if name == "reviewed" else [f"{name}: no"]
             continue
         lines.append(f"{fields.get('source', name) if name == 'made' else name}:")
         for field, value in fields.items():
@@ -130,8 +146,12 @@ def _row(rows: Sequence[Row], row_id: str) -> Row | None:
     return next((row for row in rows if str(row["id"]) == row_id), None)
 
 
+def _said(run: Run, row_id: str, inputs: Sequence[InputRow]) -> ReviewRow | None:
+    return next((row for key, row in read_review(run, inputs).items() if str(key) == row_id), None)
+
+
 def _without_id(row: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    return row and {field: value for field, value in row.items() if field not in {"id", "made_from"}}
+    return row and {field: value for field, value in row.items() if field not in _NOT_SHOWN}
 
 
 def _known_ids(inputs: Sequence[InputRow], examples: Sequence[str]) -> str:

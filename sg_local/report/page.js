@@ -52,8 +52,19 @@ for (const box of document.querySelectorAll("[data-rows]")) {
     show();
   });
   box.append(all);
+  function reveal() {
+    const wanted = rows.find((row) => row.id && `#${row.id}` === location.hash);
+    if (!wanted) return;
+    search.value = kind.value = "";
+    limit = Infinity;
+    show();
+    wanted.scrollIntoView({ block: "center" });
+  }
+
+  addEventListener("hashchange", reveal);
   search.addEventListener("input", show);
   kind.addEventListener("change", show);
   box.querySelector(".controls").hidden = false;
   show();
+  reveal();
 }

@@ -20,8 +20,10 @@ from sg_local.report.explain import has_label_scores
 from sg_local.report.html import PAGE, small_page
 from sg_local.report.made_data import data_report
 from sg_local.report.page_data import Change, Kind
+from sg_local.report.review import review_lines
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.directory import Run, open_run
+from sg_local.runs.review import read_review, summary_of
 from sg_local.runs.rows import known_labels
 from sg_local.selfguide.contenders import BASELINE, TUNED
 from sg_local.selfguide.evaluation import (
@@ -69,6 +71,7 @@ def page_parts(run: Run) -> dict[str, Any]:
         "scores": _scores(evaluation) if evaluation else None,
         "changes": _changes(run, evaluation, shown) if evaluation else None,
         "made": _made(run, shown) if "curate" in stages else None,
+        "review": _review(run) if "curate" in stages else None,
         "training": _training(stages["train"]) if "train" in stages else None,
         "proof": _proof(stages["export"].get("parity")) if "export" in stages else None,
         "stages": [
@@ -253,6 +256,20 @@ def _annotation(run: Run, inputs: Sequence[InputRow], outputs: Sequence[OutputRo
     )
     chart = reliability_chart(bins, "share made for it", "reliability") if bins else ""
     return {"bins": bins, "reliability_chart": chart}
+
+
+def _review(run: Run) -> Part | None:
+    """What a person said of rows; None where nobody said anything."""
+    inputs = read_rows(run.written_file("inputs.jsonl"), InputRow)
+    if not (words := read_review(run, inputs)):
+        return None
+    pairs = read_rows(run.written_file("train.jsonl"), PairRow)
+    rows = data.reviewed_rows(words.values(), inputs)
+    return {
+        "lines": review_lines(summary_of(run, words, pairs)),
+        "rows": rows,
+        "words": list(dict.fromkeys(row.word for row in rows)),
+    }
 
 
 def _training(entry: Mapping[str, Any]) -> Part:

@@ -11,7 +11,7 @@ Source of the reliability diagram, here with equal numbers of rows in its bins: 
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -38,7 +38,7 @@ from sg_local.selfguide.evaluation import (
 )
 from sg_local.selfguide.labels import Known, label_scores
 from sg_local.selfguide.metrics import METRICS, Metric, normalize
-from sg_local.selfguide.rows import DropReason, InputRow, OutputRow, PairRow, source_of
+from sg_local.selfguide.rows import DropReason, InputRow, OutputRow, PairRow, ReviewRow, Word, source_of
 from sg_local.selfguide.statistics import Verdict
 from sg_local.settings import Settings, as_flag, declared_for
 
@@ -130,6 +130,17 @@ class MadeRow:
     confidence: float | None
     copies: int
     outcome: str  # IN_TRAINING, or the drop reason
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """A row that a person corrected, dropped or accepted."""
+
+    id: str
+    word: str
+    input: str
+    model_output: str
+    output: str  # the person's; "" for a dropped row
 
 
 @dataclass(frozen=True)
@@ -309,6 +320,17 @@ def made_rows(
             )
         )
     return others + made
+
+
+def reviewed_rows(words: Iterable[ReviewRow], inputs: Sequence[InputRow]) -> list[Reviewed]:
+    """The reviewed rows, those first in which the person differed from the model."""
+    texts = {row["id"]: row["input"] for row in inputs}
+    rows = [
+        Reviewed(str(row["id"]), row["word"], texts[row["id"]], row["model_output"], row["output"] or "")
+        for row in words
+    ]
+    order = (Word.ANSWER, Word.DROP, Word.ACCEPT)
+    return sorted(rows, key=lambda row: order.index(Word(row.word)))
 
 
 def reliability(probabilities: Sequence[float], agrees: Sequence[bool]) -> list[Bin]:

@@ -12,6 +12,7 @@ from typing import cast
 from sg_local.errors import InputError
 from sg_local.files import read_json, read_rows
 from sg_local.report import tables
+from sg_local.report.review import recorded_summary, review_lines
 from sg_local.runs.directory import Run
 from sg_local.selfguide.calibration import LEAST_TEMPERATURE
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
@@ -66,6 +67,8 @@ def score_table(run: Run) -> str:
         lines += [*_label_lines(before, after, run.task.labels), ""]
         lines += _one_answer_lines(after, evaluation["n_rows"])
     lines += _calibration_lines(evaluation)
+    if summary := recorded_summary(run.manifest()["stages"].get("curate", {})):
+        lines += [*review_lines(summary), ""]
     return "\n".join([*lines, *_gain_lines(evaluation)])
 
 

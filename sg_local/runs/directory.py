@@ -13,7 +13,7 @@ is as it was written, but for what a person may edit. What a stage reads and wri
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -34,7 +34,7 @@ from sg_local.files import (
     write_json,
 )
 from sg_local.gguf_header import GgufHeader, read_model_header
-from sg_local.runs.stage_files import STAGE_FILES, StageFiles
+from sg_local.runs.stage_files import BEGUN_WITH, REVIEW, STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task
 from sg_local.task_files.rows import load_test_rows
@@ -127,10 +127,13 @@ class Run:
                 return dict(manifest)
         raise InputError(f"{path} is damaged: restore it, or delete the run and start anew")
 
-    def first_unfinished(self, until: str = STAGES[-1]) -> Unfinished | None:
+    def first_unfinished(
+        self, until: str = STAGES[-1], *, but_for: Collection[str] = ()
+    ) -> Unfinished | None:
         """The first stage that has something to do, of those up to `until`; None where all are finished.
 
-        A stage is finished when its manifest entry is there, and all that it wrote and read is as it was.
+        A stage is finished when its manifest entry is there, and all that it wrote and read is as it was. but_for:
+        files that may have changed since they were read.
         """
         entries = self.manifest()["stages"]
 
@@ -146,7 +149,9 @@ class Run:
                 if fault := self._fault_of_written(stage, entry, name):
                     return Unfinished(stage, f"{NOT_FINISHED} ({name} {fault})")
             for name, sha256 in entry["reads"].items():
-                if Path(name).suffix not in _WEIGHTS and sha256_of(name) != sha256:
+                if name in but_for or Path(name).suffix in _WEIGHTS:
+                    continue
+                if sha256_of(name) != sha256:
                     return Unfinished(stage, f"is out of date ({name} was changed since)")
             if names := self.changed_settings(stage, entry):
                 change = "was" if len(names) == 1 else "were"
@@ -155,8 +160,10 @@ class Run:
                 )
             if entry.get("base", self._base_entry()) != self._base_entry():
                 return Unfinished(stage, "is out of date (the base in settings.toml was changed since)")
-            for name, was_there in entry.get("looks_for", {}).items():
-                if self.file(name).exists() != was_there:
+            # An earlier version did not look for what came later, so it was not there.
+            later = dict.fromkeys({*STAGE_FILES[stage].looks_for} - {*BEGUN_WITH}, False)
+            for name, was_there in (later | entry.get("looks_for", {})).items():
+                if name not in but_for and self.file(name).exists() != was_there:
                     change = "was removed" if was_there else "was added"
                     return Unfinished(stage, f"is out of date ({name} {change} since)")
         return None
@@ -254,10 +261,12 @@ class Run:
     def take_over(self, other: "Run", stages: Sequence[str]) -> None:
         """Copies what finished stages of another run wrote, with their manifest entries, into this one.
 
-        The entries say from where. For runs of the same task and model whose settings differ in what later stages
-        read. For a holder of both locks.
+        And what a person said of its rows, which holds for the same inputs. The entries say from where. For runs of
+        the same task and model whose settings differ in what later stages read. For a holder of both locks.
         """
         manifest, theirs = self.manifest(), other.manifest()["stages"]
+        if other.file(REVIEW).exists():
+            copy_file(other.file(REVIEW), self.file(REVIEW))
         for stage in stages:
             for name in theirs[stage]["writes"]:
                 own_directory(self.file(name).parent)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sg_local.errors import WorseThanBase
 from sg_local.progress import say
+from sg_local.report.html import PAGE
+from sg_local.report.page import write_report
 from sg_local.report.scores import read_evaluation, worse_than
 from sg_local.runs.begin import begin_run
 from sg_local.runs.directory import Run
@@ -43,6 +45,11 @@ class Result:
     def modelfile(self) -> Path:
         """For `ollama create`."""
         return self.run.file("Modelfile")
+
+    @property
+    def page(self) -> Path:
+        """The run as a page for the browser, where it could be written."""
+        return self.run.file(PAGE)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -82,6 +89,19 @@ def run(
     """
     begun, is_new = begin_run(task, model, run_dir, settings or Settings())
     say(f"{'new run' if is_new else 'run'} {begun.path}: {begun.task.name} with {begun.model.path.name}")
-    if not run_pipeline(begun, until):
-        say(f"{begun.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
-    return Result(begun)
+    return finish(begun, until, run_pipeline(begun, until))
+
+
+def finish(run: Run, until: str, was_due: bool) -> Result:
+    """The result of a run that went as far as `until`, with a page where all of it is finished.
+
+    was_due: whether there was something to do.
+    """
+    if not was_due:
+        say(f"{run.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
+    elif until == STAGES[-1]:
+        try:
+            write_report(run.path)
+        except Exception as error:  # nothing is lost with the page, and all else is there
+            say(f"no page was written ({error}): `sg-local report {run.path}` tries again")
+    return Result(run)

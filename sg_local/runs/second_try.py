@@ -19,7 +19,7 @@ from sg_local.runs import process
 from sg_local.runs.begin import begin_run, changed_settings, with_full_paths
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
-from sg_local.runs.loop import Result
+from sg_local.runs.loop import Result, finish
 from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.stage_files import BEGUN_WITH
 from sg_local.selfguide.contenders import Contender
@@ -62,9 +62,7 @@ def run_from(
         if kept:
             take_stages(run, other, kept)
         say(f"kept of {other.path}: {', '.join(kept) or 'nothing, its first stage would not be the same'}")
-    if not run_rest(run, other, until):
-        say(f"{run.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
-    return Result(run)
+    return finish(run, until, run_rest(run, other, until))
 
 
 def stages_to_keep(run: Run, other: Run) -> tuple[str, ...]:
@@ -125,7 +123,11 @@ def _begins_with_the_same(run: Run, entry: Mapping[str, Any]) -> bool:
     read = {name: sha256 for name, sha256 in entry["reads"].items() if name in BEGUN_WITH}
     return all(
         run.file(name).exists() and sha256_file(run.file(name)) == sha256 for name, sha256 in read.items()
-    ) and all(run.file(name).exists() == was_there for name, was_there in entry.get("looks_for", {}).items())
+    ) and all(
+        run.file(name).exists() == was_there
+        for name, was_there in entry.get("looks_for", {}).items()
+        if name in BEGUN_WITH
+    )
 
 
 def _take_base_answers(run: Run, other: Run) -> None:

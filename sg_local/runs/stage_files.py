@@ -24,6 +24,7 @@ class StageFiles:
 
 # What no stage writes: the task and its rows, as the run was begun with them.
 BEGUN_WITH = ("task.toml", "test.jsonl", "given.jsonl", "labelled.jsonl")
+REVIEW = "review.jsonl"  # what a person said of rows: no stage writes it, `review` appends to it at any time
 
 STAGE_FILES = {
     "generate": StageFiles(
@@ -40,10 +41,11 @@ STAGE_FILES = {
         editable=("outputs.jsonl",),
     ),
     "curate": StageFiles(
-        reads=("task.toml", "inputs.jsonl", "outputs.jsonl", "labelled.jsonl"),
+        reads=("task.toml", "inputs.jsonl", "outputs.jsonl", "labelled.jsonl", REVIEW),
         writes=("train.jsonl",),
         editable=("train.jsonl",),
-        looks_for=("test.jsonl", "labelled.jsonl"),  # without test rows, a part of the others is held out
+        # Without test rows, a part of the others is held out.
+        looks_for=("test.jsonl", "labelled.jsonl", REVIEW),
     ),
     "train": StageFiles(
         reads=("task.toml", "train.jsonl"),

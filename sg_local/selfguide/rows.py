@@ -3,6 +3,7 @@
     .probe.jsonl   Trial       the trial of one way of asking for inputs
     inputs.jsonl   InputRow    an input: made by the model, or a real one that a person gave
     outputs.jsonl  OutputRow   the answers of the model to it
+    review.jsonl   ReviewRow   a person's word on one of them
     train.jsonl    PairRow     an input with its answer, kept or dropped
 
 A dropped row stays in its file. Its `drop` says why: a DropReason, or any word that a person wrote there.
@@ -69,6 +70,7 @@ class DropReason(StrEnum):
         "it is below the confidence cut-off",
         "keep_confident",
     )
+    REVIEW = "review", "a person dropped it in `sg-local review`"
     HELD_OUT = "held_out", "it is kept for scoring, as the task has no test file"
     BALANCE = "balance", "its label has more rows than the rarest label can balance", "max_copies"
 
@@ -125,6 +127,31 @@ class OutputRow(TypedDict):
     made_from: NotRequired[str]  # a key of the input's text, the task, the base and the settings
 
 
+class Word(StrEnum):
+    """What a person says of a row in `review`."""
+
+    ACCEPT = "accept"  # the model's answer is right
+    ANSWER = "answer"  # another one is
+    DROP = "drop"  # it is no row to train on
+    UNDO = "undo"  # what was said of it before is taken back
+
+
+class ReviewRow(TypedDict):
+    """A row of review.jsonl, by `review`: a person's word on a row. Of an id the last one holds.
+
+    {"id": 7, "input_sha256": "9f2c41d07ab35e66...", "word": "answer", "output": "refund", "model_output": "delivery",
+     "model_confidence": 0.0312, "model_drop": "low_confidence"}
+    """
+
+    id: int | str
+    input_sha256: str  # of the input's text: the word is on this text alone
+    word: str  # a Word
+    output: str | None  # the right one, by accept and answer
+    model_output: str  # what curate chose before anybody said a word
+    model_confidence: float | None
+    model_drop: str | None
+
+
 class _Pair(TypedDict):
     id: int | str  # of the input, or demonstration-1
     input: str
@@ -132,6 +159,7 @@ class _Pair(TypedDict):
     copies: int  # how often it is in the training rows
     drop: str | None
     source: NotRequired[str]  # a Source; earlier versions did not write it
+    reviewed: NotRequired[bool]  # if so: the output is a person's word
 
 
 class PairRow(_Pair):
@@ -162,6 +190,11 @@ def source_of(row: InputRow | PairRow | KeptPair) -> Source:
     """The origin of a row."""
     is_example = str(row["id"]).startswith(DEMONSTRATION)
     return Source(row.get("source") or (Source.DEMONSTRATION if is_example else Source.MADE))
+
+
+def is_gold(row: PairRow | KeptPair) -> bool:
+    """Whether the output of an input is a person's: a labelled row, or a reviewed one."""
+    return source_of(row) == Source.LABELLED or row.get("reviewed", False)
 
 
 def is_kept(row: PairRow) -> TypeGuard[KeptPair]:

@@ -1,19 +1,23 @@
 """Stage 3: choose the pairs to train on, and give every label equal numbers (SELF-GUIDE, section 3.3).
 
-reads  inputs.jsonl outputs.jsonl, labelled.jsonl where it is, and looks whether there is a test.jsonl
+reads  inputs.jsonl outputs.jsonl, labelled.jsonl and review.jsonl where they are, and looks whether there is a
+       test.jsonl
 writes train.jsonl   PairRow of selfguide/rows.py
     {"id": 7, "input": "My parcel is late.", "output": "delivery", "confidence": 0.81, "targets": null,
      "copies": 2, "drop": null, "source": "made"}
     with soft targets      "targets": {"delivery": 0.97, "refund": 0.03}
 
 The examples of the task are the first rows, and after them those that were labelled: gold data, of which a labelled row
-is shown more often than a made one. A dropped row keeps its place and its reason. Where the task has no test file, a
-part of the labelled rows is held out for scoring ("held_out"); where these are too few, a part of the others.
+is shown more often than a made one. So is a row that a person reviewed ("reviewed": true), with that person's output,
+however unsure the model was. A dropped row keeps its place and its reason. Where the task has no test file, a part of
+the labelled rows is held out for scoring ("held_out"); where these are too few, a part of the others.
+
+A review changes no other row: its rows were chosen as unsure ones, and no bias of the batch can be learned from these.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from sg_local.errors import SgLocalError
@@ -21,7 +25,9 @@ from sg_local.escape import one_line
 from sg_local.files import row_seed, write_rows
 from sg_local.progress import say
 from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
+from sg_local.report.review import review_lines
 from sg_local.runs.directory import Run
+from sg_local.runs.review import read_review, summary_of
 from sg_local.runs.rows import known_labels, labelled_pairs, read_inputs, read_outputs
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.given import made_like_real
@@ -37,13 +43,17 @@ from sg_local.selfguide.labels import (
     sharpened,
 )
 from sg_local.selfguide.metrics import normalize
+from sg_local.selfguide.review import RowId, is_reviewable
 from sg_local.selfguide.rows import (
     DEMONSTRATION,
     DropReason,
     InputRow,
     OutputRow,
     PairRow,
+    ReviewRow,
     Source,
+    Word,
+    is_gold,
     is_kept,
     source_of,
 )
@@ -72,6 +82,10 @@ def run_curate(run: Run) -> None:
         outputs = read_outputs(run, inputs)
         labelled = labelled_pairs(run, inputs)
         pairs, agreement = _annotated_pairs(run, inputs, outputs)
+        words = read_review(run, inputs)
+        if words:
+            details["review"] = summary_of(run, words, pairs)
+            _take_words(pairs, words)
         has_scored_rows = run.file("test.jsonl").exists() or any(
             pair["drop"] == DropReason.HELD_OUT for pair in labelled
         )
@@ -98,6 +112,9 @@ def run_curate(run: Run) -> None:
         details |= {"counts": counts, "report": report}
         _say_results(counts, report, agreement)
         _say_real(run, rows)
+        if "review" in details:
+            for line in review_lines(details["review"]):
+                say(f"curate: {line}")
         if counts["kept"] <= len(examples):
             raise SgLocalError(
                 f"no pair passed the filters ({counts['dropped']}): "
@@ -137,9 +154,22 @@ def _annotated_pairs(
     return pairs, agreement
 
 
+def _take_words(pairs: Sequence[PairRow], words: Mapping[RowId, ReviewRow]) -> None:
+    """Gives reviewed rows what a person said, in place of what was chosen."""
+    for pair in pairs:
+        said = words.get(pair["id"]) if is_reviewable(pair) else None
+        if said is None:
+            continue
+        if said["word"] == Word.DROP:
+            pair["drop"] = DropReason.REVIEW
+            continue
+        pair["output"], pair["confidence"], pair["targets"] = said["output"], 1.0, None
+        pair["drop"], pair["reviewed"] = None, True
+
+
 def _hold_out(run: Run, pairs: Sequence[PairRow]) -> None:
-    """Drops a part of the annotated pairs, to be scored on."""
-    kept = [pair for pair in pairs if pair["drop"] is None]
+    """Drops a part of the annotated pairs, to be scored on; never what a person gave an answer to."""
+    kept = [pair for pair in pairs if pair["drop"] is None and not is_gold(pair)]
     kept.sort(key=lambda pair: row_seed(run.settings.seed, "held_out", pair["id"]))
     for pair in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
         pair["drop"] = DropReason.HELD_OUT
@@ -280,16 +310,16 @@ def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool)
 
 
 def _set_copies(run: Run, rows: Sequence[PairRow]) -> None:
-    """How often each row is shown: labelled ones more often; labels as often as their shares, or equally often.
+    """How often each row is shown: gold ones more often; labels as often as their shares, or equally often.
 
-    Of a label real rows come first, and of these the most confident ones.
+    Of a label real and reviewed rows come first, and of these the most confident ones.
     """
     kept = [row for row in rows if is_kept(row)]
-    n_labelled = sum(source_of(row) == Source.LABELLED for row in kept)
-    weight = labelled_copies(n_labelled, len(kept) - n_labelled, run.settings.max_copies)
+    n_gold = sum(map(is_gold, kept))
+    weight = labelled_copies(n_gold, len(kept) - n_gold, run.settings.max_copies)
     # Stable: ties keep the order of the file.
-    kept.sort(key=lambda row: (source_of(row) == Source.MADE, -row["confidence"]))
-    shown = [row for row in kept for _ in range(weight if source_of(row) == Source.LABELLED else 1)]
+    kept.sort(key=lambda row: (source_of(row) == Source.MADE and not is_gold(row), -row["confidence"]))
+    shown = [row for row in kept for _ in range(weight if is_gold(row) else 1)]
     copies = [1] * len(shown)
     if run.task.is_classification:
         shares = dict(zip(run.task.labels, run.task.shares, strict=False))

@@ -260,21 +260,25 @@ def adapter_weights(place: Path) -> dict[str, Any]:
     return load_file(place / "adapter" / "adapter_model.safetensors")
 
 
-def test_a_killed_training_ends_with_the_adapter_of_an_unbroken_one(weights: Path, tmp_path: Path) -> None:
-    whole = train(weights, tmp_path / "whole")
+@pytest.mark.parametrize("batches", ["tree", "padded"])
+def test_a_killed_training_ends_with_the_adapter_of_an_unbroken_one(
+    weights: Path, tmp_path: Path, batches: str
+) -> None:
+    changes = {"prompt_tree": batches == "tree"}
+    whole = train(weights, tmp_path / "whole", **changes)
     assert whole.returncode == 0, whole.stderr
     told = json.loads(whole.stdout)
-    assert (told["steps"], told["batches"]) == (15, "tree")
-    assert told["computed_tokens"] < told["rows_tokens"] * SETTINGS["epochs"]
+    assert (told["steps"], told["batches"]) == (15, batches)
+    assert (told["computed_tokens"] < told["rows_tokens"] * SETTINGS["epochs"]) == (batches == "tree")
 
-    killed = train(weights, tmp_path / "killed", kill_at=9)
+    killed = train(weights, tmp_path / "killed", kill_at=9, **changes)
     assert killed.returncode == -signal.SIGKILL
     checkpoints = (tmp_path / "killed" / "checkpoints").glob("checkpoint-*")
     newest = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
     damaged = newest / "adapter_model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])  # as if power had gone before it was on disk
 
-    again = train(weights, tmp_path / "killed")
+    again = train(weights, tmp_path / "killed", **changes)
     assert again.returncode == 0, again.stderr
     assert f"going on from checkpoint-{int(newest.name.rpartition('-')[2]) - 1}" in again.stderr
     assert json.loads(again.stdout)["steps"] == 15

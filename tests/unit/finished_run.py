@@ -21,6 +21,7 @@ from sg_local.runs.stage_files import STAGE_FILES
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import prediction_row, predictions_file
 from sg_local.selfguide.metrics import Metric, metric_of
+from sg_local.selfguide.review import input_sha256
 from sg_local.settings import STAGES
 
 Rows = Sequence[Mapping[str, Any]]
@@ -72,6 +73,15 @@ def write_train_rows(run: Run, rows: Rows) -> None:
     with run.stage("curate"):
         defaults = {"confidence": None, "targets": None, "copies": 1, "drop": None}
         write_rows(run.file("train.jsonl"), [defaults | row for row in rows])
+
+
+def review_row(
+    row_id: int | str, text: str, word: str, output: str | None = None, **model: Any
+) -> dict[str, Any]:
+    """A row of review.jsonl. model: model_output, model_confidence, model_drop, as far as it matters."""
+    defaults = {"model_output": output or "login", "model_confidence": 0.5, "model_drop": None}
+    row = {"id": row_id, "input_sha256": input_sha256(text), "word": word, "output": output}
+    return row | defaults | model
 
 
 def write_stage(

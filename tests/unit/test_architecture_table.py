@@ -29,4 +29,6 @@ def test_lora_targets_are_the_matrices_of_a_layer() -> None:
     seven = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     for architecture in ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "granite", "smollm3", "mistral3"):
         assert lora_targets(architecture) == seven
+    hybrid = ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w3", "w2")
+    assert lora_targets("lfm2") == hybrid
     assert lora_targets("phi3") == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")

@@ -175,6 +175,8 @@ def calls(
         ("explain",): [["explain", run.path, row] for row in ("0", "demonstration-1", HOSTILE)]
         + [["explain", run.path, "0", "--json"]],
         ("report",): [["report", run.path], ["report", run.path, "--out", tmp_path / "page.html"]],
+        # Without it, a server on loopback: test_review_server.py
+        ("review",): [["review", run.path, "--terminal"]],
         ("compare",): [
             ["compare", run.path, begun_by_a_stranger],
             ["compare", run.path, begun_by_a_stranger, "--json"],

@@ -18,10 +18,11 @@ from tiny_models import (
     KV_HEADS,
     TOKENS,
     WIDE_HEAD_DIM,
+    integers,
     write_tiny_model,
 )
 
-from sg_local.architectures import ARCHITECTURES
+from sg_local.architectures import ARCHITECTURES, CONV
 from sg_local.errors import InputError
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
@@ -292,16 +293,55 @@ def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Pa
     assert len(loaded) == len(values)
     for spec in ARCHITECTURES[architecture].layer_tensors:
         if not spec.optional and not spec.heads:
-            got = loaded[f"model.layers.1.{spec.hf}"]
+            layer = 0 if spec.layers == CONV else 1
+            got = loaded[f"model.layers.{layer}.{spec.hf}"]
             norm_shift = 1 if "gemma" in architecture and "norm" in spec.gguf else 0
-            assert np.array_equal(got, values[f"blk.1.{spec.gguf}"] - np.float32(norm_shift)), spec.gguf
+            wanted = values[f"blk.{layer}.{spec.gguf}"] - np.float32(norm_shift)
+            assert np.array_equal(got.reshape(wanted.shape), wanted), spec.gguf
+            assert got.ndim == wanted.ndim + spec.is_kernel
+    last_norm = ARCHITECTURES[architecture].tensors[1]
     shift = np.float32("gemma" in architecture)
-    assert np.array_equal(loaded["model.norm.weight"], values["output_norm.weight"] - shift)
+    assert np.array_equal(loaded[last_norm.hf], values[last_norm.gguf] - shift)
     if architecture != "gemma2":  # which has none
         assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "lfm2 whose layers are all alike": (
+        "lfm2",
+        {"metadata": {"attention.head_count_kv": 2}},
+        r"lfm2\.attention\.head_count_kv is 2, not a number for each of 2 layers",
+    ),
+    "lfm2 with another number of layers": (
+        "lfm2",
+        {"metadata": {"attention.head_count_kv": integers([0, 2, 0])}},
+        r"head_count_kv is \[0, 2, 0\], not a number for each of 2 layers",
+    ),
+    "lfm2 without attention": (
+        "lfm2",
+        {"metadata": {"attention.head_count_kv": integers([0, 0])}},
+        "not a number for each of 2 layers, the same or 0",
+    ),
+    "lfm2 with attention of several widths": (
+        "lfm2",
+        {"n_layers": 3, "metadata": {"attention.head_count_kv": integers([0, 2, 4])}},
+        "not a number for each of 3 layers, the same or 0",
+    ),
+    "lfm2 that does not say how far it looks": (
+        "lfm2",
+        {"metadata": {"shortconv.l_cache": None}},
+        r"lfm2\.shortconv\.l_cache is missing",
+    ),
+    "lfm2 with a window": (
+        "lfm2",
+        {"metadata": {"attention.sliding_window": 8}},
+        "sliding_window is 8, which transformers cannot express",
+    ),
+    "lfm2 with attention where a convolution should be": (
+        "lfm2",
+        {"without": "blk.0.shortconv.in_proj.weight"},
+        r"blk\.0\.shortconv\.in_proj\.weight is missing",
+    ),
     "qwen2 without biases": ("qwen2", {"without": "blk.1.attn_k.bias"}, r"blk\.1\.attn_k\.bias is missing"),
     "qwen2 with a bias of the output": (
         "qwen2",

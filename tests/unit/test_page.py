@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 from command_line import Call, one_line
-from finished_run import ScriptedStages, rewrite, write_inputs, write_outputs, write_stage, write_train_rows
+from finished_run import (
+    ScriptedStages,
+    review_row,
+    rewrite,
+    write_inputs,
+    write_outputs,
+    write_stage,
+    write_train_rows,
+)
 
 import sg_local
 from sg_local.escape import printable
@@ -235,11 +243,74 @@ def test_the_page_goes_where_it_is_wanted(sg: Call, finished_run: Run, tmp_path:
     assert "is no run directory" in one_line(sg("report", tmp_path), 2)
 
 
-def test_run_names_the_command_that_makes_the_page(
+def test_run_writes_the_page_and_says_where(
     sg: Call, stages: ScriptedStages, task: Path, model: Path
 ) -> None:
+    begun = ["run", task, "--model", model, "--run", "runs/a b"]
+    assert sg(*begun, "--until", "export").exit_code == 0
+    page = Path("runs/a b/report.html")
+    assert not page.exists()
+    result = sg(*begun)
+    assert f"\n{page}  (this as a page)" in result.stdout
+    assert "of 40 rows right" in page.read_text()
+    page.write_text("kept")  # where nothing was to do, nothing is written
+    assert sg(*begun).exit_code == 0
+    assert page.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), MemoryError(), ValueError(HOSTILE)]
+)
+def test_a_page_that_cannot_be_written_is_no_failure_of_the_run(
+    sg: Call,
+    stages: ScriptedStages,
+    task: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fails(_run: Run) -> str:
+        raise error
+
+    monkeypatch.setattr("sg_local.report.page.page_of", fails)
     result = sg("run", task, "--model", model, "--run", "runs/a b")
-    assert "sg-local report 'runs/a b'" in result.stdout
+    assert result.exit_code == 0
+    assert "sg-local report 'runs/a b'  (this as a page)" in result.stdout
+    assert "no page was written" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert not Path("runs/a b/report.html").exists()
+
+
+def test_the_page_has_what_a_person_said_and_leads_to_the_row(finished_run: Run) -> None:
+    write_inputs(
+        finished_run,
+        [{"id": number, "input": f"{HOSTILE} {number}", "label": "login"} for number in range(4)],
+    )
+    write_outputs(
+        finished_run, [{"id": number, "output": "login", "samples": ["login"]} for number in range(4)]
+    )
+    pairs = [{"id": number, "input": f"{HOSTILE} {number}", "output": "login"} for number in range(4)]
+    write_train_rows(finished_run, pairs)
+    assert "Review" not in Elements(page_of(finished_run)).text
+    write_rows(
+        finished_run.file("review.jsonl"),
+        [
+            review_row(2, f"{HOSTILE} 2", "accept", "login"),
+            review_row(1, f"{HOSTILE} 1", "answer", "refund", model_output="login"),
+            review_row(3, f"{HOSTILE} 3", "drop"),
+            review_row(0, "another text", "drop"),
+        ],
+    )
+    page = Elements(page_of(finished_run))
+    assert "3 rows reviewed: 1 as the model answered, 1 corrected, 1 dropped" in page.text
+    links = [
+        attrs["href"]
+        for tag, attrs in page.found
+        if tag == "a" and str(attrs.get("href")).startswith("#row-")
+    ]
+    assert links == ["#row-1", "#row-3", "#row-2"]
+    assert {link[1:] for link in links if link} <= {str(attrs.get("id")) for _, attrs in page.found}
+    assert len(page.scripts) == 1
 
 
 def test_long_and_many_rows_make_no_large_page(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from finished_run import ScriptedStages, finish_run, write_inputs, write_outputs, write_stage
+from finished_run import (
+    MESSAGE,
+    ScriptedStages,
+    finish_run,
+    review_row,
+    write_inputs,
+    write_outputs,
+    write_stage,
+)
 from scripted_engine import ScriptedEngine
 
 import sg_local.runs.directory as run_directory
@@ -21,7 +29,7 @@ from sg_local.report.scores import read_evaluation
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run, Unfinished, open_run
 from sg_local.runs.pipeline import run_pipeline
-from sg_local.runs.stage_files import STAGE_FILES
+from sg_local.runs.stage_files import REVIEW, STAGE_FILES
 from sg_local.settings import STAGES
 from sg_local.stages.curate import run_curate
 from sg_local.stages.evaluate import run_evaluate
@@ -56,6 +64,14 @@ def task(task: Path) -> Path:
     return task
 
 
+@pytest.fixture
+def reviewed_run(new_run: Run) -> Run:
+    """A finished one with a person's word on its row."""
+    write_rows(new_run.file(REVIEW), [review_row(0, MESSAGE, "answer", "refund", model_output="login")])
+    finish_run(new_run)
+    return new_run
+
+
 def edit(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n")
 
@@ -73,15 +89,15 @@ def finished_stages(run: Run) -> list[str]:
 
 
 def test_stages_read_what_earlier_ones_wrote_or_the_run_began_with() -> None:
-    there = {"task.toml", "test.jsonl", "given.jsonl", "labelled.jsonl"}
+    there = {"task.toml", "test.jsonl", "given.jsonl", "labelled.jsonl", "review.jsonl"}
     for files in STAGE_FILES.values():
         assert set(files.reads) | set(files.looks_for) <= there
         there |= set(files.writes)
 
 
 @pytest.mark.parametrize(("stage", "name"), READS)
-def test_the_manifest_has_what_a_stage_read_and_wrote(finished_run: Run, stage: str, name: str) -> None:
-    entry = finished_run.manifest()["stages"][stage]
+def test_the_manifest_has_what_a_stage_read_and_wrote(reviewed_run: Run, stage: str, name: str) -> None:
+    entry = reviewed_run.manifest()["stages"][stage]
     assert len(entry["reads"][name]) == 64
     assert set(entry["reads"]) == set(STAGE_FILES[stage].reads)
     patterns = STAGE_FILES[stage].writes
@@ -93,12 +109,12 @@ def test_the_manifest_has_what_a_stage_read_and_wrote(finished_run: Run, stage: 
     ("stage", "name"), [(stage, name) for stage, name in READS if name not in WEIGHTS | {ADAPTER_CONFIG}]
 )
 def test_a_changed_file_makes_the_first_stage_that_read_it_out_of_date(
-    finished_run: Run, stage: str, name: str
+    reviewed_run: Run, stage: str, name: str
 ) -> None:
-    edit(finished_run.file(name))
+    edit(reviewed_run.file(name))
     first = next(reader for reader, other in READS if other == name)
-    assert finished_run.first_unfinished() == Unfinished(first, f"is out of date ({name} was changed since)")
-    assert stage not in finished_stages(finished_run)
+    assert reviewed_run.first_unfinished() == Unfinished(first, f"is out of date ({name} was changed since)")
+    assert stage not in finished_stages(reviewed_run)
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS | {ADAPTER_CONFIG, "evaluation.json", PREDICTIONS}))

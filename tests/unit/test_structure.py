@@ -21,12 +21,12 @@ LAYERS = [
     {"cli"},
     {"bench", "plan"},
     {"runs"},
-    {"answers", "proof.server_check", "pull", "stages"},
+    {"answers", "proof.server_check", "pull", "review", "stages"},
     {"runs.begin"},
     {"runs.given"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
-    {"runs.in_flight", "runs.made_from", "runs.prompt", "runs.rows"},
+    {"runs.in_flight", "runs.made_from", "runs.prompt", "runs.review", "runs.rows"},
     {"chat.modelfile", "chat.served"},
     {"selfguide"},
     {"chat"},
@@ -58,7 +58,9 @@ WALLS = {
     "jinja2": {"chat", "report"},  # in a sandbox for templates of others; for our own page
     "matplotlib": {"report"},
     "huggingface_hub": {"download_child"},
-    **dict.fromkeys(("socket", "http", "urllib"), frozenset({"proof.chat_server"})),
+    **dict.fromkeys(("socket", "urllib"), frozenset({"proof.chat_server"})),
+    "http": {"proof.chat_server", "review"},  # a client, and a server on loopback
+    "socketserver": {"review"},
 }
 
 HEAVY = {
@@ -167,7 +169,7 @@ def test_the_command_line_is_light() -> None:
         "import sg_local.cli.run, sg_local.cli.stages, sg_local.cli.predict, sg_local.cli.verify\n"
         "import sg_local.cli.models, sg_local.cli.task, sg_local.cli.doctor, sg_local.cli.plan, sg_local.cli.bench\n"
         "import sg_local.cli.explain, sg_local.cli.export_adapter, sg_local.cli.chat, sg_local.cli.report\n"
-        "import sg_local.cli.compare, sg_local.cli.runs"
+        "import sg_local.cli.compare, sg_local.cli.runs, sg_local.cli.review"
     )
     assert not HEAVY & loaded
     assert (

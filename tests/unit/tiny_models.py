@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf_bytes import FLOAT32, INT32, TinyTensor, Typed, Value, array, tiny_gguf
 
-from sg_local.architectures import ARCHITECTURES
+from sg_local.architectures import ARCHITECTURES, ATTENTION, CONV
 from sg_local.dimensions import Dimensions
 
 HIDDEN, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, CONTEXT = 64, 4, 2, 96, 2, 512
@@ -117,7 +117,7 @@ def write_tiny_llama(
 
 
 # Keys that llama.cpp does not load an architecture without
-NEEDED: dict[str, dict[str, Value]] = {"granite": {"logit_scale": 0.5}}
+NEEDED: dict[str, dict[str, Value]] = {"granite": {"logit_scale": 0.5}, "lfm2": {"shortconv.l_cache": 3}}
 WIDE_HEAD_DIM = 32  # of the architectures whose heads need not be hidden / heads wide
 
 
@@ -140,7 +140,7 @@ def write_tiny_model(
     metadata: keys of the architecture without its name, to add, replace or (None) leave out. biases: those of
     attention where they are optional. matrix_type: one that the gguf package encodes. vectors: to add or replace.
     without: a tensor to leave out. Matrices are exact in float16, so that torch computes with the very same numbers.
-    An architecture that is not supported is shaped like qwen2.
+    An architecture that is not supported is shaped like qwen2. Two of three layers of a hybrid model are convolutions.
     """
     import gguf
 
@@ -160,6 +160,9 @@ def write_tiny_model(
     if not entry.derives_heads:
         head_dim = WIDE_HEAD_DIM
         sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    kinds = tuple((CONV, ATTENTION, CONV)[layer % 3] for layer in range(n_layers)) if entry.is_hybrid else ()
+    if kinds:
+        sizes["attention.head_count_kv"] = integers([KV_HEADS * (kind == ATTENTION) for kind in kinds])
     given = {**sizes, **NEEDED.get(architecture, {}), **(metadata or {})}
     keys = {f"{architecture}.{key}": value for key, value in given.items()}
 
@@ -172,11 +175,14 @@ def write_tiny_model(
         n_kv_heads=KV_HEADS,
         head_dim=head_dim,
         n_rotated=head_dim,
+        layer_kinds=kinds,
+        conv_tokens=int(str(given.get("shortconv.l_cache") or 3)),
     )
     wanted = {"", "" if tied else "lm_head", "attention_bias" if biases else ""}
     specs = {spec.gguf: spec for spec in entry.tensors}
     for layer in range(n_layers):
-        specs |= {f"blk.{layer}.{spec.gguf}": spec for spec in entry.layer_tensors}
+        of_layer = entry.tensors_of(dimensions.kinds[layer])
+        specs |= {f"blk.{layer}.{spec.gguf}": spec for spec in of_layer}
     shapes = {name: dimensions.sizes(spec.shape) for name, spec in specs.items() if spec.optional in wanted}
 
     arrays = {}
@@ -192,7 +198,8 @@ def write_tiny_model(
     arrays |= {name: np.array(vector) for name, vector in (vectors or {}).items()}
     tensors = []
     for name, values in arrays.items():
-        kind = gguf.GGMLQuantizationType[matrix_type if values.ndim == 2 else "F32"]
+        is_matrix = values.ndim == 2 and not (name in specs and specs[name].is_kernel)
+        kind = gguf.GGMLQuantizationType[matrix_type if is_matrix else "F32"]
         data = gguf.quants.quantize(values.astype(np.float32), kind).tobytes()
         if name != without:
             tensors.append(TinyTensor(name, values.shape[::-1], int(kind), data))
