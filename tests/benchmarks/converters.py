@@ -82,6 +82,11 @@ MINISTRAL = {
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.5,
 }
+LFM2 = {
+    "num_hidden_layers": 3,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "block_auto_adjust_ff_dim": False,
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.5,
@@ -134,6 +139,8 @@ CASES: dict[str, dict[str, Any]] = {
     "granite, tied, biases": {**GRANITE, **TIED, "attention_bias": True},
     "smollm3": {"num_hidden_layers": 4},
     "smollm3, tied": {**TIED, "num_hidden_layers": 9},
+    "lfm2": LFM2,
+    "lfm2, tied": {**LFM2, **TIED},
     "llama, yarn": {"rope_parameters": YARN},
     "qwen2, tied, yarn": {**TIED, "rope_parameters": YARN},
     "qwen3, yarn": {"head_dim": 32, "rope_parameters": YARN},
@@ -301,6 +308,10 @@ def convert_all(sources: Path, jobs: Iterable[list[str]]) -> None:
     sys.path[:0] = [str(sources), str(sources / "gguf-py")]
     for name in [name for name in sys.modules if name.split(".")[0] == "gguf"]:
         del sys.modules[name]
+    import conversion
+
+    # What takes a BPE tokenizer alone (LFM2) gets the small SentencePiece model too.
+    conversion.TextModel.set_vocab = conversion.TextModel._set_vocab_sentencepiece
     for script, *arguments in sorted(jobs):
         if script == "convert_lora_to_gguf.py":
             take_ministral_itself()
