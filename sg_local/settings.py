@@ -139,7 +139,7 @@ class GenerateSettings(CommonSettings):
         "Drop inputs whose form is not that of your examples: marks such as colons and question marks, repeated "
         "words. If no trial input has that form, all forms pass. In tasks without labels, answers are held to it too. "
         "Answers that copy the input are dropped, unless your examples do so too; so are answers that share too few "
-        "words with the input (paper: no).",
+        "words with the input, and, where your examples are JSON of one shape, those that are not (paper: no).",
     )
 
 
@@ -164,7 +164,8 @@ class AnnotateSettings(GenerateSettings):
     choose_by: str = _setting(
         "information",
         "How one of the samples is chosen in tasks without labels. information: the answer is kept whose probability "
-        "the input raises most; consensus: the one most like the others in ROUGE-L; votes: the most frequent (paper).",
+        "the input raises most, of those that most samples say where many say the same; consensus: the one most like "
+        "the others in ROUGE-L; votes: the most frequent (paper).",
         choices=("information", "consensus", "votes"),
     )
     output_temperature: float = _setting(0.7, "Sampling temperature of answers (paper: 0.2).", low=0, high=5)

@@ -16,16 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sg_local.errors import InputError, SgLocalError
+from sg_local.errors import InputError
 from sg_local.files import Faults
-from sg_local.progress import say
 from sg_local.report.ablation import BASELINES, SEED, AblationRow
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.begin import ModelFile, create_or_open_run, with_full_paths
-from sg_local.runs.directory import Run, open_run
+from sg_local.runs.directory import Run
 from sg_local.runs.given import TaskRows
-from sg_local.runs.process import reason_of_failure
-from sg_local.runs.second_try import as_file_name, assigned, run_rest, take_stages
+from sg_local.runs.second_try import as_file_name, assigned, take_stages
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, scores_of
 from sg_local.selfguide.metrics import metric_of
@@ -100,34 +98,26 @@ def parse_ablations(texts: Sequence[str], settings: Settings) -> list[Ablation]:
     return list(ablations.values())
 
 
-def run_ablation(ablation: Ablation, run: Run, bench: Path, model: ModelFile) -> bool:
-    """Runs the unfinished stages of one task with the ablation; returns False if there was nothing to do.
+def begin_ablation(ablation: Ablation, run: Run, bench: Path, model: ModelFile) -> Run | None:
+    """The run of one task with the ablation, as far as it follows from `run`; None if there is nothing left to do.
 
     The results of earlier stages are copied from `run`; if `run` changed since, they are copied again. Raises
-    SgLocalError or InputError as the pipeline does.
+    SgLocalError or InputError where the run cannot be begun.
     """
     path = ablation.place(bench) / run.task.name
     settings = ablation.applied(run.settings)
     ablated, _ = create_or_open_run(path, run.task, model, settings, _rows(run))
     if is_current(ablation, run, ablated):
-        return False
-    say(f"{ablation.text}: {run.task.name}, {path}")
+        return None
     earlier = ablation.earlier
     if earlier and not (ablated.is_finished(earlier[-1]) and ablated.shares(run, earlier)):
         take_stages(ablated, run, earlier)
-    run_rest(ablated, run, command="bench")
-    return True
+    return ablated
 
 
 def is_current(ablation: Ablation, run: Run, ablated: Run) -> bool:
     """Whether the run with the ablation is finished, and differs from `run` only by the ablation."""
     return ablated.is_finished(STAGES[-1]) and ablated.shares(run, ablation.earlier)
-
-
-def why_failed(ablation: Ablation, task_name: str, bench: Path, error: SgLocalError) -> str:
-    """The reason that the failed stage gave; without one, the error."""
-    path = ablation.place(bench) / task_name
-    return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
 def comparison(bench: Path, run: Run, ablated: Run) -> AblationRow | None:

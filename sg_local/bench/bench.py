@@ -12,13 +12,15 @@ Tasks are read from a directory, or from its directory `tasks` if there is one: 
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sg_local.bench.ablation import PLACE, Ablation, run_ablation, why_failed
+from sg_local.bench.ablation import PLACE, Ablation
 from sg_local.bench.results import BenchResults
+from sg_local.bench.units import Unit, in_turn
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, read_json, write_json
 from sg_local.finetune.environment import require_trainer
@@ -35,14 +37,16 @@ from sg_local.runs.begin import (
     say_about_export,
     with_full_paths,
 )
-from sg_local.runs.directory import BaseModel, Run, versions
+from sg_local.runs.directory import BaseModel, Run, open_run, versions
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.runs.lock import lock_run, make_directory
-from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import reason_of_failure
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Task
 from sg_local.task_files.importing import import_task
+
+if TYPE_CHECKING:
+    from sg_local.bench.cluster import ClusterOptions
 
 N_TEST_ROWS = 300  # drawn from a JSON file, as `sg-local task import` does
 MAX_BENCH_BYTES = 1 << 20
@@ -93,12 +97,15 @@ def run_bench(
     settings: Settings,
     patterns: Sequence[str] = (),
     ablations: Sequence[Ablation] = (),
+    cluster: "ClusterOptions | None" = None,
 ) -> tuple[Results, list[str]]:
     """Runs the unfinished tasks of a directory. Returns the content of results.json, and the names of failed tasks.
 
     Then each ablation of each finished task runs (ablation.py). If a run fails, its reason goes under "failed", and the
-    others go on. Raises InputError, before anything runs, if a task, the model or a setting is wrong, or is not what
-    the bench was begun with.
+    others go on. cluster: where the runs are placed, if not here one after the other.
+
+    Raises InputError, before anything runs, if a task, the model or a setting is wrong, or is not what the bench was
+    begun with.
     """
     tasks = load_tasks(directory, patterns, max(N_TEST_ROWS, settings.max_test_rows))
     model = read_model(resolve_model(model_source))
@@ -117,43 +124,57 @@ def run_bench(
         for run in runs:
             if run not in unfinished:  # `sg-local run` may have finished it meanwhile
                 failed.pop(run.task.name, None)
-        if any(not run.is_finished("train") for run in unfinished):
-            require_trainer(settings.trainer)
-        for number, run in enumerate(unfinished, 1):
-            say(f"task {number} of {len(unfinished)}: {run.task.name}, {run.path}")
-            try:
-                run_pipeline(run, command="bench")
-                failed.pop(run.task.name, None)
-            except SgLocalError as error:
-                failed[run.task.name] = reason_of_failure(run) or str(error)
-                say(f"Error: {run.task.name}: {error}")
-            results.read_run(run.task.name)
+        units = [
+            *(Unit(run) for run in unfinished),
+            *(Unit(run, ablation) for ablation in ablations for run in runs),
+        ]
+
+        def can_begin(unit: Unit) -> bool:
+            return unit.base is None or results.is_finished(unit.base.task.name)
+
+        if cluster:
+            from sg_local.bench.on_ray import on_cluster
+
+            ends = on_cluster(cluster, units, path, model, can_begin, settings, tasks)
+        else:
+            if any(not run.is_finished("train") for run in unfinished):
+                require_trainer(settings.trainer)
+            ends = in_turn(units, path, model, can_begin)
+        failed_ablations = []
+        n_worked = 0
+        for unit, had_work, error in ends:
+            had_work |= failed.pop(unit.name, None) is not None
+            if not had_work:
+                continue
+            n_worked += 1
+            if not error and unit.ablation:
+                error = _fault(results.read_comparison, unit.path(path))
+            if error:
+                failed[unit.name] = _why_failed(unit.path(path), error)
+                failed_ablations += [unit.name] if unit.ablation else []
+                say(f"Error: {unit.name}: {error}")
+            if not unit.ablation:
+                results.read_run(unit.name)
             _write_bench(path, base, settings, failed)
             results.write(failed)
-        failed_ablations = []
-        n_ablated = 0
-        for ablation in ablations:
-            for run in runs:
-                if not results.is_finished(run.task.name):
-                    continue
-                key = f"{run.task.name} with {ablation.text}"
-                try:
-                    was_missing = run_ablation(ablation, run, path, model)
-                    was_missing |= failed.pop(key, None) is not None
-                    if not was_missing:
-                        continue
-                    results.read_comparison(ablation.place(path) / run.task.name)
-                except SgLocalError as error:
-                    failed[key] = why_failed(ablation, run.task.name, path, error)
-                    failed_ablations.append(key)
-                    say(f"Error: {key}: {error}")
-                n_ablated += 1
-                _write_bench(path, base, settings, failed)
-                results.write(failed)
-        if not unfinished and not n_ablated:
+        if not n_worked:
             say(f"{path} is finished, nothing to do")
         written = BenchResults(path).write(failed)  # a run may have been finished by itself meanwhile
     return written, [*(task.name for task, _ in tasks if task.name in failed), *failed_ablations]
+
+
+def _fault(read: Callable[[Path], None], path: Path) -> SgLocalError | None:
+    """What is wrong with a run that was read; None where nothing is."""
+    try:
+        read(path)
+    except SgLocalError as error:
+        return error
+    return None
+
+
+def _why_failed(path: Path, error: SgLocalError) -> str:
+    """The reason that the failed stage gave; without one, the error."""
+    return (reason_of_failure(open_run(path)) if (path / "settings.toml").exists() else None) or str(error)
 
 
 def _chosen(paths: list[Path], patterns: Sequence[str]) -> list[Path]:

@@ -45,6 +45,40 @@ from sg_local.cli.output import echo_json
     metavar="NAME=VALUE",
     help="Run each task also with this one setting changed: n_layouts=1, or calibrate for its opposite. Repeatable.",
 )
+@click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Place the runs on a Ray cluster; auto: on that of this machine, which is started if there is none.",
+)
+@click.option(
+    "--gpus-per-run",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="GPUs of a run.  [default: 1, or 0 if the cluster has none]",
+)
+@click.option(
+    "--cpus-per-run",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processors of a run, and its threads.  [default: a GPU's part of a node, or a node]",
+)
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Give Ray no more than N runs at a time.  [default: all]",
+)
+@click.option(
+    "--node-disk",
+    is_flag=True,
+    help="With --ray: work on the nodes' own disks, also where they see the directory of the bench.",
+)
+@click.option(
+    "--keep-remote",
+    is_flag=True,
+    help="With --ray: leave the trained weights on the nodes that made them; all else comes back.",
+)
 @JSON_OPTION
 def bench(
     directory: Path,
@@ -55,6 +89,12 @@ def bench(
     n_seeds: int,
     baselines: bool,
     ablate: tuple[str, ...],
+    ray_address: str | None,
+    gpus_per_run: int | None,
+    cpus_per_run: int | None,
+    max_in_flight: int | None,
+    node_disk: bool,
+    keep_remote: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -62,6 +102,7 @@ def bench(
     sg-local bench my-tasks --model smollm2-135m --preset quick
     sg-local bench natural-instructions --tasks 'task190_*,task1529_*' --model ./vicuna-7b-v1.5.Q4_K_M.gguf
     sg-local bench my-tasks --preset quick --baselines --ablate n_layouts=1 --ablate calibrate=false
+    sg-local bench my-tasks --ray auto --gpus-per-run 1
 
     Runs every task of a directory with the same model and settings, and makes one table of their scores.
 
@@ -70,10 +111,12 @@ def bench(
 
     --seeds, --baselines and --ablate compare with the plain runs, which come first. Stages that do not depend on the
     changed setting are not run again.
+
+    --ray places the same runs on the GPUs and nodes of a Ray cluster. What a dead node had not finished runs elsewhere.
     """  # fmt: skip
     from sg_local.bench.ablation import parse_ablations
     from sg_local.bench.bench import run_bench
-    from sg_local.errors import SgLocalError
+    from sg_local.errors import InputError, SgLocalError
     from sg_local.escape import json_text, printable
     from sg_local.report.ablation import BASELINES, SEED
     from sg_local.report.bench import results_markdown
@@ -83,7 +126,19 @@ def bench(
     resolved = resolve_settings(preset, given(settings))
     seeds = [f"{SEED}={resolved.seed + more}" for more in range(1, n_seeds)]
     ablations = parse_ablations([*seeds, *([BASELINES] if baselines else []), *ablate], resolved)
-    results, failed = run_bench(directory, model, bench_dir, resolved, patterns, ablations)
+    cluster = None
+    if ray_address:
+        from sg_local.bench.cluster import ClusterOptions
+
+        cluster = ClusterOptions(
+            ray_address, gpus_per_run, cpus_per_run, max_in_flight, node_disk, keep_remote
+        )
+    elif gpus_per_run is not None or cpus_per_run or max_in_flight or node_disk or keep_remote:
+        raise InputError(
+            "--gpus-per-run, --cpus-per-run, --max-in-flight, --node-disk and --keep-remote are for --ray: "
+            "add --ray auto"
+        )
+    results, failed = run_bench(directory, model, bench_dir, resolved, patterns, ablations, cluster)
     if as_json:
         echo_json(json_text(results, indent=1))
     else:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,11 +59,17 @@ def start_library() -> None:
 
 @cache
 def usable_cores() -> int:
-    """Physical cores that this process may run on.
+    """Physical cores that this process may run on, and no more than OMP_NUM_THREADS, as Ray and Slurm set it.
 
     llama.cpp's default is 4 threads. They wait for one another by spinning: more threads than cores take up to three
     times as long (measured on 2 cores), and fewer leave cores idle.
     """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    limit = int(given) if given.isdecimal() and int(given) else sys.maxsize
+    return min(_physical_cores(), limit)
+
+
+def _physical_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
         return os.cpu_count() or 1
     processors = os.sched_getaffinity(0)

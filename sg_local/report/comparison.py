@@ -19,8 +19,8 @@ from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.directory import Run
 from sg_local.runs.stage_files import BEGUN_WITH, STAGE_FILES
 from sg_local.selfguide.contenders import TUNED
-from sg_local.selfguide.evaluation import Evaluation, metric_mean, references_of, scores_of
-from sg_local.selfguide.metrics import METRICS
+from sg_local.selfguide.evaluation import Evaluation, metric_mean, metrics_of, references_of, scores_of
+from sg_local.selfguide.metrics import METRICS, Metric
 from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, is_kept
 from sg_local.selfguide.statistics import Difference, difference
 from sg_local.settings import STAGES
@@ -45,6 +45,7 @@ class Comparison(TypedDict):
     dropped: dict[str, Pair]  # rows by drop reason
     metric: str | None  # of the scores; None where it is not the same
     scores: dict[str, Pair]  # means by contender
+    field_scores: dict[str, dict[str, Pair]]  # where outputs are JSON: the same by metric of their fields
     n_test_rows: Pair
     difference: Difference | None  # None where the runs have no scores of the same test rows
     notes: list[str]
@@ -95,6 +96,11 @@ def compare(first: Run, second: Run) -> Comparison:
         "dropped": _beside(*(counts.dropped for counts in counted)),
         "metric": metric,
         "scores": _beside(*(_means(evaluation, metric) for evaluation in evaluations)),
+        "field_scores": {
+            item: _beside(*(_means(evaluation, item) for evaluation in evaluations))
+            for item in Metric
+            if item.needs_json and any(item in metrics_of(found) for found in evaluations if found)
+        },
         "n_test_rows": [evaluation["n_rows"] if evaluation else None for evaluation in evaluations],
         "difference": compared,
         "notes": notes,
@@ -123,6 +129,8 @@ def comparison_lines(compared: Comparison) -> Iterator[str]:
     if compared["scores"]:
         heading = METRICS[compared["metric"]].heading if compared["metric"] else "score"
         yield from _table(heading, names, compared["scores"], tables.score)
+    for item, scores in compared["field_scores"].items():
+        yield from _table(METRICS[item].heading, names, scores, tables.score)
     yield from map(one_line, compared["notes"])
     if found := compared["difference"]:
         low, high = map(tables.gain, found["interval_95"])
@@ -202,7 +210,7 @@ def _difference(first: Run, second: Run, metric: str) -> Difference | None:
 
 
 def _means(evaluation: Evaluation | None, metric: str | None) -> dict[str, float]:
-    if evaluation is None or metric is None:
+    if evaluation is None or metric is None or METRICS[metric] not in metrics_of(evaluation):
         return {}
     return {
         name: metric_mean(scores, METRICS[metric])["mean"]

@@ -31,6 +31,7 @@ from sg_local.selfguide.evaluation import (
     Gain,
     PredictionRow,
     gain_over_best,
+    is_accuracy,
     matched_reference,
     metric_mean,
     references_of,
@@ -171,7 +172,10 @@ def verdict_sentence(evaluation: Evaluation) -> str:
             f"the tuned model's answers to {n_rows} rows have {metric.heading} {tables.score(of_tuned)}, those of "
             f"the base at its best ({way}) {tables.score(of_base)}"
         )
-    return f"{opens.get(best['verdict'], 'No difference shown')}: {told}."
+    of_what = (
+        "" if is_accuracy(evaluation) else " What counts as right is the base's own answers: no accuracy."
+    )
+    return f"{opens.get(best['verdict'], 'No difference shown')}: {told}.{of_what}"
 
 
 def gain_sentence(gain: Gain) -> str:

@@ -24,6 +24,7 @@ from sg_local.selfguide.evaluation import (
     calibration_in,
     gain_over_best,
     gains,
+    is_accuracy,
     is_evaluation,
     is_prediction,
     metric_mean,
@@ -103,7 +104,10 @@ def _gain_lines(evaluation: Evaluation) -> list[str]:
             f"(95 % interval {tables.gain(low)} to {tables.gain(high)}, p = {tables.p_value(gain['p'])}): "
             f"{gain['verdict']}"
         )
-    return [*lines, f"verdict, against the base's best way ({best['over']}): {best['verdict']}"]
+    of_what = (
+        "" if is_accuracy(evaluation) else " in agreement with the base's own answers, which is no accuracy"
+    )
+    return [*lines, f"verdict, against the base's best way ({best['over']}): {best['verdict']}{of_what}"]
 
 
 def _label_lines(

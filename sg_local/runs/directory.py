@@ -46,6 +46,10 @@ _WEIGHTS = {".gguf", ".safetensors"}
 
 NOT_FINISHED = "is not finished"
 
+# Weights that `bench --keep-remote` left on the node that made them:
+# {"node": "10.0.0.7", "directory": "/home/me/.cache/sg-local/cluster/5d1c…/sst2", "files": {"model.gguf": sha256}}
+KEPT_REMOTE = ".kept_remote.json"
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -183,13 +187,27 @@ class Run:
             raise InputError(f"{self.file(name)} {fault}: {remedy}")
         if fault := self._fault_of_written(stage, entry, name):
             raise InputError(f"{self.file(name)} {fault}: {remedy}")
+        if not self.file(name).is_file():
+            note = read_json(self.file(KEPT_REMOTE), MAX_MANIFEST_BYTES)
+            raise InputError(
+                f"{self.file(name)} was left on {note.get('node')}, in {note.get('directory')}: copy it from there"
+            )
         return self.file(name)
+
+    def _kept_remote(self) -> dict[str, str]:
+        """Weights that are on another machine -> their hashes."""
+        if not self.file(KEPT_REMOTE).exists():
+            return {}
+        match read_json(self.file(KEPT_REMOTE), MAX_MANIFEST_BYTES):
+            case {"files": dict(files)}:
+                return files
+        return {}
 
     def _fault_of_written(self, stage: str, entry: dict[str, Any], name: str) -> str:
         """What is wrong with a file that a stage wrote: "is gone"; "" where nothing is."""
         path, sha256 = self.file(name), entry["writes"][name]
         if not path.is_file():
-            return "is gone"
+            return "" if self._kept_remote().get(name) == sha256 else "is gone"
         size_bytes = path.stat().st_size
         if name in STAGE_FILES[stage].editable:
             return "is empty" if size_bytes == 0 and sha256_file(path) != sha256 else ""

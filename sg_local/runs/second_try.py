@@ -21,6 +21,7 @@ from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
 from sg_local.runs.loop import Result, finish
 from sg_local.runs.pipeline import run_pipeline
+from sg_local.runs.process import StartStage
 from sg_local.runs.stage_files import BEGUN_WITH
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import predictions_file, predictions_note
@@ -87,15 +88,21 @@ def take_stages(run: Run, other: Run, stages: Sequence[str]) -> None:
         run.take_over(other, stages)
 
 
-def run_rest(run: Run, other: Run, until: str = STAGES[-1], command: str = "run") -> bool:
+def run_rest(
+    run: Run,
+    other: Run,
+    until: str = STAGES[-1],
+    command: str = "run",
+    start_stage: StartStage | None = None,
+) -> bool:
     """Runs what is not finished, as `run_pipeline` does; `evaluate` comes upon the base's answers of the other run."""
 
-    def start_stage(run: Run, stage: str) -> int:
+    def start_with_answers(run: Run, stage: str) -> int:
         if stage == STAGES[-1]:
             _take_base_answers(run, other)
-        return process.in_child_process(run, stage)
+        return (start_stage or process.in_child_process)(run, stage)
 
-    return run_pipeline(run, until, command, start_stage)
+    return run_pipeline(run, until, command, start_with_answers)
 
 
 def assigned(name: str, value: Any) -> str:

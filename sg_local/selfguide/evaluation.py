@@ -21,12 +21,16 @@ from sg_local.selfguide.metrics import (
     label_counts,
     label_distance,
     metric_of,
+    metrics_for,
 )
 from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
 from sg_local.task import Example, Task
 
 FROM_TEST_FILE = "the task's test file"  # in `rows_from`
 FROM_LABELLED = "held-out labelled rows: accuracy on labelled rows"
+FROM_MADE = "held-out made data: agreement with the student's own answers, not accuracy"
+# Up to this share of samples that say what a held-out row takes as right, it is as likely wrong as right.
+UNSURE_SHARE = 0.5
 
 
 class PredictionRow(TypedDict):
@@ -90,6 +94,21 @@ def predictions_note(contender: Contender) -> str:
     return f"predictions/.{contender}.json"
 
 
+def from_made(same_share: object) -> str:
+    """`rows_from` of held-out made rows. same_share: of samples that say what these rows take as right, on average."""
+    if not isinstance(same_share, float) or same_share > UNSURE_SHARE:
+        return FROM_MADE
+    return (
+        f"{FROM_MADE}; what these rows take as right is as likely wrong: {same_share:.0%} of the samples say it. "
+        "Test rows or 40 labelled rows would show the accuracy"
+    )
+
+
+def is_accuracy(evaluation: Evaluation) -> bool:
+    """Whether the scores tell how often an answer is right; else, how often it is the base's own."""
+    return not evaluation["rows_from"].startswith(FROM_MADE)
+
+
 def prediction_row(
     text: str, prediction: str, *references: str, label_logprobs: Mapping[str, float] | None = None
 ) -> PredictionRow:
@@ -99,7 +118,7 @@ def prediction_row(
         row["references"] = list(references)
     row |= {
         metric: round(max(metric.score(prediction, reference) for reference in references), 5)
-        for metric in Metric
+        for metric in metrics_for(references)
     }
     if label_logprobs:
         row["label_logprobs"] = dict(label_logprobs)
@@ -142,7 +161,7 @@ def evaluation_of(
     evaluation: dict[str, object] = {
         "task": task.name,
         "metric": metric,
-        **{str(item): item.definition for item in Metric if item.definition},
+        **{str(item): item.definition for item in metrics_in(answered[TUNED]) if item.definition},
         **({"calibration_error": CALIBRATION_ERROR} if task.is_classification else {}),
         "rows_from": source,
         "n_rows": len(answered[TUNED]),
@@ -165,6 +184,11 @@ def strongest_opponent(contenders: Mapping[Contender, ContenderScores], metric: 
 def scores_of(rows: Sequence[PredictionRow], metric: Metric) -> list[float]:
     """The rows' scores by one metric."""
     return [cast(float, _values(row)[metric]) for row in rows]
+
+
+def metrics_in(rows: Sequence[PredictionRow]) -> list[Metric]:
+    """The metrics by which every row is scored."""
+    return [metric for metric in Metric if all(metric in _values(row) for row in rows)]
 
 
 def metric_mean(scores: ContenderScores, metric: Metric) -> Mean:
@@ -201,14 +225,17 @@ def gain_over_best(evaluation: Evaluation) -> Gain:
 
 
 def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
-    """Whether a row has all keys of a row of predictions/, with the scores of all metrics."""
+    """Whether a row has all keys of a row of predictions/, with scores by all metrics that tasks are judged by.
+
+    Earlier versions did not write the other metrics.
+    """
     texts = [row.get(key) for key in ("input", "prediction", "reference")]
     references = row.get("references", [])
     texts += references if isinstance(references, list) else [None]
     logprobs = row.get("label_logprobs", {})
     return (
         all(isinstance(text, str) for text in texts)
-        and all(_is_number(row.get(item)) for item in Metric)
+        and all(_is_number(row.get(item, None if item.judges else 0)) for item in Metric)
         and isinstance(logprobs, dict)
         and all(map(_is_number, logprobs.values()))
     )
@@ -249,7 +276,7 @@ def _contender_scores(task: Task, rows: Sequence[PredictionRow], served: Served)
         "served": served.file,
         "served_sha256": served.sha256,
         "demonstrations": served.n_demonstrations,
-        **{metric: mean_of(scores_of(rows, metric)) for metric in Metric},
+        **{metric: mean_of(scores_of(rows, metric)) for metric in metrics_in(rows)},
     }
     if task.is_classification:
         answers = [row["prediction"] for row in rows]

@@ -5,6 +5,7 @@
     text_fault("My parcel is late.", rules.noise, rules.input_characters)           -> None
     form_fault("Sports, sports, sports", rules.input_form)                          -> "repetition"
     overlap_fault("fire is hot", "Fact: fire is hot.", rules.overlap)               -> "copy"
+    of_shape(['{"n": 1}', "one"], shape_of(['{"n": 5}']))                           -> ['{"n": 1}']
     Pool(task.examples, 0.7).fault("My parcel is late again.")                      -> "near_duplicate"
 
 Sources: SELF-GUIDE section 3.3 (noise and length filters) and its reference code; the near-duplicate rule is
@@ -22,6 +23,7 @@ from functools import cache
 
 from rapidfuzz.distance import LCSseq
 
+from sg_local.selfguide.exact_answers import Shape, fits, shape_of
 from sg_local.selfguide.metrics import is_label, rouge_l, words
 from sg_local.selfguide.rows import DropReason
 from sg_local.settings import Settings
@@ -73,7 +75,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the examples allow: noise words of this task, lengths in characters, form, overlap."""
+    """What the examples allow: noise words of this task, lengths in characters, form, overlap, shape of JSON."""
 
     noise: tuple[str, ...]
     input_characters: tuple[float, float]
@@ -81,6 +83,7 @@ class Rules:
     input_form: Form
     output_form: Form
     overlap: Overlap
+    output_shape: Shape | None  # of the examples' JSON; None where their outputs are no JSON of one shape
 
 
 def rules_of(task: Task) -> Rules:
@@ -95,6 +98,7 @@ def rules_of(task: Task) -> Rules:
         form_of(inputs),
         form_of(outputs),
         overlap_of(task.examples),
+        shape_of(outputs),
     )
 
 
@@ -234,5 +238,12 @@ def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> Dr
     """The reason to drop a free answer to an input; None if the examples allow it."""
     fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
     if fault is None and settings.form_filter:
+        if rules.output_shape and not fits(rules.output_shape, answer):
+            return DropReason.SHAPE
         return form_fault(answer, rules.output_form) or overlap_fault(answer, text, rules.overlap)
     return fault
+
+
+def of_shape(answers: Sequence[str], shape: Shape | None) -> list[str]:
+    """The answers of the examples' shape; all where none has it, or where the examples have no common shape."""
+    return [answer for answer in answers if shape and fits(shape, answer)] or list(answers)

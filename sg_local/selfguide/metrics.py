@@ -3,12 +3,13 @@
     exact_match("Support.", "support") -> 1.0
     rouge_l("how many chapters", "how many chapters are there") -> 0.75
     Metric.ROUGE_L.heading -> "ROUGE-L"
+    metrics_for(['{"n": 10}']) -> all four; of a text that is no JSON only Exact Match and ROUGE-L
 
 A metric is one entry of `Metric`; evaluation.json and all tables follow it.
 
 Exact Match compares after lower-casing, removing punctuation and collapsing white space (SELF-GUIDE, section 4).
 ROUGE-L is the word-level F-measure of the `rouge-score` package; the paper's code computes it over characters, so
-its numbers do not compare.
+its numbers do not compare. Where the right output is JSON, its fields are compared too: see exact_answers.py.
 """
 
 import re
@@ -22,6 +23,7 @@ from itertools import combinations
 from typing import Any, Self, TypedDict
 
 from sg_local.errors import InputError
+from sg_local.selfguide.exact_answers import all_fields_right, parsed, share_of_fields_right
 from sg_local.selfguide.statistics import MCNEMAR, SIGN_CHANGES
 from sg_local.task import Task
 
@@ -168,6 +170,7 @@ class Metric(StrEnum):
     test: str  # what paired_test does with its scores
     judges: str  # the kind of task whose gains and verdict use it; "" if it is only shown
     definition: str  # in evaluation.json; "" if the heading says all
+    needs_json: bool  # whether it compares fields: only where every right output is a JSON object or list
 
     def __new__(
         cls,
@@ -177,15 +180,34 @@ class Metric(StrEnum):
         test: str,
         judges: str = "",
         definition: str = "",
+        needs_json: bool = False,
     ) -> Self:
         metric = str.__new__(cls, key)
         metric._value_ = key
         metric.heading, metric.score, metric.test = heading, score, test
-        metric.judges, metric.definition = judges, definition
+        metric.judges, metric.definition, metric.needs_json = judges, definition, needs_json
         return metric
 
     EXACT_MATCH = "exact_match", "Exact Match", exact_match, MCNEMAR, CLASSIFICATION
     ROUGE_L = "rouge_l", "ROUGE-L", rouge_l, SIGN_CHANGES, GENERATION, "word level, F-measure (rouge-score)"
+    FIELDS_RIGHT = (
+        "share_of_fields_right",
+        "share of fields right",
+        share_of_fields_right,
+        SIGN_CHANGES,
+        "",
+        "equal fields of all that the JSON of answer or right output has",
+        True,
+    )
+    ALL_FIELDS_RIGHT = (
+        "all_fields_right",
+        "all fields right",
+        all_fields_right,
+        MCNEMAR,
+        "",
+        "JSON with the same fields; spacing and the order of keys do not count",
+        True,
+    )
 
 
 METRICS = {str(metric): metric for metric in Metric}  # by their keys
@@ -195,3 +217,9 @@ METRIC_OF_KIND = {metric.judges: metric for metric in Metric if metric.judges}
 def metric_of(task: Task) -> Metric:
     """The metric that a task is judged by."""
     return METRIC_OF_KIND[CLASSIFICATION if task.is_classification else GENERATION]
+
+
+def metrics_for(references: Sequence[str]) -> list[Metric]:
+    """The metrics that score an answer with these right outputs."""
+    are_json = all(parsed(reference) is not None for reference in references)
+    return [metric for metric in Metric if are_json or not metric.needs_json]

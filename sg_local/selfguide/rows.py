@@ -64,6 +64,11 @@ class DropReason(StrEnum):
     LOW_SHARE = "low_share", "too few of its samples agree", "min_share"
     COPY = "copy", "the answer copies its input", "form_filter"
     UNRELATED = "unrelated", "the answer takes too few words from its input", "form_filter"
+    SHAPE = (
+        "shape",
+        "the answer is no JSON with the keys and kinds of values that all examples have",
+        "form_filter",
+    )
     DISAGREEMENT = "disagreement", "its answer is not the label that it was made for", "agreement"
     LOW_CONFIDENCE = (
         "low_confidence",
@@ -170,7 +175,7 @@ class PairRow(_Pair):
     """
 
     output: str | None
-    # 0..1; nats per token if answers were chosen by information; None if nothing was scored
+    # 0..1; nats per token if answers were chosen by information where few samples agree; None if nothing was scored
     confidence: float | None
 
 

@@ -38,10 +38,10 @@ from sg_local.runs.in_flight import guarded_call, whole_calls
 from sg_local.runs.made_from import key_of, stage_key
 from sg_local.runs.prompt import template_source
 from sg_local.runs.rows import is_to_answer, read_inputs, scores_labels
-from sg_local.selfguide.filters import answer_fault, rules_of
+from sg_local.selfguide.filters import of_shape, rules_of
 from sg_local.selfguide.prompts import answer_messages, prompt_variants
 from sg_local.selfguide.rows import DropReason, InputRow, OutputRow
-from sg_local.selfguide.selection import consensus, likeness, most_informed, vote
+from sg_local.selfguide.selection import consensus, informed_candidates, likeness, most_informed, vote
 
 SAMPLED_INPUTS_PER_CALL = 24
 _KEPT = ".kept_outputs.jsonl"  # answers to inputs that were not edited, while the others are answered again
@@ -186,7 +186,8 @@ def _sample_answers(
 
 def _sampled_row(run: Run, row_id: int | str, samples: list[str]) -> OutputRow:
     """A row with its samples and the one that is chosen, or dropped where there is none."""
-    answers = [sample for sample in samples if sample]
+    shape = rules_of(run.task).output_shape if run.settings.form_filter else None
+    answers = of_shape([sample for sample in samples if sample], shape)
     choose = vote if run.task.is_classification or run.settings.choose_by == "votes" else consensus
     output, agreement = choose(answers) if answers else (None, 0.0)
     share = agreement * len(answers) / len(samples) if samples else 0.0
@@ -202,23 +203,18 @@ def _choose_by_information(
     rows: list[OutputRow],
     inputs: Sequence[str],
 ) -> None:
-    """Scores the samples with their input and with nothing in its place, and chooses by the difference.
-
-    Where some samples of a row pass curate's filters the choice is among them.
-    """
+    """Scores candidates with their input and with nothing in its place, and chooses by the difference."""
     rules = rules_of(run.task)
     nothing = answer_messages(run.task.instruction, "", run.task.examples)
     alone = tuple(engine.tokenizer.encode_prompt(template, nothing))
     answers: list[TokenIds] = []
     pairs: list[tuple[TokenIds, TokenIds]] = []
-    candidates: list[list[str]] = []  # the different samples of each row
+    candidates: list[list[str]] = []  # of each row, different samples
     for prompt, row, text in zip(prompts, rows, inputs, strict=True):
         if prompt is None:  # over the context: a row without samples
             candidates.append([])
             continue
-        distinct = list(dict.fromkeys(filter(None, row["samples"])))
-        passing = [sample for sample in distinct if not answer_fault(run.settings, rules, text, sample)]
-        candidates.append(passing or distinct)
+        candidates.append(informed_candidates(run.settings, rules, text, row["samples"]))
         for sample in candidates[-1]:
             answers.append(tuple(engine.tokenizer.encode_answer(template, nothing, sample)))
             pairs.append((prompt, answers[-1]))

@@ -16,6 +16,7 @@ A review changes no other row: its rows were chosen as unsure ones, and no bias 
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
@@ -57,7 +58,14 @@ from sg_local.selfguide.rows import (
     is_kept,
     source_of,
 )
-from sg_local.selfguide.selection import balancing_copies, labelled_copies, most_confident, vote_margin
+from sg_local.selfguide.selection import (
+    answer_confidences,
+    balancing_copies,
+    labelled_copies,
+    most_confident,
+    same_share,
+    vote_margin,
+)
 
 HELD_OUT_SHARE = 0.15
 
@@ -91,6 +99,8 @@ def run_curate(run: Run) -> None:
         )
         if not has_scored_rows:
             _hold_out(run, pairs)
+            if not run.task.is_classification:
+                details["held_out_same_share"] = _held_out_same_share(pairs, outputs)
         examples = _example_pairs(run)
         rows = examples + labelled + pairs
         _set_copies(run, rows)
@@ -173,6 +183,17 @@ def _hold_out(run: Run, pairs: Sequence[PairRow]) -> None:
     kept.sort(key=lambda pair: row_seed(run.settings.seed, "held_out", pair["id"]))
     for pair in kept[: math.ceil(len(kept) * HELD_OUT_SHARE)]:
         pair["drop"] = DropReason.HELD_OUT
+
+
+def _held_out_same_share(pairs: Sequence[PairRow], outputs: Sequence[OutputRow]) -> float | None:
+    """How many of a held-out row's samples say what it takes as right, 0..1 on average; None where none is held out."""
+    samples = {row["id"]: row["samples"] for row in outputs if row.get("samples")}
+    shares = [
+        same_share(pair["output"] or "", samples[pair["id"]])
+        for pair in pairs
+        if pair["drop"] == DropReason.HELD_OUT and pair["id"] in samples
+    ]
+    return round(statistics.fmean(shares), 4) if shares else None
 
 
 def _example_pairs(run: Run) -> list[PairRow]:
@@ -274,23 +295,20 @@ def _choose_voted_labels(run: Run, pairs: Sequence[PairRow], outputs: Sequence[O
 def _choose_answers(run: Run, pairs: Sequence[PairRow], outputs: Sequence[OutputRow]) -> None:
     """Drops answers that are noise, of another form than the examples', not agreed on, or unsure."""
     settings, rules = run.settings, rules_of(run.task)
-    for pair, output in zip(pairs, outputs, strict=True):
-        if pair["drop"] is not None or pair["output"] is None:
-            continue
-        pair["confidence"] = round(_answer_confidence(output, settings.choose_by), 4)
-        pair["drop"] = answer_fault(settings, rules, pair["input"], pair["output"])
+    answered = [
+        (pair, output)
+        for pair, output in zip(pairs, outputs, strict=True)
+        if pair["drop"] is None and pair["output"] is not None
+    ]
+    confidences = answer_confidences([output for _, output in answered], settings.choose_by)
+    for (pair, output), confidence in zip(answered, confidences, strict=True):
+        pair["confidence"] = round(confidence, 4)
+        pair["drop"] = answer_fault(settings, rules, pair["input"], str(pair["output"]))
         # Samples of a high temperature agree little, and the choice by information does not rest on it.
         by_agreement = settings.choose_by != "information"
         if pair["drop"] is None and by_agreement and output["share"] < settings.min_share:
             pair["drop"] = DropReason.LOW_SHARE
     _drop_least_confident(run, pairs, by_label=False)
-
-
-def _answer_confidence(output: OutputRow, choose_by: str) -> float:
-    """Of a free answer, by the measure that it was chosen by."""
-    if choose_by == "votes":
-        return vote_margin(output["samples"])
-    return output["information"] if choose_by == "information" else output["share"]
 
 
 def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool) -> None:

@@ -54,6 +54,7 @@ from sg_local.selfguide.evaluation import (
     Served,
     evaluation_of,
     first_line_rows,
+    from_made,
     is_prediction,
     prediction_row,
     predictions_file,
@@ -161,7 +162,15 @@ def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow
     predictions = [row for row in stored if is_prediction(row)]
     answered = [(row["input"], *references_of(row)) for row in predictions]
     is_complete = len(predictions) == len(stored) and answered == [(row.input, *row.outputs) for row in rows]
-    return predictions if is_complete else None
+    if not is_complete:
+        return None
+    # Scored anew: an earlier version may have scored them by fewer metrics.
+    return [
+        prediction_row(
+            row["input"], row["prediction"], *references_of(row), label_logprobs=row.get("label_logprobs")
+        )
+        for row in predictions
+    ]
 
 
 def _scored_rows(run: Run) -> tuple[list[Example], str]:
@@ -179,7 +188,7 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
             f"{run.path} has no test rows and no made pair was held out: begin a new run with a test "
             "file in the task, or with more --n-inputs"
         )
-    return held_out, "held-out made data: agreement with the student's own answers, not accuracy"
+    return held_out, from_made(run.manifest()["stages"]["curate"].get("held_out_same_share"))
 
 
 def _predict(

@@ -173,7 +173,7 @@ def _write_export(run: Run, message: str) -> None:
 
 def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: int) -> None:
     scores = {"mean": 0.5, "interval_95": [0.1, 0.9]}
-    entry: dict[str, Any] = dict.fromkeys(map(str, Metric), scores)
+    entry: dict[str, Any] = dict.fromkeys([str(metric) for metric in Metric if not metric.needs_json], scores)
     contenders = [
         contender
         for contender in Contender

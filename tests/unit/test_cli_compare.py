@@ -67,6 +67,20 @@ def test_the_other_way_round_it_is_worse(sg: Call, first: Run, second: Run, cont
     assert (contents(first.path), contents(second.path)) == before
 
 
+def test_fields_of_json_are_compared_beside_the_metric(
+    sg: Call, compared: Any, first: Run, second: Run
+) -> None:
+    assert compared()["field_scores"] == {}
+    for run, share in ((first, 0.25), (second, 0.75)):
+        evaluation = json.loads(run.file("evaluation.json").read_text())
+        for scores in evaluation["contenders"].values():
+            scores["all_fields_right"] = {"mean": share, "interval_95": [0.1, 0.9]}
+        with run.stage("evaluate"):
+            run.file("evaluation.json").write_text(json.dumps(evaluation))
+    assert compared()["field_scores"]["all_fields_right"][TUNED] == [0.25, 0.75]
+    assert_says(sg("compare", first.path, second.path).stdout, "all fields right", "0.250", "0.750")
+
+
 def test_rows_that_differ_are_counted(compared: Any, second: Run) -> None:
     rows = [
         {"id": 0, "input": "a", "output": "login", "copies": 3},

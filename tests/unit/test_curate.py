@@ -245,6 +245,28 @@ def test_the_free_answers_that_the_input_says_least_of_are_dropped(
     assert [row["confidence"] for row in rows] == [1.5, -0.2, 2.5, 2.0, 1.0]
 
 
+def test_json_of_another_shape_is_dropped_and_the_run_tells_how_sure_held_out_answers_are(
+    tmp_path: Path, task: Path, model: Path
+) -> None:
+    task.write_text(
+        GENERATION.replace(
+            '"Could you please send me the report today?"', """'{"what": "the report", "n": 1}'"""
+        )
+    )
+    run = begun(tmp_path, task, model, keep_confident=1.0)
+    inputs = [{"id": n, "input": f"Send me {n} parts of the report {n}."} for n in range(4)]
+    texts = ['{"what": "the report", "n": 0}', '{"what": "parts", "n": "1"}', "parts of the report"]
+    texts += ['{"n":3,"what":"parts"}']
+    outputs = [
+        {"id": n, "samples": [text, text, "", "other"], "output": text, "share": 0.5, "information": 1.0}
+        for n, text in enumerate(texts)
+    ]
+    rows = curated(run, inputs, outputs)[1:]
+    assert [row["drop"] for row in rows][1:3] == ["shape", "shape"]
+    assert {rows[0]["drop"], rows[3]["drop"]} == {None, "held_out"}
+    assert run.manifest()["stages"]["curate"]["held_out_same_share"] == 0.5
+
+
 def test_a_run_without_a_good_row_says_what_happened_to_them(tmp_path: Path, task: Path, model: Path) -> None:
     task.write_text(GENERATION)
     run, _ = create_or_open_run(tmp_path / "free", load_task(task), model, Settings())

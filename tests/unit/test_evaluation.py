@@ -8,17 +8,22 @@ import pytest
 from finished_run import rewrite
 
 from sg_local.errors import InputError
-from sg_local.report.scores import read_evaluation, read_predictions
+from sg_local.report.page_data import verdict_sentence
+from sg_local.report.scores import read_evaluation, read_predictions, score_table
 from sg_local.runs.directory import Run
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.evaluation import (
+    FROM_MADE,
+    FROM_TEST_FILE,
     Served,
     evaluation_of,
     first_line_rows,
+    from_made,
     gain_over_best,
     gains,
     is_prediction,
     metric_mean,
+    metrics_in,
     metrics_of,
     prediction_row,
     predictions_file,
@@ -66,7 +71,7 @@ def test_each_metric_has_its_mean_and_each_opponent_its_gain(finished_run: Run) 
     rewrite(finished_run, "evaluation.json", json.dumps(EVALUATION))
     found = read_evaluation(finished_run)
     assert found == EVALUATION
-    assert metrics_of(found) == list(Metric)
+    assert metrics_of(found) == [Metric.EXACT_MATCH, Metric.ROUGE_L]
     assert metric_mean(found["contenders"][TUNED], Metric.EXACT_MATCH)["mean"] == 0.5
     assert {opponent: gain["mean"] for opponent, gain in gains(found).items()} == {
         "base_few_shot": 0,
@@ -80,9 +85,7 @@ def test_a_file_from_before_a_metric_came_is_shown_without_it(finished_run: Run)
     older = json.loads(json.dumps(EVALUATION))
     del older["contenders"][TUNED]["rouge_l"]
     rewrite(finished_run, "evaluation.json", json.dumps(older))
-    assert metrics_of(read_evaluation(finished_run)) == [
-        metric for metric in Metric if metric != Metric.ROUGE_L
-    ]
+    assert metrics_of(read_evaluation(finished_run)) == [Metric.EXACT_MATCH]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,41 @@ def test_of_several_right_outputs_the_best_counts_for_each_metric() -> None:
     assert is_prediction(row)
     assert not is_prediction({**row, "references": [3]})
     assert "references" not in prediction_row("Pay me.", "refund", "refund")
+
+
+def test_fields_are_scored_where_the_right_outputs_are_json(finished_run: Run) -> None:
+    right = '{"item": "pens", "n": 10}'
+    row = prediction_row("ten pens", '{"n":10,"item":"Pens"}', right)
+    assert scores_of([row], Metric.ALL_FIELDS_RIGHT) == scores_of([row], Metric.FIELDS_RIGHT) == [1.0]
+    assert scores_of([row], Metric.EXACT_MATCH) == [0.0]  # it minds the order of keys
+    plain = prediction_row("ten pens", right, "pens")
+    assert metrics_in([row]) == list(Metric)
+    assert metrics_in([row, plain]) == [Metric.EXACT_MATCH, Metric.ROUGE_L]
+    # of an earlier version, and damaged
+    older = {
+        key: value for key, value in row.items() if key not in (Metric.FIELDS_RIGHT, Metric.ALL_FIELDS_RIGHT)
+    }
+    assert is_prediction(older)
+    assert not is_prediction({**row, Metric.FIELDS_RIGHT: "all"})
+    asked = Task("t", "Do it.", (Example("a", right),))
+    answers = {contender: [row] for contender in (BASELINE, TUNED)}
+    served = dict.fromkeys(answers, Served("model.gguf", "", 0))
+    evaluation = evaluation_of(asked, answers, served, "a file")
+    assert metric_mean(evaluation["contenders"][TUNED], Metric.ALL_FIELDS_RIGHT)["mean"] == 1.0
+    rewrite(finished_run, "evaluation.json", json.dumps(evaluation))
+    assert "all fields right" in score_table(finished_run)
+
+
+def test_agreement_with_its_own_answers_is_told_from_accuracy(finished_run: Run) -> None:
+    assert from_made(0.9) == from_made(None) == FROM_MADE
+    unsure = from_made(0.38)
+    assert unsure.startswith(FROM_MADE)
+    assert "as likely wrong: 38% of the samples" in unsure
+    for source, is_told in ((FROM_TEST_FILE, False), (FROM_MADE, True), (unsure, True)):
+        rewrite(finished_run, "evaluation.json", json.dumps({**EVALUATION, "rows_from": source}))
+        evaluation = read_evaluation(finished_run)
+        assert ("no accuracy" in score_table(finished_run).splitlines()[-1]) is is_told
+        assert ("no accuracy" in verdict_sentence(evaluation)) is is_told
 
 
 def test_labels_are_counted_by_the_right_one_that_was_answered() -> None:

@@ -17,6 +17,7 @@ from sg_local.selfguide.metrics import (
     label_counts,
     label_distance,
     metric_of,
+    metrics_for,
     normalize,
     rouge_l,
     words,
@@ -205,9 +206,15 @@ def test_the_metric_follows_from_the_labels():
     assert metric_of(replace(free, labels=("tea", "coffee"))) == Metric.EXACT_MATCH == METRICS["exact_match"]
 
 
+def test_fields_are_compared_where_every_right_output_is_json():
+    assert metrics_for(['{"n": 1}', "[]"]) == list(Metric)
+    assert metrics_for(['{"n": 1}', "one"]) == metrics_for(["1"]) == [Metric.EXACT_MATCH, Metric.ROUGE_L]
+
+
 def test_a_metric_says_how_it_scores():
     for metric in Metric:
-        assert metric.score("the same", "the same") == 1
-        assert metric.score("the same", "another") == 0
+        same, another = ('["the same"]', '["another"]') if metric.needs_json else ("the same", "another")
+        assert metric.score(same, same) == 1
+        assert metric.score(same, another) == 0
         assert metric.heading
     assert json.dumps({Metric.ROUGE_L: Metric.EXACT_MATCH}) == '{"rouge_l": "exact_match"}'

@@ -6,16 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sg_local.selfguide.filters import rules_of
+from sg_local.selfguide.rows import OutputRow
 from sg_local.selfguide.selection import (
+    agreed,
+    answer_confidences,
     balancing_copies,
     consensus,
     in_turns,
+    informed_candidates,
     likeness,
     most_confident,
     most_informed,
+    same_share,
     vote,
     vote_margin,
 )
+from sg_local.settings import Settings
+from sg_local.task import Example, Task
 
 
 @pytest.mark.parametrize(
@@ -72,6 +80,47 @@ def test_the_answer_that_the_input_makes_likelier_most_is_chosen():
     best, information = most_informed([-2.0, -6.0, -12.0], [-2.2, -20.0, -24.0], [1, 2, 4])
     assert (best, information) == (1, 7.0)
     assert most_informed([-3.0], [-1.0], [2]) == (0, -1.0)
+
+
+BLUE, RED = '{"item": "blue pens", "n": 10}', '{"item": "red pens", "n": 10}'
+
+
+def test_what_many_samples_say_is_not_overruled() -> None:
+    samples = [BLUE] * 5 + ['{"n":10,"item":"Blue pens"}'] * 3 + [RED, ""]
+    assert same_share(BLUE, samples) == 0.8
+    assert agreed(samples[:9]) == [BLUE, samples[5]]
+    # of equal groups both are in question, and where no answer repeats all are
+    assert agreed(["4", "5"] * 4 + ["6"] * 2) == ["4", "5"]
+    sentences = [f"the {word} is red" for word in "abcdefghij"]
+    assert agreed(sentences) == sentences
+    assert agreed([*["the a is red"] * 3, *sentences[1:8]]) == sentences[:8]  # 3 of 10 are not many
+    assert agreed([]) == []
+
+
+def output_row(answer: str, samples: list[str], information: float) -> OutputRow:
+    return OutputRow(id=0, output=answer, samples=samples, share=0.7, drop=None, information=information)
+
+
+def test_where_samples_repeat_the_surest_rows_are_those_with_most_agreement() -> None:
+    sure, unsure = ["4"] * 10, ["4", "4", "4", "4", "6", "7", "8", "9", "1", "2"]
+    torn = [f"{word} it is" for word in "abcdefghij"]
+    rows = [output_row("4", sure, 0.1), output_row("4", unsure, 2.0), output_row("a it is", torn, 3.0)]
+    assert answer_confidences(rows, "information") == [1.0, 0.4, 0.1]
+    # Where they hardly do, it is information, for all rows.
+    assert answer_confidences([*rows[1:], rows[2]], "information") == [2.0, 3.0, 3.0]
+    assert answer_confidences(rows, "consensus") == [0.7] * 3
+    assert answer_confidences(rows, "votes") == pytest.approx([1.0, 0.3, 0.0])
+    assert answer_confidences([], "information") == []
+
+
+def test_samples_that_the_filters_drop_are_put_aside_before_the_choice() -> None:
+    task = Task("t", "Do it.", (Example("4 mugs, please", '{"item": "mugs", "n": 4}'),))
+    prose, text = "10 blue pens", "10 blue pens, please"
+    samples = [prose] * 6 + [BLUE] * 3 + [RED]
+    assert informed_candidates(Settings(), rules_of(task), text, samples) == [BLUE]
+    assert informed_candidates(Settings(), rules_of(task), text, [prose] * 6 + ["pens"]) == [prose]
+    asks_for_no_form = Settings(form_filter=False)
+    assert informed_candidates(asks_for_no_form, rules_of(task), text, samples) == [prose]
 
 
 def test_most_confident_is_chosen_for_each_label():

@@ -54,6 +54,7 @@ WALLS = {
         frozenset({"finetune"}),
     ),
     "rich": {"progress"},
+    "ray": {"bench"},
     "click": {"cli"},
     "jinja2": {"chat", "report"},  # in a sandbox for templates of others; for our own page
     "matplotlib": {"report"},
@@ -66,6 +67,7 @@ WALLS = {
 HEAVY = {
     *("torch", "transformers", "trl", "peft", "unsloth", "datasets", "llama_cpp", "gguf", "numpy", "nltk"),
     *("scipy", "rich", "jinja2", "huggingface_hub", "rouge_score", "rapidfuzz", "matplotlib", "safetensors"),
+    "ray",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
