@@ -100,6 +100,13 @@ _NORMS = (
     TensorSpec("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
     TensorSpec("ffn_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
 )
+_FOUR_NORMS = (
+    TensorSpec("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
+    # Llama's norm of that name comes before the MLP, this one before the residual is added.
+    TensorSpec("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+    TensorSpec("ffn_norm.weight", "pre_feedforward_layernorm.weight", ("hidden",)),
+    TensorSpec("post_ffw_norm.weight", "post_feedforward_layernorm.weight", ("hidden",)),
+)
 _ATTENTION = (
     TensorSpec("attn_q.weight", "self_attn.q_proj.weight", ("q_rows", "hidden")),
     TensorSpec("attn_k.weight", "self_attn.k_proj.weight", ("kv_rows", "hidden")),
@@ -179,22 +186,31 @@ ARCHITECTURES = {
         },
         derives_heads=False,
     ),
+    "gemma2": Architecture(
+        class_name="Gemma2ForCausalLM",
+        model_type="gemma2",
+        tensors=_plus_one(_MODEL[:2]),  # llama.cpp takes the embedding for the output matrix
+        layer_tensors=_plus_one((*_FOUR_NORMS, *_ATTENTION, *_MLP)),
+        config={
+            "hidden_activation": "gelu_pytorch_tanh",
+            "attention_bias": False,
+            "query_pre_attn_scalar": _COMPUTED,
+            "sliding_window": _COMPUTED,
+            "layer_types": _COMPUTED,
+            "rope_parameters": _COMPUTED,
+            "final_logit_softcapping": _COMPUTED,
+            "attn_logit_softcapping": _COMPUTED,
+            "use_bidirectional_attention": False,
+            "attn_implementation": "eager",  # transformers' sdpa leaves out the caps of attention
+        },
+        default_tied=True,
+        derives_heads=False,
+    ),
     "gemma3": Architecture(
         class_name="Gemma3ForCausalLM",
         model_type="gemma3_text",
         tensors=_plus_one(_MODEL),
-        layer_tensors=_plus_one(
-            (
-                TensorSpec("attn_norm.weight", "input_layernorm.weight", ("hidden",)),
-                # Llama's norm of that name comes before the MLP, this one before the residual is added.
-                TensorSpec("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
-                TensorSpec("ffn_norm.weight", "pre_feedforward_layernorm.weight", ("hidden",)),
-                TensorSpec("post_ffw_norm.weight", "post_feedforward_layernorm.weight", ("hidden",)),
-                *_ATTENTION,
-                *_HEAD_NORMS,
-                *_MLP,
-            )
-        ),
+        layer_tensors=_plus_one((*_FOUR_NORMS, *_ATTENTION, *_HEAD_NORMS, *_MLP)),
         config={
             "hidden_activation": "gelu_pytorch_tanh",
             "attention_bias": False,
@@ -264,6 +280,19 @@ ARCHITECTURES = {
         },
         default_theta=2_000_000.0,
         default_tied=True,
+    ),
+    "mistral3": Architecture(
+        class_name="Ministral3ForCausalLM",
+        model_type="ministral3",
+        tensors=_MODEL,
+        layer_tensors=(*_NORMS, *_PERMUTED_ATTENTION, *_MLP),
+        config={
+            "hidden_act": "silu",
+            "sliding_window": None,
+            "rope_parameters": _COMPUTED,
+        },
+        default_theta=1_000_000.0,
+        derives_heads=False,
     ),
     "lfm2": Architecture(
         class_name="Lfm2ForCausalLM",

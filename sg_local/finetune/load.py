@@ -152,7 +152,8 @@ def _load_with_peft(
         str(weights_dir),
         dtype=dtype,
         quantization_config=quantization,
-        attn_implementation="sdpa",  # it takes any mask; a flash kernel would ignore that of a tree
+        # sdpa takes any mask; a flash kernel would ignore that of a tree
+        attn_implementation=_base_config(weights_dir).get("attn_implementation", "sdpa"),
         device_map={"": 0} if has_gpu else None,
         local_files_only=True,
         use_safetensors=True,

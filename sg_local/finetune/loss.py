@@ -59,14 +59,18 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     causal = model.get_base_model()
     decoder = getattr(causal, causal.base_model_prefix)
     mask = inputs.get("attention_mask")
-    if type(decoder).forward.__module__.startswith("unsloth."):
+    is_eager = causal.config._attn_implementation == "eager"
+    is_unsloth = type(decoder).forward.__module__.startswith("unsloth.")
+    if is_unsloth:
         # Without these two, Unsloth's forward (on GPUs) cuts a batch at the model's context and ignores masks in
-        # training. Its masks are added to the scores: 0 is visible.
+        # training.
         decoder._unsloth_allow_packed_overlength = True
         decoder._unsloth_keep_padding_mask = True
-        if isinstance(mask, torch.Tensor):
-            lowest = torch.finfo(torch.float32).min
-            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
+    # Its masks are added to the scores, and so are those of attention without a kernel.
+    if isinstance(mask, torch.Tensor) and (is_unsloth or is_eager):
+        mask = _added(mask)
+    elif is_eager and isinstance(mask, dict):
+        mask = {kind: _added(of_kind) for kind, of_kind in mask.items()}
     hidden = decoder(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
@@ -79,10 +83,20 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     return (nll * inputs["weights"]).sum() / inputs["weights"].sum()
 
 
+def _added(visible: Any) -> Any:
+    """A mask that is added to attention scores: 0 is visible."""
+    import torch
+
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, lowest)
+
+
 def head_logits(causal: Any, hidden: Any) -> Any:
     """What the model's own forward pass makes of its last hidden states (..., hidden): logits (..., n_vocab)."""
     logits = causal.get_output_embeddings()(hidden)
-    return logits / getattr(causal.config, "logits_scaling", 1.0)  # Granite's
+    logits = logits / getattr(causal.config, "logits_scaling", 1.0)  # Granite's
+    cap = getattr(causal.config, "final_logit_softcapping", None)  # Gemma 2's
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any) -> TreeCheck:

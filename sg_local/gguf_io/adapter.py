@@ -36,11 +36,17 @@ from sg_local.gguf_io.tensors import (
     row_blocks,
 )
 from sg_local.gguf_values import MetadataValue
+from sg_local.progress import say
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_WEIGHTS_BYTES = 8 * 1024**3
 
-_PEFT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+_PEFT_NAME = re.compile(
+    r"(?:_orig_mod\.)*(?:base_model\.model\.(?:_orig_mod\.)*)+"
+    r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight"
+)
+# The text part of a model for images too, which is what its GGUF has: under both of transformers' names
+_TEXT_PART = re.compile(r"(?<=^model\.)language_model\.|^language_model\.(?=model\.)")
 _VOCABULARY = re.compile("embed_tokens|lm_head|lora_embedding")
 
 
@@ -49,17 +55,16 @@ class Adapter:
     """A GGUF LoRA adapter: W + alpha/rank · b @ a for each base tensor W of shape (rows, columns).
 
     `tensors` maps the base tensor's name to (a, b), a of shape (rank, columns), b of shape (rows, rank), with
-    rows in llama.cpp's order. `metadata` is all of the file's.
+    rows in llama.cpp's order; each has its own rank. `metadata` is all of the file's.
     """
 
     alpha: float
-    rank: int
     metadata: dict[str, MetadataValue]
     tensors: dict[str, tuple[Floats, Floats]]
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+    def scale_of(self, name: str) -> float:
+        """alpha/rank of a base tensor."""
+        return self.alpha / len(self.tensors[name][0])
 
 
 def write_adapter_gguf(
@@ -109,11 +114,26 @@ def fields_for_peft(adapter_dir: Path) -> dict[str, object]:
     return peft_fields(config, _stored_modules(stored))
 
 
+def directory_for_peft(adapter_dir: Path, clean_dir: Path) -> Path:
+    """The adapter's directory, or clean_dir with its weights under the names that PEFT gives them today."""
+    from safetensors.numpy import save_file
+
+    stored = _stored(adapter_dir / WEIGHTS_FILE)
+    clean = {name: _clean_name(name) for name in stored}
+    if all(name == now for name, now in clean.items()):
+        return adapter_dir
+    arrays = _read_safetensors(adapter_dir / WEIGHTS_FILE, stored)
+    save_file(
+        {clean[name]: np.ascontiguousarray(array) for name, array in arrays.items()}, clean_dir / WEIGHTS_FILE
+    )
+    return clean_dir
+
+
 def read_adapter_gguf(path: Path) -> Adapter:
     """Reads a GGUF LoRA adapter whole.
 
     Raises InputError, with all faults, where the file is no LoRA adapter, has no alpha, has tensors of
-    several ranks, half pairs or other tensors, or holds NaN or infinite values.
+    half pairs or other tensors, or holds NaN or infinite values.
     """
     header = read_header(path)
     if header.kind != "adapter" or header.metadata.get("adapter.type") != "lora":
@@ -132,20 +152,20 @@ def read_adapter_gguf(path: Path) -> Adapter:
         blocks = [np.empty((0, tensor.shape[0]), np.float32)]
         blocks += [block for _, block in row_blocks(header, tensor)]
         halves.setdefault(base_name, {})[half] = np.concatenate(blocks)
-    ranks = set()
     for base_name, pair in halves.items():
         if len(pair) < 2:
             faults.add(f"{path}: tensor {base_name!r} has only one half of its LoRA pair")
-        else:
-            ranks |= {pair["a"].shape[0], pair["b"].shape[1]}
+        elif not len(pair["a"]) == pair["b"].shape[1] > 0:
+            faults.add(
+                f"{path}: tensor {base_name!r} has the ranks {len(pair['a'])} and {pair['b'].shape[1]}, which differ"
+                if len(pair["a"]) != pair["b"].shape[1]
+                else f"{path}: tensor {base_name!r} has the rank 0"
+            )
     if not halves:
         faults.add(f"{path}: the adapter has no tensors")
-    elif len(ranks) > 1 or 0 in ranks:
-        faults.add(f"{path}: its tensors have the ranks {sorted(ranks)}; one rank is supported")
     faults.raise_any()
     return Adapter(
         alpha=float(alpha) if isinstance(alpha, float) else 0.0,
-        rank=ranks.pop(),
         metadata=header.metadata,
         tensors={name: (pair["a"], pair["b"]) for name, pair in halves.items()},
     )
@@ -194,9 +214,21 @@ def _stored(path: Path) -> dict[str, StoredTensor]:
     return stored_tensors(path)
 
 
-def _stored_modules(names: Iterable[str]) -> set[str]:
-    """The modules that an adapter has values of, by PEFT's names of its tensors."""
-    return {match["module"] for name in names if (match := _PEFT_NAME.fullmatch(name))}
+def _stored_modules(names: Iterable[str]) -> dict[str, str]:
+    """The modules that an adapter has values of, by its tensors' names: name in transformers' model → name there."""
+    matches = filter(None, map(_PEFT_NAME.fullmatch, names))
+    return {_module(match["module"]): match["module"] for match in matches}
+
+
+def _module(stored_as: str) -> str:
+    """A module's name in the model that the GGUF is of, without what torch.compile or a larger model put around it."""
+    return _TEXT_PART.sub("", stored_as.replace("_orig_mod.", ""))
+
+
+def _clean_name(name: str) -> str:
+    """A tensor's name as PEFT saves it."""
+    match = _PEFT_NAME.fullmatch(name)
+    return f"base_model.model.{_module(match['module'])}.lora_{match['part']}.weight" if match else name
 
 
 def _read_safetensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Floats]:
@@ -235,28 +267,36 @@ def _pairs(
     halves: dict[str, dict[str, Floats]] = {}
     for name, array in sorted(arrays.items()):
         match = _PEFT_NAME.fullmatch(name)
-        gguf_name = gguf_names.get(match["module"]) if match else None
+        module = _module(match["module"]) if match else ""
+        gguf_name = gguf_names.get(module)
         if not match or not gguf_name:
             faults.add(f"{path}: tensor {name!r:.120} {_why_no_place(name, base)}")
             continue
-        if not config.applies_to(match["module"]):
+        if match["part"] in halves.get(gguf_name, {}):
+            faults.add(
+                f"{path}: tensor {name!r:.120} is there twice, under two names; save the adapter again"
+            )
+            continue
+        if not config.applies_to(module, match["module"]):
             faults.add(
                 f"{path}: tensor {name} is of a matrix that {CONFIG_FILE} leaves out (target_modules, "
                 "exclude_modules, layers_to_transform), so PEFT does not apply it; name it there, or save without it"
             )
             continue
-        rank = config.rank
+        rank = config.rank_of(match["module"])
         rows, columns = matrices[gguf_name].shape
         wanted = (rank, columns) if match["part"] == "A" else (rows, rank)
         if array.shape != wanted:
             faults.add(
                 f"{path}: tensor {name} has the shape {array.shape}, and {gguf_name} of {base.path.name}, "
-                f"{(rows, columns)}, needs {wanted} at rank {rank}"
+                f"{(rows, columns)}, needs {wanted} at rank {rank}{' (rank_pattern)' if rank != config.rank else ''}"
             )
         elif not np.isfinite(array).all():
             faults.add(f"{path}: tensor {name} has NaN or infinite values; train with a lower learning rate")
         else:
-            halves.setdefault(gguf_name, {})[match["part"]] = array
+            # llama.cpp has one alpha for all tensors, and scales each by its own rank.
+            share = config.alpha_of(match["module"]) / config.alpha if match["part"] == "B" else 1.0
+            halves.setdefault(gguf_name, {})[match["part"]] = array * np.float32(share)
     if not arrays:
         faults.add(f"{path}: the adapter has no tensors; train again")
     for gguf_name, pair in halves.items():
@@ -271,6 +311,9 @@ def _pairs(
                 )
     if faults.count:
         return {}
+    _say_what_is_not_there(
+        path, base, config, {module for module, name in gguf_names.items() if name not in halves}
+    )
     return {
         name: {
             "a": halves[name]["A"],
@@ -279,3 +322,19 @@ def _pairs(
         for name, tensor in matrices.items()
         if name in halves
     }
+
+
+def _say_what_is_not_there(path: Path, base: GgufHeader, config: AdapterConfig, modules: set[str]) -> None:
+    """Tells of matrices and layers that the configuration names and the adapter, or the model, does not have."""
+    missing = sorted(module for module in modules if config.applies_to(module))
+    if missing:
+        say(
+            f"{path}: no tensors of {len(missing)} matrices that {CONFIG_FILE} names, such as {missing[0]}: "
+            "they stay as they are in the base"
+        )
+    n_layers = read_dimensions(base).n_layers
+    if others := sorted(layer for layer in config.layers or () if not 0 <= layer < n_layers):
+        say(
+            f"{path.with_name(CONFIG_FILE)}: layers_to_transform names layer {others[0]}, and {base.path.name} has "
+            f"{n_layers}"
+        )

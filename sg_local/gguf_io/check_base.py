@@ -1,7 +1,7 @@
 """Whether a base can go through a whole run, told from its header and the settings before anything is computed.
 
     require_base(header, settings)
-    InputError: base.gguf: llama.rope.scaling.type is 'yarn', which cannot be converted; give a model without it
+    InputError: base.gguf: gemma3.rope.scaling.type is 'yarn', which cannot be converted; give a model without it
     types_to_try(header, settings)    ("Q8_0",) for a base in Q3_K with --quant auto
 
 A run makes data for hours before it trains and exports. What these would refuse is refused here.

@@ -10,7 +10,7 @@ original config.json and llama.cpp differ, llama.cpp decides, since it serves th
 
 import math
 from collections.abc import Callable
-from typing import NotRequired, TypeAlias, TypedDict
+from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +36,23 @@ class RopeParameters(TypedDict):
     long_factor: NotRequired[list[float]]
     short_factor: NotRequired[list[float]]
     attention_factor: NotRequired[float]
+    beta_fast: NotRequired[float]
+    beta_slow: NotRequired[float]
+    llama_4_scaling_beta: NotRequired[float]
+
+
+class Yarn(NamedTuple):
+    """What YaRN (arXiv 2309.00071) is computed with; of a file llama.cpp reads these for a few architectures only."""
+
+    beta_fast: float = 32.0  # turns in the original context, from which on a frequency stays as it is
+    beta_slow: float = 1.0  # turns up to which it is divided by the factor
+    log_multiplier: float = 0.0  # mscale_all_dim; 0: not given
 
 
 _DAMAGED = "; give another conversion of the model"  # a value that no model has
 
-# llama.cpp scales attention differently in a model with this number of layers: Gemma 3 27B.
-_GEMMA3_27B_LAYERS = 62
+# llama.cpp scales attention differently in models with these numbers of layers.
+_GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 
 
 def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
@@ -101,10 +112,35 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
 
 
 def _rotation_alone(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
-    rope = _rope(header, dimensions, fault)
+    rope = _rope(header, dimensions, fault, yarn=Yarn())
     if any(spec.gguf == "rope_freqs.weight" for spec in ARCHITECTURES[header.architecture].tensors):
         rope = _llama3_rope(header, dimensions, rope, fault)
     return {"rope_parameters": rope}
+
+
+def _gemma2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    def cap(key: str, default: float) -> float:
+        value = header.metadata.get(f"gemma2.{key}", default)
+        if not isinstance(value, float) or not 0 < value < 1e6:
+            fault(f"gemma2.{key} is {value!r:.40}, not a number that caps{_DAMAGED}")
+            return default
+        return _shortest(value)
+
+    window = _window(header, 4096, fault)
+    if not window:
+        fault(f"gemma2.attention.sliding_window is 0, with which no token would see one{_DAMAGED}")
+    rope = _rope(header, dimensions, fault)
+    key = "gemma2.rope.freq_base_swa"
+    if key in header.metadata and (local_theta := _theta(header, key, fault)) != rope["rope_theta"]:
+        fault(f"{key} is {local_theta}, and Gemma 2 in transformers has one base alone; give another model")
+    return {
+        "query_pre_attn_scalar": _attention_scale(dimensions, _GEMMA2_27B_LAYERS),
+        "sliding_window": window,
+        "layer_types": _layer_types(_local_layers(header, dimensions, 2, fault)),
+        "rope_parameters": rope,
+        "attn_logit_softcapping": cap("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": cap("final_logit_softcapping", 30.0),
+    }
 
 
 def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
@@ -115,18 +151,14 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
             f"gemma3.final_logit_softcapping is {softcap!r:.40}: training with capped logits is not supported; "
             "give another model"
         )
-    window = metadata.get("gemma3.attention.sliding_window", 0)
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        fault(f"gemma3.attention.sliding_window is {window!r:.40}, not a number of tokens{_DAMAGED}")
-        window = 0
-    is_local = _local_layers(header, dimensions, fault) if window else [False] * dimensions.n_layers
+    window = _window(header, 0, fault)
+    is_local = _local_layers(header, dimensions, 6, fault) if window else [False] * dimensions.n_layers
     local_theta = _theta(header, "gemma3.rope.freq_base_swa", fault)
-    is_27b = dimensions.n_layers == _GEMMA3_27B_LAYERS
     return {
-        "query_pre_attn_scalar": dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim,
+        "query_pre_attn_scalar": _attention_scale(dimensions, _GEMMA3_27B_LAYERS),
         # transformers wants a window even if no layer has one
         "sliding_window": window or metadata.get("gemma3.context_length"),
-        "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
+        "layer_types": _layer_types(is_local),
         "rope_parameters": {
             # only the global layers are scaled
             "full_attention": _rope(header, dimensions, fault),
@@ -135,10 +167,29 @@ def _gemma3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[st
     }
 
 
-def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> list[bool]:
+def _attention_scale(dimensions: Dimensions, layers_of_27b: int) -> int:
+    """What attention scores are divided by the root of: llama.cpp knows Gemma's 27B by its number of layers."""
+    is_27b = dimensions.n_layers == layers_of_27b
+    return dimensions.hidden // dimensions.n_heads if is_27b else dimensions.head_dim
+
+
+def _window(header: GgufHeader, default: int, fault: Fault) -> int:
+    key = f"{header.architecture}.attention.sliding_window"
+    window = header.metadata.get(key, default)
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        fault(f"{key} is {window!r:.40}, not a number of tokens{_DAMAGED}")
+        return default
+    return window
+
+
+def _layer_types(is_local: list[bool]) -> list[str]:
+    return ["sliding_attention" if local else "full_attention" for local in is_local]
+
+
+def _local_layers(header: GgufHeader, dimensions: Dimensions, default: int, fault: Fault) -> list[bool]:
     """Which layers have a window: all but every n-th, or those of a list in the metadata."""
-    key = "gemma3.attention.sliding_window_pattern"
-    pattern = header.metadata.get(key, 6)
+    key = f"{header.architecture}.attention.sliding_window_pattern"
+    pattern = header.metadata.get(key, default)
     if isinstance(pattern, list) and len(pattern) == dimensions.n_layers:
         return [bool(local) for local in pattern]
     if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
@@ -152,12 +203,7 @@ def _local_layers(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> l
 def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     metadata = header.metadata
     context_length = metadata.get("phi3.context_length")
-    original = metadata.get("phi3.rope.scaling.original_context_length", context_length)
-    if isinstance(original, bool) or not isinstance(original, int) or original <= 0:
-        fault(
-            f"phi3.rope.scaling.original_context_length is {original!r:.40}, not a positive integer{_DAMAGED}"
-        )
-        original = 1
+    original = _original_context(header, fault)
     share = dimensions.n_rotated / dimensions.head_dim
     if share > 1 or dimensions.n_rotated % 2 or int(dimensions.head_dim * share) != dimensions.n_rotated:
         fault(
@@ -222,12 +268,33 @@ def _smollm3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[s
     }
 
 
+def _mistral3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    """YaRN with the file's own numbers, and queries that grow with their position, as in Llama 4."""
+
+    def number(key: str, default: float, least: float) -> float:
+        value = header.metadata.get(f"mistral3.{key}", default)
+        if not isinstance(value, float) or not least <= value < 1e6:
+            fault(f"mistral3.{key} is {value!r:.40}, not a number from {least:g} on{_DAMAGED}")
+            return default
+        return _shortest(value)
+
+    yarn = Yarn(
+        number("rope.scaling.yarn_beta_fast", 32.0, 1e-6),
+        number("rope.scaling.yarn_beta_slow", 1.0, 1e-6),
+        number("rope.scaling.yarn_log_multiplier", 0.0, 0.0),
+    )
+    rope = _rope(header, dimensions, fault, yarn=yarn)
+    rope["original_max_position_embeddings"] = _original_context(header, fault)
+    rope["llama_4_scaling_beta"] = number("attention.temperature_scale", 0.0, 0.0)
+    return {"rope_parameters": rope}
+
+
 def _lfm2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     window = header.metadata.get("lfm2.attention.sliding_window", 0)
     if window:
         fault(f"lfm2.attention.sliding_window is {window!r:.40}, which transformers cannot express")
     return {
-        **_rotation_alone(header, dimensions, fault),
+        "rope_parameters": _rope(header, dimensions, fault),
         "layer_types": list(dimensions.layer_kinds),
         "conv_L_cache": dimensions.conv_tokens,
     }
@@ -235,9 +302,11 @@ def _lfm2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
 
 # architecture → the function that computes its keys of config.json, if there are more than the rotation
 _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
+    "gemma2": _gemma2,
     "gemma3": _gemma3,
     "granite": _granite,
     "lfm2": _lfm2,
+    "mistral3": _mistral3,
     "phi3": _phi3,
     "smollm3": _smollm3,
 }
@@ -250,8 +319,9 @@ def _rope(
     *,
     partial: bool = False,
     attn_factor: bool = False,
+    yarn: Yarn | None = None,
 ) -> RopeParameters:
-    """Rotation with or without linear scaling. partial, attn_factor: the caller handles these."""
+    """Rotation with or without scaling. partial, attn_factor: the caller handles these. yarn: None refuses it."""
     metadata, prefix = header.metadata, f"{header.architecture}.rope"
     if dimensions.n_rotated != dimensions.head_dim and not partial:
         fault(
@@ -266,22 +336,83 @@ def _rope(
     # For llama.cpp, a factor without a type is linear, and 0 means no factor.
     kind = metadata.get(f"{prefix}.scaling.type", "linear")
     factor = metadata.get(f"{prefix}.scaling.factor", 0.0) or metadata.get(f"{prefix}.scale_linear", 0.0)
-    if kind not in ("none", "linear"):
-        fault(f"{prefix}.scaling.type is {kind!r:.40}, which cannot be converted; give a model without it")
-    elif not isinstance(factor, float) or not 0 <= factor < 1e6:
-        fault(f"{prefix}.scaling.factor is {factor!r:.40}, not a number that scales{_DAMAGED}")
-    elif kind == "linear" and factor not in (0.0, 1.0):
-        parameters["rope_type"], parameters["factor"] = "linear", _shortest(factor)
-
     attention_factor = metadata.get(f"{prefix}.scaling.attn_factor", 1.0)
     if not isinstance(attention_factor, float) or not 0 < attention_factor < 1e6:
         fault(f"{prefix}.scaling.attn_factor is {attention_factor!r:.40}, not a number over 0{_DAMAGED}")
-    elif attention_factor != 1.0 and not attn_factor:
+        attention_factor = 1.0
+    if kind not in ("none", "linear") and not (kind == "yarn" and yarn):
+        fault(f"{prefix}.scaling.type is {kind!r:.40}, which cannot be converted; give a model without it")
+        return parameters
+    if not isinstance(factor, float) or not 0 <= factor < 1e6:
+        fault(f"{prefix}.scaling.factor is {factor!r:.40}, not a number that scales{_DAMAGED}")
+        return parameters
+    if kind == "linear" and factor not in (0.0, 1.0):
+        parameters["rope_type"], parameters["factor"] = "linear", _shortest(factor)
+    if kind == "yarn" and yarn and factor not in (0.0, 1.0):
+        return _yarn_rope(header, dimensions, parameters, yarn, _shortest(factor), attention_factor, fault)
+    if attention_factor != 1.0 and not attn_factor:
         fault(
             f"{prefix}.scaling.attn_factor is {attention_factor}, which transformers cannot express without "
-            "long and short factors; give another model"
+            "long and short factors or YaRN; give another model"
         )
     return parameters
+
+
+def _yarn_rope(
+    header: GgufHeader,
+    dimensions: Dimensions,
+    parameters: RopeParameters,
+    yarn: Yarn,
+    factor: float,
+    attention_factor: float,
+    fault: Fault,
+) -> RopeParameters:
+    """YaRN as llama.cpp's src/llama-context.cpp and ggml_rope_yarn_corr_dims compute it.
+
+    attention_factor: the file's own, by which llama.cpp multiplies YaRN's.
+    """
+    prefix = f"{header.architecture}.rope.scaling"
+    if factor < 1:
+        fault(f"{prefix}.factor is {factor}, and YaRN is for contexts that grow; give another model")
+        return parameters
+    original = _original_context(header, fault)
+
+    def dimension(turns: float) -> float:
+        """The dimension of a head that turns so often in the original context."""
+        base = math.log(parameters["rope_theta"])
+        return dimensions.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * base)
+
+    first = max(0, math.floor(dimension(yarn.beta_fast)))
+    last = min(dimensions.head_dim - 1, math.ceil(dimension(yarn.beta_slow)))
+    if first > last:
+        fault(
+            f"{prefix}.type is yarn with an original context of {original} tokens and a rotation in which no dimension "
+            "is between fast and slow, which llama.cpp and transformers compute differently; give another model"
+        )
+
+    def magnitude(multiplier: float) -> float:
+        return 0.1 * multiplier * math.log(factor) + 1
+
+    of_yarn = magnitude(1.0) / (magnitude(yarn.log_multiplier) if yarn.log_multiplier else 1.0)
+    return {
+        **parameters,
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "beta_fast": yarn.beta_fast,
+        "beta_slow": yarn.beta_slow,
+        "attention_factor": _shortest(of_yarn * attention_factor),
+    }
+
+
+def _original_context(header: GgufHeader, fault: Fault) -> int:
+    """Tokens of the context before it was extended; the whole one where the file does not say it."""
+    key = f"{header.architecture}.rope.scaling.original_context_length"
+    original = header.metadata.get(key, header.metadata.get(f"{header.architecture}.context_length"))
+    if isinstance(original, bool) or not isinstance(original, int) or original <= 0:
+        fault(f"{key} is {original!r:.40}, not a positive integer{_DAMAGED}")
+        return 1
+    return original
 
 
 def _theta(header: GgufHeader, key: str, fault: Fault) -> float:

@@ -210,7 +210,9 @@ def _change(adapter: Adapter, tensor: TensorInfo, start: int, n_rows: int) -> Fl
     """What the adapter adds to these rows of a tensor."""
     a, b = adapter.tensors[tensor.name]
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled: Floats = (b[start : start + n_rows] * adapter.scale).astype(np.float32, copy=False)
+        scaled: Floats = (b[start : start + n_rows] * adapter.scale_of(tensor.name)).astype(
+            np.float32, copy=False
+        )
         change = scaled @ a
     if not np.isfinite(change).all():
         raise SgLocalError(

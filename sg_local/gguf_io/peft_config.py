@@ -8,9 +8,11 @@ Format: peft.LoraConfig (https://huggingface.co/docs/peft). PEFT itself never ge
 compute something else than what is exported.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from sg_local.errors import InputError
 from sg_local.files import Faults, JsonObject, read_json
@@ -26,7 +28,6 @@ MAX_NAME_CHARS = 256
 _MUST_BE_EMPTY = frozenset(
     {
         "alora_invocation_tokens",
-        "alpha_pattern",
         "arrow_config",
         "auto_map",  # names code to run, as trust_remote_code does
         "fan_in_fan_out",
@@ -36,7 +37,6 @@ _MUST_BE_EMPTY = frozenset(
         "megatron_config",
         "modules_to_save",
         "monteclora_config",
-        "rank_pattern",
         "target_parameters",
         "trainable_token_indices",
         "trust_remote_code",
@@ -68,6 +68,7 @@ _OF_NO_EFFECT = frozenset(
 )
 _READ_HERE = frozenset(
     {
+        "alpha_pattern",
         "bias",
         "exclude_modules",
         "init_lora_weights",
@@ -76,12 +77,15 @@ _READ_HERE = frozenset(
         "lora_alpha",
         "peft_type",
         "r",
+        "rank_pattern",
         "target_modules",
     }
 )
 # The other initializations (pissa, olora, corda, loftq, ...) also change the base that the adapter is for.
 _INITIALIZATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 _ALL_MATRICES = "all-linear"
+# PEFT takes a name in a pattern for a regular expression. With letters and points alone it takes no time to speak of.
+_PLAIN_NAME = re.compile(rf"[\w.]{{1,{MAX_NAME_CHARS}}}")
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,24 @@ class AdapterConfig:
     excluded: frozenset[str]
     layers: frozenset[int] | None  # None: all layers
     begins_at_zero: bool  # so that a matrix without stored values changes nothing
+    # of modules that differ from alpha and rank: by whole names or their last parts, the first that fits
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
 
-    def applies_to(self, module: str) -> bool:
-        """Whether PEFT adapts a module by these fields: "model.layers.0.self_attn.q_proj"."""
-        names = _endings(module)
+    def rank_of(self, module: str) -> int:
+        """The rank of a module's two matrices."""
+        return self.rank_pattern.get(_first_fitting(self.rank_pattern, module), self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """What a module's change is multiplied with, times its rank."""
+        return self.alpha_pattern.get(_first_fitting(self.alpha_pattern, module), self.alpha)
+
+    def applies_to(self, module: str, stored_as: str = "") -> bool:
+        """Whether PEFT adapts a module by these fields: "model.layers.0.self_attn.q_proj".
+
+        stored_as: the name that it has in the adapter, if that is another.
+        """
+        names = _endings(module) | _endings(stored_as or module)
         if not self.excluded.isdisjoint(names):
             return False
         if self.targets is None:
@@ -150,14 +168,31 @@ def checked_config(
         _excluded(path, config.get("exclude_modules"), faults),
         _layers(path, config, faults),
         begins_at_zero=initialization not in (None, False, "orthogonal"),
+        rank_pattern={
+            name: rank
+            for name, rank in _pattern(path, config, "rank_pattern", faults).items()
+            if _is_rank(rank, path, f"rank_pattern[{name!r:.80}]", faults)
+        },
+        alpha_pattern={
+            name: float(alpha)
+            for name, alpha in _pattern(path, config, "alpha_pattern", faults).items()
+            if _is_alpha(alpha, path, f"alpha_pattern[{name!r:.80}]", faults)
+        },
     )
 
 
-def peft_fields(config: AdapterConfig, modules: Iterable[str]) -> dict[str, object]:
-    """The fields of peft.LoraConfig for an adapter of these modules, written from nothing but what was checked."""
+def peft_fields(config: AdapterConfig, modules: Mapping[str, str]) -> dict[str, object]:
+    """The fields of peft.LoraConfig for an adapter of these modules, written from nothing but what was checked.
+
+    modules: the name in transformers' model → the name in the adapter's file.
+    """
+    ranks = {module: config.rank_of(stored_as) for module, stored_as in sorted(modules.items())}
+    alphas = {module: config.alpha_of(stored_as) for module, stored_as in sorted(modules.items())}
     return {
         "r": config.rank,
         "lora_alpha": config.alpha,
+        "rank_pattern": {module: rank for module, rank in ranks.items() if rank != config.rank},
+        "alpha_pattern": {module: alpha for module, alpha in alphas.items() if alpha != config.alpha},
         "target_modules": sorted(modules),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -168,15 +203,45 @@ def peft_fields(config: AdapterConfig, modules: Iterable[str]) -> dict[str, obje
 def _alpha_and_rank(path: Path, config: Mapping[str, object], faults: Faults) -> tuple[float, int]:
     """lora_alpha and r, 1 where they are faulty."""
     alpha, rank = config.get("lora_alpha"), config.get("r")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not MIN_ALPHA <= alpha <= MAX_ALPHA:
-        faults.add(
-            f"{path}: lora_alpha is {alpha!r:.40}, not a number over 0, from {MIN_ALPHA:g} to {MAX_ALPHA:g}"
-        )
-        alpha = 1
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        faults.add(f"{path}: r is {rank!r:.40}, not a positive integer up to {MAX_RANK}")
-        rank = 1
-    return float(alpha), rank
+    return (
+        float(alpha) if _is_alpha(alpha, path, "lora_alpha", faults) else 1.0,
+        rank if _is_rank(rank, path, "r", faults) else 1,
+    )
+
+
+def _is_alpha(alpha: object, path: Path, key: str, faults: Faults) -> TypeGuard[int | float]:
+    if not isinstance(alpha, bool) and isinstance(alpha, int | float) and MIN_ALPHA <= alpha <= MAX_ALPHA:
+        return True
+    faults.add(f"{path}: {key} is {alpha!r:.40}, not a number over 0, from {MIN_ALPHA:g} to {MAX_ALPHA:g}")
+    return False
+
+
+def _is_rank(rank: object, path: Path, key: str, faults: Faults) -> TypeGuard[int]:
+    if not isinstance(rank, bool) and isinstance(rank, int) and 1 <= rank <= MAX_RANK:
+        return True
+    faults.add(f"{path}: {key} is {rank!r:.40}, not a positive integer up to {MAX_RANK}")
+    return False
+
+
+def _pattern(path: Path, config: Mapping[str, object], key: str, faults: Faults) -> dict[str, object]:
+    """The entries of rank_pattern or alpha_pattern, whose keys PEFT takes for regular expressions."""
+    value = config.get(key)
+    if not value:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_NAMES:
+        faults.add(f"{path}: {key} is {value!r:.80}, no object of names; train without it")
+        return {}
+    for name in value:
+        if not _PLAIN_NAME.fullmatch(name):
+            faults.add(
+                f"{path}: {key} has {name!r:.80}, a regular expression, which is not run here; write the modules' names"
+            )
+    return {name: entry for name, entry in value.items() if _PLAIN_NAME.fullmatch(name)}
+
+
+def _first_fitting(names: Iterable[str], module: str) -> str:
+    """The first of the names that is the module's or its last part, as PEFT looks for it; "" if none is."""
+    return next((name for name in names if re.fullmatch(rf"(.*\.)?({name})", module)), "")
 
 
 def _targets(

@@ -40,6 +40,10 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Adam keeps two numbers for a parameter; in 8 bits with a 32-bit constant for 256 (bitsandbytes).
 ADAM_BYTES, ADAM_8_BIT_BYTES = 8.0, 2 * (1 + 4 / 256)
 
+# An attention score that autograd keeps twice, capped and as a probability, in Gemma 2: saved_tensors_hooks counted it
+# in float32 and in bfloat16.
+SCORE_BYTES = 8
+
 # A 16-bit copy is made for the CPU where it takes no more than this share of the memory (proof/working_copies.py).
 MAX_COPY_SHARE_OF_MEMORY = 0.25
 MAX_SHARD_BYTES = GIB  # gguf_io/base_weights.py
@@ -247,6 +251,8 @@ def _activations(model: ModelSizes, settings: Settings, n_tokens: int, on_gpu: b
     # A tree's mask is added to the attention scores as numbers, in each layer anew.
     is_tree = settings.prompt_tree and not settings.lora_dropout
     mask = width * n_tokens**2 if is_tree else 0
+    if model.keeps_scores:
+        mask += SCORE_BYTES * model.n_heads * n_tokens**2 // (1 if is_tree else settings.batch_size)
     if settings.uses_checkpointing(on_gpu):
         # The input of every layer, and all of the one that is computed again, with its gradients.
         return {"activations": n_tokens * model.hidden * model.n_layers * width + 2 * (layer + mask)}
@@ -280,7 +286,14 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
         "a part of the weights": (2 + 4) * _largest_part(model),
         "LoRA weights": 2 * 4 * lora,
         "logits": logits,
-        "activations": 4 * at_once * (4 * model.hidden + 4 * q + 3 * model.intermediate),
+        "activations": 4
+        * at_once
+        * (
+            4 * model.hidden
+            + 4 * q
+            + 3 * model.intermediate
+            + (3 * model.n_heads * longest if model.keeps_scores else 0)
+        ),
     }
     needed = replace(settings, n_parallel=1, n_ctx=max(LEAST_N_CTX, longest))
     served = _engine("export", model, needed, on_gpu, merged)

@@ -44,6 +44,11 @@ class ModelSizes(Dimensions):
         ]
 
     @property
+    def keeps_scores(self) -> bool:
+        """Whether torch computes its attention without a kernel, so that all scores are in memory."""
+        return ARCHITECTURES[self.architecture].config.get("attn_implementation") == "eager"
+
+    @property
     def layer_parameters(self) -> int:
         """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""
         return sum(n_layers * math.prod(shape) for _, shape, n_layers in self.matrices)

@@ -10,6 +10,7 @@ is served; its quantization is part of the difference, so its bounds depend on i
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -227,7 +228,7 @@ class Trained:
         by_row: bool = True,
     ):
         from sg_local.finetune.reference import reference_logits
-        from sg_local.gguf_io.adapter import fields_for_peft
+        from sg_local.gguf_io.adapter import directory_for_peft, fields_for_peft
         from sg_local.gguf_io.base_weights import BaseWeights
 
         self._base, self._adapter_gguf = base, adapter_gguf
@@ -241,9 +242,10 @@ class Trained:
         untuned = _served(on_cpu, self._rows, f16)
         hot = _served(on_cpu, self._rows, f16, adapter_gguf)
         weights = BaseWeights(base.path)
-        logits = reference_logits(
-            weights, adapter_dir, [*self._rows, *self._near], fields_for_peft(adapter_dir)
-        )
+        with tempfile.TemporaryDirectory() as clean:
+            peft_dir = directory_for_peft(adapter_dir, Path(clean))
+            sequences = [*self._rows, *self._near]
+            logits = reference_logits(weights, peft_dir, sequences, fields_for_peft(adapter_dir))
         self._logits, self._near_logits = logits[: len(rows)], logits[len(rows) :]
         self._alone = Parity(
             max_logit_difference=_max_difference(hot, self._logits),

@@ -21,10 +21,9 @@ from safetensors.numpy import load_file
 from tiny_models import HIDDEN, TOKENS, write_tiny_model
 
 from sg_local.architectures import ARCHITECTURES, TensorSpec
-from sg_local.errors import InputError
 from sg_local.finetune.reference import reference_logits
 from sg_local.gguf_header import read_header
-from sg_local.gguf_io.adapter import Floats, write_adapter_gguf
+from sg_local.gguf_io.adapter import Floats, directory_for_peft, fields_for_peft, write_adapter_gguf
 from sg_local.gguf_io.base_weights import BaseWeights, write_base_weights
 from sg_local.gguf_io.merge import merge_gguf
 from sg_local.gguf_io.tensors import lora_targets
@@ -57,6 +56,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tied": True,
         "metadata": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
     },
+    # caps low enough to show
+    "gemma2": {
+        "n_layers": 4,
+        "metadata": {
+            "attention.sliding_window": 16,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 4.0,
+        },
+    },
+    "gemma2, without keys of its own": {"n_layers": 3},
     # as Gemma 3 from 4B on: five local layers, then a global one with scaled rotation
     "gemma3, tied": {
         "tied": True,
@@ -95,6 +104,29 @@ VARIANTS |= {
     "smollm3, tied": {"n_layers": 9, "tied": True},
     "lfm2": {"n_layers": 4},
     "lfm2, tied": {"n_layers": 5, "tied": True, "metadata": {"shortconv.l_cache": 4, "rope.freq_base": 1e6}},
+}
+# A short original context, so that the prompt is longer, and frequencies on both sides of the ramp and on it
+YARN = {
+    "context_length": 256,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 8.0,
+    "rope.scaling.original_context_length": 32,
+}
+# Of these llama.cpp reads none but attn_factor for llama and Qwen, and all but ext and attn_factor's for mistral3.
+YARN_KEYS = {
+    "rope.scaling.attn_factor": 1.3,
+    "rope.scaling.yarn_log_multiplier": 0.6,
+    "rope.scaling.yarn_beta_fast": 5.0,
+    "rope.scaling.yarn_beta_slow": 0.3,
+    "rope.scaling.yarn_ext_factor": 0.5,
+    "rope.scaling.yarn_attn_factor": 0.5,
+}
+VARIANTS |= {
+    "llama, tied, yarn": {"tied": True, "metadata": {**YARN, **YARN_KEYS}},
+    "qwen2, yarn": {"metadata": YARN},
+    "qwen3, yarn": {"metadata": {**YARN, **YARN_KEYS}},
+    "mistral3": {"metadata": {**YARN, **YARN_KEYS, "attention.temperature_scale": 1.0}},
+    "mistral3, tied, no scaling": {"tied": True},
 }
 PROMPT = (1, *np.random.default_rng(1).integers(3, len(TOKENS), size=59).tolist())
 
@@ -222,7 +254,22 @@ def test_planted_errors_show(
         ("gemma3, tied", ("rope_parameters", "full_attention", "rope_theta"), 1e4),
         ("gemma3, tied", ("rope_parameters", "full_attention", "factor"), 1.0),
         ("gemma3, every second layer local", ("layer_types",), ["full_attention", "sliding_attention"]),
+        ("gemma2", ("attn_logit_softcapping",), 50.0),
+        ("gemma2", ("final_logit_softcapping",), 30.0),
+        ("gemma2", ("sliding_window",), 17),
+        ("gemma2", ("layer_types",), ["full_attention", "sliding_attention"] * 2),
+        ("gemma2", ("query_pre_attn_scalar",), 16),
+        ("gemma2", ("attn_implementation",), "sdpa"),
         ("qwen3, tied, scaled", ("rope_parameters", "factor"), 1.0),
+        ("qwen2, yarn", ("rope_parameters", "factor"), 16.0),
+        ("qwen2, yarn", ("rope_parameters", "attention_factor"), 1.0),
+        ("qwen2, yarn", ("rope_parameters", "original_max_position_embeddings"), 256),
+        ("qwen2, yarn", ("rope_parameters", "beta_slow"), 0.1),
+        ("llama, tied, yarn", ("rope_parameters", "attention_factor"), 1.2079441541679836),
+        ("mistral3", ("rope_parameters", "attention_factor"), 1.2079441541679836),
+        ("mistral3", ("rope_parameters", "beta_fast"), 1.0),
+        ("mistral3", ("rope_parameters", "beta_slow"), 0.1),
+        ("mistral3", ("rope_parameters", "llama_4_scaling_beta"), 0.0),
         ("qwen3, tied, scaled", ("rms_norm_eps",), 1e-1),
         ("phi3", ("sliding_window",), 16),
         ("granite", ("embedding_multiplier",), 1.0),
@@ -279,13 +326,47 @@ def test_the_layers_of_gemma3_27b_have_their_own_scale(tmp_path: Path) -> None:
     assert _difference(torch_logits(tmp_path / "weights"), wanted) > MIN_PLANTED_ERROR
 
 
-def test_an_adapter_of_the_multimodal_class_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_the_multimodal_class_is_taken_for_its_text_part(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base.gguf", "gemma3", tied=True)
     write_base_weights(base, tmp_path / "weights")
     _random_adapter(tmp_path / "weights", tmp_path / "peft", "gemma3", 8, 16)
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "right.gguf", {})
     _change_names(tmp_path / "peft", lambda name: name.replace(".layers.", ".language_model.layers."))
-    with pytest.raises(InputError, match=r"language_model\.layers\.0\..* has no place in base\.gguf"):
-        write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+    assert (tmp_path / "adapter.gguf").read_bytes() == (tmp_path / "right.gguf").read_bytes()
+
+
+def test_patterns_of_rank_and_alpha_and_strange_names_are_what_peft_makes_of_them(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base.gguf", "llama")
+    write_base_weights(base, tmp_path / "weights")
+    patterns = {
+        "rank_pattern": {"q_proj": 4, "model.layers.1.mlp.up_proj": 2},
+        "alpha_pattern": {"layers.0.self_attn.q_proj": 24, "v_proj": 1.5},
+    }
+    wanted = _random_adapter(tmp_path / "weights", tmp_path / "peft", "llama", 8, 16, **patterns)
+    _change_names(
+        tmp_path / "peft",
+        lambda name: "base_model.model._orig_mod." + name.replace(".weight", ".default.weight"),
+    )
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "adapter.gguf", {})
+    merge_gguf(base, tmp_path / "adapter.gguf", tmp_path / "merged.gguf", metadata={})
+    (tmp_path / "clean").mkdir()
+    (in_proof,) = reference_logits(
+        BaseWeights(base),
+        directory_for_peft(tmp_path / "peft", tmp_path / "clean"),
+        [(PROMPT, 0)],
+        fields_for_peft(tmp_path / "peft"),
+    )
+    for found in (
+        llama_logits(base, tmp_path / "adapter.gguf"),
+        llama_logits(tmp_path / "merged.gguf"),
+        in_proof,
+    ):
+        assert _difference(found, wanted) <= MAX_LOGIT_DIFFERENCE
+    config_path = tmp_path / "peft" / "adapter_config.json"
+    config_path.write_text(json.dumps({**json.loads(config_path.read_text()), "alpha_pattern": {}}))
+    write_adapter_gguf(tmp_path / "peft", base, tmp_path / "other.gguf", {})
+    assert _difference(llama_logits(base, tmp_path / "other.gguf"), wanted) > MIN_PLANTED_ERROR
 
 
 def llama_logits(model: Path, adapter: Path | None = None) -> Floats:
@@ -316,12 +397,14 @@ def _logits_of(model: Any) -> Floats:
     return logits
 
 
-def _random_adapter(weights_dir: Path, out_dir: Path, architecture: str, rank: int, alpha: int) -> Floats:
+def _random_adapter(
+    weights_dir: Path, out_dir: Path, architecture: str, rank: int, alpha: int, **fields: Any
+) -> Floats:
     """Saves a random adapter on all matrices of the layers, a tenth as large as they are, and says its logits."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lora_targets(architecture)))
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lora_targets(architecture)), **fields)
     model = get_peft_model(_torch_model(weights_dir), config)
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():

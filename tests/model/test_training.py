@@ -50,12 +50,34 @@ def rows(n: int = 6, *, weighted: bool = False, seed: int = 0) -> list[TrainRow]
     return [*found, found[-1], TrainRow(found[0].prompt, (*tokens(2, 3), 2)), soft]
 
 
+WINDOWS = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 12,
+}
+# Positions are scaled from the ninth on, so that a tree's have to restart.
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
+# what is given to the configurations of transformers' model types
+OWN: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        **WINDOWS,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 0.5,
+        "attn_implementation": "eager",
+    },
+    "gemma3_text": WINDOWS,
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 0.5},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "ministral3": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5}},
+}
+
+
 def tiny_model(architecture: str) -> Any:
     """A PEFT model in float32 whose adapter already does something, so that gradients reach both of its halves."""
     go_offline()
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     sizes = {
         "vocab_size": VOCABULARY,
@@ -65,15 +87,11 @@ def tiny_model(architecture: str) -> Any:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 12,
+        "pad_token_id": None,
     }
     torch.manual_seed(0)
-    if architecture == "llama":
-        base = LlamaForCausalLM(LlamaConfig(**sizes))
-    else:
-        layers = ["sliding_attention", "full_attention", "sliding_attention"]
-        base = Gemma3ForCausalLM(
-            Gemma3TextConfig(**sizes, sliding_window=WINDOW, layer_types=layers, query_pre_attn_scalar=12)
-        )
+    config = CONFIG_MAPPING[architecture](**sizes, **OWN.get(architecture, {}))
+    base = AutoModelForCausalLM.from_config(config)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=names))
     for name, weight in model.named_parameters():
@@ -92,7 +110,7 @@ def gradient(model: Any, batch: Batch) -> tuple[float, Any]:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", *OWN])
 def test_a_tree_gives_the_gradients_of_the_padded_batch(architecture: str, weighted: bool) -> None:
     model = tiny_model(architecture)
     batch = rows(weighted=weighted)
@@ -103,10 +121,11 @@ def test_a_tree_gives_the_gradients_of_the_padded_batch(architecture: str, weigh
     assert float((found - expected).norm() / expected.norm()) <= MAX_GRADIENT_DIFFERENCE
 
 
-def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers() -> None:
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "granite"])
+def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers(architecture: str) -> None:
     import torch
 
-    model = tiny_model("llama")
+    model = tiny_model(architecture)
     batch = rows(weighted=True)
     nlls, weights = [], []
     with torch.no_grad():
@@ -125,7 +144,7 @@ def check(model: Any, batch: Sequence[TrainRow]) -> loss_module.TreeCheck:
 
 
 def test_the_check_of_the_first_batch_passes_a_right_tree() -> None:
-    found = check(tiny_model("gemma3"), rows())
+    found = check(tiny_model("gemma3_text"), rows())
     assert found.is_equal
     assert found.gradient_difference < MAX_GRADIENT_DIFFERENCE
 
@@ -155,7 +174,7 @@ def test_the_check_of_the_first_batch_finds_one_token_too_many(monkeypatch: pyte
 
 def test_the_check_of_the_first_batch_finds_a_lost_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "within_window", lambda batch, _window: batch.visible)
-    assert not check(tiny_model("gemma3"), rows()).is_equal
+    assert not check(tiny_model("gemma3_text"), rows()).is_equal
 
 
 _PROGRAM = """

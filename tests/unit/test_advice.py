@@ -77,10 +77,9 @@ def test_the_format_of_vicuna_is_advised_where_the_model_may_be_one(
 
 # how an adapter's tensors are named → what helps
 FOREIGN = {
-    "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.weight": "text part",
-    "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight": "text part",
+    "base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight": "text part",
     "base_model.model.model.vision_tower.blocks.0.attn.lora_A.weight": "text part",
-    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": "save_pretrained",
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.other.weight": "save_pretrained",
     "model.layers.0.self_attn.q_proj.lora_A.weight": "save_pretrained",
     "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": "--model",
     "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": "--model",

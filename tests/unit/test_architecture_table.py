@@ -27,7 +27,7 @@ def test_both_names_of_a_tensor_are_those_of_the_gguf_package(name: str) -> None
 
 def test_lora_targets_are_the_matrices_of_a_layer() -> None:
     seven = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    for architecture in ("llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3"):
+    for architecture in ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "granite", "smollm3", "mistral3"):
         assert lora_targets(architecture) == seven
     hybrid = ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w3", "w2")
     assert lora_targets("lfm2") == hybrid

@@ -58,10 +58,10 @@ def write_unmergeable(path: Path) -> Path:
 
 # what is wrong with the base → how it is written, the settings, what is said
 LATE: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "yarn": (
-        {"metadata": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}},
+    "longrope": (
+        {"metadata": {"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}},
         [],
-        "llama.rope.scaling.type is 'yarn'",
+        "llama.rope.scaling.type is 'longrope'",
     ),
     "no context": ({"metadata": {"context_length": None}}, [], "llama.context_length is None"),
     "no epsilon": ({"metadata": {"attention.layer_norm_rms_epsilon": None}}, [], "rms_epsilon is None"),
@@ -114,20 +114,26 @@ def test_an_adapter_for_a_base_that_cannot_be_proved_is_refused_before_anything_
 def test_all_faults_are_told_at_once(sg: Call, task: Path, tmp_path: Path) -> None:
     base = write_base(
         tmp_path / "base.gguf",
-        metadata={"rope.scaling.type": "yarn", "attention.layer_norm_rms_epsilon": 2.0},
+        metadata={"rope.scaling.type": "longrope", "attention.layer_norm_rms_epsilon": 2.0},
         without="output_norm.weight",
     )
     flags = ["--target-modules", "qkv_proj", "--max-input-tokens", "600"]
     result = sg("run", task, "--model", base, *flags)
     assert_says(
-        result.stderr, "yarn", "rms_epsilon is 2.0", "output_norm.weight", "qkv_proj", "chat template", "600"
+        result.stderr,
+        "longrope",
+        "rms_epsilon is 2.0",
+        "output_norm.weight",
+        "qkv_proj",
+        "chat template",
+        "600",
     )
 
 
 def test_a_base_that_is_refused_is_not_hashed(
     sg: Call, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = write_base(tmp_path / "base.gguf", metadata={"rope.scaling.type": "yarn"})
+    base = write_base(tmp_path / "base.gguf", metadata={"rope.scaling.type": "longrope"})
     hashed = []
     monkeypatch.setattr(begin, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
     assert sg("run", task, "--model", base).exit_code == 2

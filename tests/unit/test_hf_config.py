@@ -46,6 +46,11 @@ COMMON = {
 }
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 FACTORS = {"rope_factors_long.weight": [2.0] * 6, "rope_factors_short.weight": [1.1] * 6}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 128,
+}
 PARTIAL = {"rope.dimension_count": 12}
 
 
@@ -81,6 +86,40 @@ def test_config_of_qwen3(tmp_path: Path) -> None:
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
     }
+
+
+def test_config_of_gemma2(tmp_path: Path) -> None:
+    metadata = {
+        "attention.sliding_window": 16,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 12.5,
+        "rope.freq_base_swa": 10000.0,
+    }
+    assert config_of(tmp_path, "gemma2", metadata, n_layers=3) == {
+        **COMMON,
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "num_hidden_layers": 3,
+        "head_dim": WIDE_HEAD_DIM,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attn_implementation": "eager",
+        "query_pre_attn_scalar": WIDE_HEAD_DIM,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "tie_word_embeddings": True,
+        "rope_parameters": PLAIN_ROPE,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 12.5,
+        "use_bidirectional_attention": False,
+    }
+
+
+def test_gemma2_without_keys_has_the_numbers_of_llama_cpp(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "gemma2", n_layers=46)
+    assert config["sliding_window"] == 4096
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (50.0, 30.0)
+    assert config["query_pre_attn_scalar"] == HIDDEN // HEADS  # as in the 27B
 
 
 def test_config_of_gemma3(tmp_path: Path) -> None:
@@ -176,6 +215,62 @@ def test_config_of_granite(tmp_path: Path) -> None:
     assert (plain["residual_multiplier"], plain["attention_multiplier"]) == (1.0, 0.25)
 
 
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": pytest.approx(0.1 * np.log(4) + 1),
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "granite", "smollm3"])
+def test_yarn_is_that_of_llama_cpp(architecture: str, tmp_path: Path) -> None:
+    not_read = {"rope.scaling.yarn_beta_fast": 7.0, "rope.scaling.yarn_log_multiplier": 1.0}
+    assert config_of(tmp_path, architecture, {**YARN, **not_read})["rope_parameters"] == YARN_ROPE
+
+
+def test_yarn_without_a_factor_is_no_scaling(tmp_path: Path) -> None:
+    assert config_of(tmp_path, "qwen3", {"rope.scaling.type": "yarn"})["rope_parameters"] == PLAIN_ROPE
+
+
+def test_config_of_mistral3(tmp_path: Path) -> None:
+    metadata = {
+        **YARN,
+        "rope.scaling.yarn_beta_fast": 16.0,
+        "rope.scaling.yarn_beta_slow": 0.5,
+        "rope.scaling.yarn_log_multiplier": 1.0,
+        "attention.temperature_scale": 0.1,
+    }
+    assert config_of(tmp_path, "mistral3", metadata) == {
+        **COMMON,
+        "architectures": ["Ministral3ForCausalLM"],
+        "model_type": "ministral3",
+        "head_dim": WIDE_HEAD_DIM,
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            **YARN_ROPE,
+            "beta_fast": 16.0,
+            "beta_slow": 0.5,
+            "attention_factor": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    }
+
+
+def test_mistral3_without_scaling(tmp_path: Path) -> None:
+    """Mistral Small 3: transformers asks for both numbers where nothing is scaled."""
+    assert config_of(tmp_path, "mistral3")["rope_parameters"] == {
+        **PLAIN_ROPE,
+        "original_max_position_embeddings": CONTEXT,
+        "llama_4_scaling_beta": 0.0,
+    }
+
+
 def test_smollm3_does_not_rotate_every_fourth_layer(tmp_path: Path) -> None:
     config = config_of(tmp_path, "smollm3", n_layers=9)
     assert config["no_rope_layers"] == [1, 1, 1, 0, 1, 1, 1, 0, 1]
@@ -200,14 +295,15 @@ def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Pa
         if not spec.optional and not spec.heads:
             layer = 0 if spec.layers == CONV else 1
             got = loaded[f"model.layers.{layer}.{spec.hf}"]
-            norm_shift = 1 if architecture == "gemma3" and "norm" in spec.gguf else 0
+            norm_shift = 1 if "gemma" in architecture and "norm" in spec.gguf else 0
             wanted = values[f"blk.{layer}.{spec.gguf}"] - np.float32(norm_shift)
             assert np.array_equal(got.reshape(wanted.shape), wanted), spec.gguf
             assert got.ndim == wanted.ndim + spec.is_kernel
     last_norm = ARCHITECTURES[architecture].tensors[1]
-    shift = np.float32(architecture == "gemma3")
+    shift = np.float32("gemma" in architecture)
     assert np.array_equal(loaded[last_norm.hf], values[last_norm.gguf] - shift)
-    assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
+    if architecture != "gemma2":  # which has none
+        assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -257,7 +353,45 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"vectors": {"rope_freqs.weight": [1.0] * 8}},
         r"'rope_freqs\.weight' has no place in a qwen2 model",
     ),
-    "qwen2 with yarn": ("qwen2", {"metadata": {"rope.scaling.type": "yarn"}}, r"scaling\.type is 'yarn'"),
+    "qwen2 with longrope": (
+        "qwen2",
+        {"metadata": {"rope.scaling.type": "longrope"}},
+        r"qwen2\.rope\.scaling\.type is 'longrope', which cannot be converted",
+    ),
+    "qwen2 with yarn for a context that shrinks": (
+        "qwen2",
+        {"metadata": {**YARN, "rope.scaling.factor": 0.5}},
+        r"rope\.scaling\.factor is 0\.5, and YaRN is for contexts that grow",
+    ),
+    "qwen2 with yarn from no context": (
+        "qwen2",
+        {"metadata": {**YARN, "rope.scaling.original_context_length": 0}},
+        r"original_context_length is 0, not a positive integer",
+    ),
+    "qwen3 with yarn of which the two make different things": (
+        "qwen3",
+        {"metadata": {**YARN, "rope.scaling.original_context_length": 1}},
+        r"type is yarn with an original context of 1 tokens.* compute differently",
+    ),
+    "gemma2 with yarn": ("gemma2", {"metadata": YARN}, r"gemma2\.rope\.scaling\.type is 'yarn'"),
+    "gemma3 with yarn": ("gemma3", {"metadata": YARN}, r"gemma3\.rope\.scaling\.type is 'yarn'"),
+    "phi3 with yarn": ("phi3", {"metadata": YARN}, r"phi3\.rope\.scaling\.type is 'yarn'"),
+    "llama with yarn and Llama 3.1's divisors": (
+        "llama",
+        {"metadata": YARN, "vectors": {"rope_freqs.weight": [*[1.0] * 6, 4.0, 8.0]}},
+        r"rope_freqs\.weight does not follow the rule of Llama 3\.1",
+    ),
+    "mistral3 with strange numbers": (
+        "mistral3",
+        {
+            "metadata": {
+                "rope.scaling.yarn_beta_fast": 0.0,
+                "rope.scaling.yarn_log_multiplier": -1.0,
+                "attention.temperature_scale": float("nan"),
+            }
+        },
+        r"yarn_beta_fast is 0\.0[^\n]*\n.*yarn_log_multiplier is -1\.0[^\n]*\n.*temperature_scale is nan, not a number",
+    ),
     "qwen2, partly rotated": (
         "qwen2",
         {"metadata": PARTIAL},
@@ -282,6 +416,26 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama",
         {"metadata": {"rope.scaling.attn_factor": 1.19}},
         r"attn_factor is 1\.19.*, which transformers cannot express",
+    ),
+    "gemma2 without caps": (
+        "gemma2",
+        {"metadata": {"attn_logit_softcapping": 0.0, "final_logit_softcapping": -30.0}},
+        r"attn_logit_softcapping is 0\.0, not a number that caps[^\n]*\n.*final_logit_softcapping is -30\.0",
+    ),
+    "gemma2 with an output matrix": (
+        "gemma2",
+        {"vectors": {"output.weight": [[0.0] * HIDDEN] * len(TOKENS)}},
+        r"'output\.weight' has no place in a gemma2 model",
+    ),
+    "gemma2 without a window": (
+        "gemma2",
+        {"metadata": {"attention.sliding_window": 0}},
+        r"sliding_window is 0, with which no token would see one",
+    ),
+    "gemma2 with another base in its local layers": (
+        "gemma2",
+        {"metadata": {"rope.freq_base_swa": 500.0}},
+        r"freq_base_swa is 500\.0, and Gemma 2 in transformers has one base alone",
     ),
     "gemma3 without a norm": (
         "gemma3",

@@ -128,6 +128,19 @@ def test_what_autograd_saves_is_what_was_counted() -> None:
     assert layers - one_more == pytest.approx(saved, rel=0.01)
 
 
+def test_the_attention_scores_of_gemma_2_are_in_memory() -> None:
+    """saved_tensors_hooks: 8 bytes for each score of each head and layer, in float32 and in bfloat16."""
+    tokens = TaskTokens(instruction=80, demonstrations=0, input=21, answer=3)
+    settings = Settings(gradient_checkpointing="never", batch_size=8)
+    gemma3, gemma2 = (replace(SMOLLM2, architecture=name) for name in ("gemma3", "gemma2"))
+    for changes, n_scores in (({}, (80 + 8 * 24) ** 2), ({"prompt_tree": False}, 8 * (80 + 24) ** 2)):
+        used = [
+            need("train", model, replace(settings, **changes), tokens, on_gpu=False).host["activations"]
+            for model in (gemma3, gemma2)
+        ]
+        assert used[1] - used[0] == 8 * n_scores * SMOLLM2.n_heads * SMOLLM2.n_layers
+
+
 @pytest.mark.parametrize("on_gpu", [True, False])
 @pytest.mark.parametrize(
     ("step", "name", "values"),

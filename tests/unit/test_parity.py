@@ -29,6 +29,7 @@ def test_the_16_bit_copy_is_compared_on_the_cpu_and_the_merged_file_where_it_is_
     monkeypatch.setattr(parity, "sequences_logits", lambda *_: [logits])
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
+    monkeypatch.setattr(adapter_module, "directory_for_peft", lambda adapter_dir, _clean: adapter_dir)
     fields: list[object] = []
     monkeypatch.setattr(reference, "reference_logits", lambda *given: fields.append(given[3]) or [logits])
     run = finished_run
@@ -158,6 +159,7 @@ def test_the_base_is_measured_alone_only_where_the_adapter_differs(
     monkeypatch.setattr(parity, "sequences_logits", lambda *_: [zeros])
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
+    monkeypatch.setattr(adapter_module, "directory_for_peft", lambda adapter_dir, _clean: adapter_dir)
     monkeypatch.setattr(reference, "reference_logits", in_torch)
     run = finished_run
     files = [run.file(name) for name in ("adapter", "adapter.gguf")]

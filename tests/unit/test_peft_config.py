@@ -2,16 +2,19 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf_models import ALPHA, LAYERS, RANK, adapter_arrays, write_model, write_peft
+from messages import assert_says
 
 from sg_local.errors import InputError
 from sg_local.finetune.train import _clean_config
 from sg_local.gguf_header import read_header
-from sg_local.gguf_io.adapter import fields_for_peft, write_adapter_gguf
+from sg_local.gguf_io.adapter import fields_for_peft, read_adapter_gguf, write_adapter_gguf
 from sg_local.gguf_io.tensors import lora_targets
 
 ALL = list(lora_targets("llama"))
@@ -61,6 +64,11 @@ def of_layer(number: int) -> dict[str, Any]:
         {"layers_to_transform": "0"},
         {"rank_pattern": {ENDLESS: 2}},
         {"alpha_pattern": {ENDLESS: 2}},
+        {"rank_pattern": {"^q_proj": 4}},
+        {"rank_pattern": ["q_proj"]},
+        {"rank_pattern": {"q_proj": 0}},
+        {"rank_pattern": {"q_proj": 2}},  # and the tensors are of rank 4
+        {"alpha_pattern": {"q_proj": "8"}},
         {"modules_to_save": [ENDLESS]},
         {"trainable_token_indices": {"embed_tokens": [1]}},
         {"target_parameters": ["q_proj.weight"]},
@@ -108,7 +116,8 @@ def test_a_regular_expression_is_answered_with_the_names_to_write(base: Path, tm
         {"target_modules": [*ALL, "lm_head_of_another_model"]},
         {"target_modules": [f"self_attn.{name}" for name in ALL[:4]] + [f"mlp.{name}" for name in ALL[4:]]},
         {"exclude_modules": ["vision_tower", "proj"]},
-        {"layers_to_transform": list(range(LAYERS + 3)), "layers_pattern": "layers"},
+        {"layers_to_transform": list(range(LAYERS)), "layers_pattern": "layers"},
+        {"rank_pattern": {"q_proj": RANK, "of.another_model": 2}, "alpha_pattern": {"x": 3}},
         {"layers_to_transform": []},
         {"init_lora_weights": "gaussian"},
         {
@@ -129,6 +138,54 @@ def test_what_changes_nothing_is_taken(config: dict[str, Any], base: Path, tmp_p
 @pytest.mark.parametrize("layers", [1, [1], [1, 7]])
 def test_an_adapter_of_some_layers_is_exported_as_it_is(layers: object, base: Path, tmp_path: Path) -> None:
     assert export(tmp_path, base, {"layers_to_transform": layers}, of_layer(1)) == 2 * 7
+
+
+def test_fewer_layers_and_matrices_than_asked_for_are_said(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(tmp_path, base, {})
+    assert capsys.readouterr().err == ""
+    assert export(tmp_path, base, {"layers_to_transform": [0, LAYERS + 3]}, of_layer(0)) == 2 * 7
+    assert (
+        f"layers_to_transform names layer {LAYERS + 3}, and base.gguf has {LAYERS}" in capsys.readouterr().err
+    )
+    export(tmp_path, base, {}, of_layer(0))
+    assert_says(capsys.readouterr().err, "no tensors of 7 matrices", "such as model.layers.1.mlp.down_proj")
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: name.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"),
+        lambda name: "base_model.model." + name,
+        lambda name: name.replace("model.layers", "_orig_mod.model.layers"),
+        lambda name: name.replace("model.layers", "model.language_model.layers"),
+        lambda name: name.replace("model.layers", "language_model.model.layers"),
+    ],
+    ids=["default", "twice", "compiled", "text part", "old text part"],
+)
+def test_other_names_of_the_same_tensors_give_the_same_file(
+    renamed: Callable[[str], str], base: Path, tmp_path: Path
+) -> None:
+    export(tmp_path, base, {})
+    right = (tmp_path / "adapter.gguf").read_bytes()
+    arrays = {renamed(name): values for name, values in adapter_arrays().items()}
+    assert arrays.keys().isdisjoint(adapter_arrays())
+    export(tmp_path, base, {}, arrays)
+    assert (tmp_path / "adapter.gguf").read_bytes() == right
+    with pytest.raises(InputError, match="is there twice, under two names"):
+        export(tmp_path, base, {}, {**arrays, **of_layer(1)})
+
+
+def test_an_alpha_of_its_own_scales_b(base: Path, tmp_path: Path) -> None:
+    export(tmp_path, base, {})
+    plain = read_adapter_gguf(tmp_path / "adapter.gguf")
+    export(tmp_path, base, {"alpha_pattern": {"layers.1.self_attn.v_proj": 2 * ALPHA}})
+    found = read_adapter_gguf(tmp_path / "adapter.gguf")
+    assert found.alpha == ALPHA
+    for name, (a, b) in plain.tensors.items():
+        assert np.array_equal(found.tensors[name][0], a)
+        assert np.array_equal(found.tensors[name][1], b * (2 if name == "blk.1.attn_v.weight" else 1)), name
 
 
 def test_a_matrix_that_the_configuration_leaves_out_is_not_exported_as_if_it_were_in(
@@ -154,7 +211,9 @@ def test_peft_gets_fields_of_ours_alone(tmp_path: Path) -> None:
     strange = {"auto_mapping": {"a": 1}, "lora_dropout": "much", "task_type": [], "some_new_option": None}
     peft = write_peft(tmp_path / "peft", {**strange, "target_modules": "all-linear"}, of_layer(1))
     fields = fields_for_peft(peft)
-    assert fields.keys() <= {"r", "lora_alpha", "target_modules", "lora_dropout", "bias", "task_type"}
+    own = {"r", "lora_alpha", "target_modules", "lora_dropout", "bias", "task_type"}
+    assert fields.keys() == own | {"rank_pattern", "alpha_pattern"}
+    assert fields["rank_pattern"] == fields["alpha_pattern"] == {}
     assert (fields["r"], fields["lora_alpha"], fields["lora_dropout"]) == (RANK, ALPHA, 0.0)
     assert fields["task_type"] == "CAUSAL_LM"
     modules = fields["target_modules"]
