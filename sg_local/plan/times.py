@@ -94,7 +94,7 @@ def stage_works(
         "annotate": _annotate(settings, tokens, n_answered, load),
         "curate": Work(other_seconds=STAGE_SECONDS + n_answered / CURATED_PER_SECOND),
         "train": _train(model, settings, tokens, n_answered),
-        "export": _export(model, tokens),
+        "export": _export(model, settings, tokens),
         "evaluate": _evaluate(settings, tokens, n_answered, load),
     }
 
@@ -161,8 +161,9 @@ def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, n_answered
     )
 
 
-def _export(model: ModelSizes, tokens: TaskTokens) -> Work:
-    whole = tokens.instruction + tokens.demonstrations + tokens.input + TURN_TOKENS + tokens.answer
+def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens) -> Work:
+    shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
+    whole = shared + tokens.input + TURN_TOKENS + tokens.answer
     return Work(
         prompt_tokens=MODELS_IN_PROOF * PROOF_PROMPTS * whole,
         other_seconds=STAGE_SECONDS + TORCH_SECONDS + model.n_parameters / MERGED_WEIGHTS_PER_SECOND,

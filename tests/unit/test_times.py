@@ -77,6 +77,9 @@ def test_more_to_do_takes_longer() -> None:
     assert seconds_of("generate", n_real_inputs=160) < 0.1 * seconds_of("generate")
     assert seconds_of("annotate", n_real_inputs=160) > 0.7 * seconds_of("annotate")
     assert seconds_of("train", Settings(n_inputs=160, epochs=6)) > 1.8 * seconds_of("train")
+    # The examples are computed where the tuned model sees them.
+    shown = Settings(n_inputs=160, train_demonstrations=True)
+    assert seconds_of("export", shown) - seconds_of("export") == pytest.approx(4 * 16 * 108 / SPEED.prompt)
 
 
 def test_earlier_runs_correct_what_is_told() -> None:
