@@ -286,8 +286,8 @@ class ExportSettings(TrainSettings):
 
     quant: str = _setting(
         "auto",
-        "Type of model.gguf. base: each tensor keeps its type. auto: the coarsest that keeps what was trained, of "
-        "base, base with Q8_0 for half of the weights, Q8_0.",
+        "Type of model.gguf. base: each tensor keeps its own. auto: the coarsest that keeps what was trained, up to "
+        "Q8_0.",
         choices=("auto", "base", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
         everyday=True,
     )

@@ -70,6 +70,7 @@ def test_what_the_adapter_keeps_near_the_decision_is_measured_where_the_merged_f
     monkeypatch.setattr(parity, "sequences_logits", served)
     monkeypatch.setattr(parity, "_merged_type", lambda _path: "Q4_K")
     monkeypatch.setattr(adapter_module, "fields_for_peft", lambda _dir: {"r": 4})
+    monkeypatch.setattr(adapter_module, "directory_for_peft", lambda adapter_dir, _clean: adapter_dir)
     monkeypatch.setattr(reference, "reference_logits", lambda *_: trained)
     run = finished_run
     files = [run.file(name) for name in ("adapter", "adapter.gguf")]
