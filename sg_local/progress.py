@@ -43,14 +43,20 @@ _place_since = 0.0
 _shown: "list[_Status]" = []  # what is shown now: one thing, or nothing
 
 
-def set_place(place: PlaceInRun) -> None:
-    """Where in a run the lines of this process are, from now on."""
+@contextmanager
+def at_place(place: PlaceInRun) -> Iterator[None]:
+    """Where in a run the lines of the body are."""
     global _place, _place_since
+    before = _place, _place_since
     _place, _place_since = place, time.monotonic()
+    try:
+        yield
+    finally:
+        _place, _place_since = before
 
 
 def get_place() -> PlaceInRun:
-    """What was set last."""
+    """Where in a run this process is."""
     return _place
 
 

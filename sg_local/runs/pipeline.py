@@ -10,7 +10,7 @@ import signal
 import time
 
 from sg_local.errors import InputError, SgLocalError, signal_in_words
-from sg_local.progress import PlaceInRun, say, set_place
+from sg_local.progress import PlaceInRun, at_place, say
 from sg_local.runs import process
 from sg_local.runs.directory import NOT_FINISHED, Run
 from sg_local.runs.in_flight import forget, note_crash, recorded_by
@@ -57,10 +57,10 @@ def run_pipeline(
         number = f"{stages.index(stage) + 1}/{len(stages)}"
         place = f"[{number}] {stage}"
         say(place)
-        set_place(times.begin(stage, number) if times else PlaceInRun(number))
         started = time.monotonic()
         run.file(process.REASON_FILE).unlink(missing_ok=True)
-        code = _exit_code_after_crashes(run, stage, start_stage or process.in_child_process)
+        with at_place(times.begin(stage, number) if times else PlaceInRun(number)):
+            code = _exit_code_after_crashes(run, stage, start_stage or process.in_child_process)
         if code != 0:
             again = f"the run is kept; `sg-local {command}` with the same arguments goes on with {stage}"
             if code < 0:
@@ -73,7 +73,6 @@ def run_pipeline(
         if times:
             times.finish(stage)
         say(f"{place} done in {time.monotonic() - started:.0f} s")
-    set_place(PlaceInRun())
     if times:
         times.say_table()
     return True

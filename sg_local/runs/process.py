@@ -13,7 +13,7 @@ from sg_local import child_process
 from sg_local.child_process import ChildDied
 from sg_local.errors import GOES_ON, SgLocalError, outside_cause
 from sg_local.files import read_text, write_text
-from sg_local.progress import PlaceInRun, get_place, say, set_place
+from sg_local.progress import PlaceInRun, at_place, get_place, say
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.stage import run_stage
 
@@ -56,9 +56,9 @@ def work_on_stage(
     run_dir: str, stage: str, redo: bool, given: Mapping[str, Any], place: Mapping[str, Any]
 ) -> None:
     """A stage, in the process that was made for it."""
-    set_place(PlaceInRun(**place))
     try:
-        run_stage(open_run(Path(run_dir)).with_given(given), stage, redo=redo)
+        with at_place(PlaceInRun(**place)):
+            run_stage(open_run(Path(run_dir)).with_given(given), stage, redo=redo)
     except Exception as error:
         if (cause := outside_cause(error)) is None:
             raise

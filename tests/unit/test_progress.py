@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 from command_line import ROOT
 
 import sg_local.progress as progress_module
-from sg_local.progress import PlaceInRun, duration, progress, set_place, working
+from sg_local.progress import PlaceInRun, at_place, duration, get_place, progress, working
 
 
 class Clock(SimpleNamespace):
@@ -31,12 +32,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_a_stage_that_fails_leaves_its_place() -> None:
+    with suppress(RuntimeError), at_place(PlaceInRun("2/6")):
+        assert get_place().number == "2/6"
+        raise RuntimeError("planted")
+    assert get_place() == PlaceInRun()
+
+
 @pytest.fixture
 def in_run(clock: Clock) -> Iterator[None]:
     """The second stage of six, told 100 s, and 200 s after it."""
-    set_place(PlaceInRun("2/6", 100.0, 200.0))
-    yield
-    set_place(PlaceInRun())
+    with at_place(PlaceInRun("2/6", 100.0, 200.0)):
+        yield
 
 
 def shown(width: int) -> str:
@@ -129,16 +136,17 @@ def test_durations(seconds: float, told: str) -> None:
 
 CODE = """
 import time
-from sg_local.progress import PlaceInRun, progress, restore_terminal, set_place, working
+from sg_local.progress import PlaceInRun, at_place, progress, restore_terminal, working
 
-set_place(PlaceInRun("2/6", 200.0, 200.0))
-with working("export: comparing llama.cpp with torch"):
-    time.sleep(1.5)
-with progress("predict", 2, "inputs", detail=lambda: "310 prompt tok/s (97% shared), 95 generated tok/s") as advance:
-    advance(1)
-    print("an answer")
-    time.sleep(0.5)
-    restore_terminal()
+with at_place(PlaceInRun("2/6", 200.0, 200.0)):
+    with working("export: comparing llama.cpp with torch"):
+        time.sleep(1.5)
+    detail = lambda: "310 prompt tok/s (97% shared), 95 generated tok/s"
+    with progress("predict", 2, "inputs", detail=detail) as advance:
+        advance(1)
+        print("an answer")
+        time.sleep(0.5)
+        restore_terminal()
 """
 
 
