@@ -45,9 +45,9 @@ def test_where_no_trial_input_has_the_form_of_the_examples_inputs_of_any_form_pa
 ) -> None:
     calls: list[int] = []
 
-    def counted(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    def counted(engine: Engine, requests: Sequence[Request], *rest: Any) -> list[Completion]:
         calls.append(len(requests))
-        return generate(engine, requests)
+        return generate(engine, requests, *rest)
 
     monkeypatch.setattr(stage, "generate", counted)
     run = begun(tmp_path)

@@ -63,7 +63,7 @@ def test_unsloths_forward_gets_an_additive_mask_that_is_kept_and_not_cut() -> No
         base_model_prefix="model",
         model=decoder,
         get_output_embeddings=lambda: head,
-        config=SimpleNamespace(),
+        config=SimpleNamespace(_attn_implementation="sdpa"),
     )
     model = SimpleNamespace(get_base_model=lambda: causal)
     batch = tree_batch([TrainRow((1, 5, 6), (7, 2)), TrainRow((1, 5, 8), (3, 2))])

@@ -78,7 +78,8 @@ def files_with(text: str, directory: Path) -> set[str]:
 def test_a_string_of_the_test_rows_is_in_nothing_that_training_used_or_left(finished: Path) -> None:
     found = files_with(CANARY, finished)
     answers = {str(path.relative_to(finished)) for path in (finished / "predictions").glob("*.jsonl")}
-    assert found == {"test.jsonl", *answers}  # the search can find it
+    # The search can find it: in the rows, and in what is made after the training, answers and the page that shows them.
+    assert found == {"test.jsonl", "report.html", *answers}
     assert len(answers) == 5
     names = {path.relative_to(finished).parts[0] for path in finished.rglob("*") if path.is_file()}
     assert {"train.jsonl", "adapter", "adapter.gguf", "model.gguf", "Modelfile", "manifest.json"} <= names
