@@ -97,8 +97,8 @@ def scores(run: Path) -> list[float]:
     return [row["exact_match"] for row in read_rows(run / "predictions/tuned_merged.jsonl")]
 
 
-def gain(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "evaluation.json").read_text())["gain"]
+def gain(run: Path, over: str = "gain") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "evaluation.json").read_text())[over]
     return found
 
 
@@ -115,9 +115,11 @@ def test_shuffled_labels_bring_no_gain(finished: Path, place: Path) -> None:
     )
     for stage in ("curate", "train", "export", "evaluate"):
         sg_local(stage, run, place=place)
-    assert gain(finished)["verdict"] == "better"
+    assert gain(finished)["verdict"] == gain(finished, "gain_over_best")["verdict"] == "better"
     assert gain(run)["verdict"] != "better"
-    assert gain(run)["mean"] <= 0.05
+    # Over few-shot prompting (0.33 of 60 rows) what is left is that every answer is a label. Scoring the labels gives
+    # that without any training (0.48); training on shuffled ones gives no more.
+    assert gain(run, "gain_over_best")["mean"] <= 0.05
     honest, shuffled = scores(finished), scores(run)
     assert sum(honest) > sum(shuffled)
     assert paired_test(honest, shuffled) < 0.05
