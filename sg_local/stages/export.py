@@ -219,7 +219,8 @@ def _write_ggufs(
             write(quant)
         with working("export: comparing llama.cpp with torch"):
             attempt = Attempt(quant, merged.stat().st_size, trained().compare(merged))
-        say(f"export: {tables.size(attempt.size_bytes)}; {attempt.parity.in_words()}")
+        # In MiB however large: the types that are tried differ by a fifth.
+        say(f"export: {attempt.size_bytes / 1024**2:.0f} MiB; {attempt.parity.in_words()}")
         return attempt
 
     first, *others = types_to_try(read_header(base.path), settings, _changed(adapter))

@@ -83,7 +83,7 @@ def measured(run: Run, quant: str) -> dict[str, Any]:
         rows, _ = evaluate._scored_rows(copy)
         # Greedy answers alone: the probabilities of the labels are not scored here.
         way = evaluate.ways_to_answer(copy)[Contender.TUNED_MERGED]._replace(has_probabilities=False)
-        merged, _ = evaluate._predict(copy, Contender.TUNED_MERGED, way, rows)
+        merged, _ = evaluate._predict(copy, Contender.TUNED_MERGED, way, rows, lambda _n_rows: None)
         size_bytes = way.model.stat().st_size
     assert [row["input"] for row in answered] == [row["input"] for row in merged], "other rows than the run's"
     return {
