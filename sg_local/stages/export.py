@@ -42,7 +42,6 @@ from sg_local.proof.parity import (
     trained_in_run,
     trained_on_texts,
 )
-from sg_local.report import tables
 from sg_local.runs.begin import describe_base, read_model, require_base
 from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.prompt import demonstrations, template_source

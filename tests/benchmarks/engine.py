@@ -5,7 +5,7 @@
     loop                  14.30   14.1  - 14.6     9.05
 
     python tests/benchmarks/engine.py [--repetitions 5] [--only annotate,evaluate] [--model FILE.gguf]
-                                      [--llama-server FILE] [--wide]
+                                      [--llama-server FILE] [--wide] [--no-transformers]
 
 --llama-server: llama.cpp's own server, built by hand, as one more contender, over HTTP. --wide: the same token ids on a
 model of random weights with a vocabulary of 151,936 tokens (0.6 billion weights), in place of the real one.
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads, separated by commas")
     parser.add_argument("--model", type=Path, help="a GGUF file; SmolLM2-135M-Instruct in F16 if not given")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's server, as one more contender")
+    parser.add_argument("--no-transformers", action="store_true", help="leave out the slowest contender")
     parser.add_argument("--wide", action="store_true", help="random weights, a vocabulary of 151,936 tokens")
     parser.add_argument("--memory", action="store_true", help="measure this process' memory alone")
     arguments = parser.parse_args()
@@ -122,7 +123,7 @@ def main() -> None:
                 workload,
                 servers,
                 arguments.repetitions,
-                not arguments.wide,
+                has_transformers=not (arguments.wide or arguments.no_transformers),
             )
         if arguments.wide:
             return
