@@ -3,7 +3,7 @@
     >>> import sg_local
     >>> result = sg_local.run("support-inbox", model="smollm2-135m", settings=sg_local.Settings(n_inputs=160))
     >>> result.scores["base_few_shot"], result.scores["tuned_merged"]
-    (0.34, 0.69)
+    (0.34, 0.71)
     >>> sg_local.predict(["Where is my parcel?"], model=result.model)
     ['delivery']
 
