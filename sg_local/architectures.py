@@ -25,14 +25,17 @@ class TensorSpec(NamedTuple):
     optional: str = ""  # all tensors of a model that have the same word here are there, or none
     plus_one: bool = False  # the GGUF has the value that is multiplied with, Hugging Face that minus one
     layers: str = ""  # of hybrid models: ATTENTION or CONV, the layers that have it; "": all of them
-    is_kernel: bool = (
-        False  # of a convolution: Hugging Face has (rows, 1, columns), and LoRA does not change it
-    )
+    # Of a convolution: Hugging Face has (rows, 1, columns), and LoRA does not change it.
+    is_kernel: bool = False
 
     @property
     def module(self) -> str:
         """The last name of Hugging Face's module that has the tensor, for example q_proj."""
         return self.hf.split(".")[-2]
+
+    def is_in(self, layer_kind: str) -> bool:
+        """Whether a layer of this kind has it."""
+        return self.layers in ("", layer_kind)
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,8 @@ class Architecture:
     default_tied: bool = False  # tie_word_embeddings
     derives_heads: bool = True  # num_key_value_heads and head_dim come from num_attention_heads
     renamed: dict[str, str] = field(default_factory=dict)  # keys of config.json that others call otherwise
-    adjusted: tuple[
-        str, ...
-    ] = ()  # those from which the class computes the size; the tensors' shapes tell it
+    # Those from which the class computes a size: in an original config.json another number may stand.
+    adjusted: tuple[str, ...] = ()
 
     @property
     def is_hybrid(self) -> bool:
@@ -84,7 +86,7 @@ class Architecture:
 
     def tensors_of(self, layer_kind: str) -> tuple[TensorSpec, ...]:
         """The tensors of a layer of this kind."""
-        return tuple(tensor for tensor in self.layer_tensors if tensor.layers in ("", layer_kind))
+        return tuple(tensor for tensor in self.layer_tensors if tensor.is_in(layer_kind))
 
 
 _COMPUTED = Computed()

@@ -28,9 +28,8 @@ class Dimensions:
     n_kv_heads: int
     head_dim: int
     n_rotated: int  # the first so many dimensions of a head are rotated by position
-    layer_kinds: tuple[str, ...] = field(
-        default=(), kw_only=True
-    )  # of a hybrid model; (): all layers are alike
+    # Of a hybrid model; (): all layers are alike.
+    layer_kinds: tuple[str, ...] = field(default=(), kw_only=True)
     conv_tokens: int = field(default=0, kw_only=True)  # that a short convolution looks at
 
     @property

@@ -370,7 +370,6 @@ class _Placing:
             self._submit(unit, number, last_node)
 
     def _submit(self, unit: Unit, number: int, last_node: str) -> None:
-
         place = unit.path(self.bench).relative_to(self.bench).as_posix()
         base = unit.base.path.relative_to(self.bench).as_posix() if unit.base else ""
         attempt = f"{place} {number} {secrets.token_hex(4)}"

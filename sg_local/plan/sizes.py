@@ -39,7 +39,7 @@ class ModelSizes(Dimensions):
     def matrices(self) -> list[tuple[str, tuple[int, ...], int]]:
         """Matrices of the layers: target_modules' name for them, (rows, columns), and how many layers have them."""
         return [
-            (spec.module, self.sizes(spec.shape), sum(spec.layers in ("", kind) for kind in self.kinds))
+            (spec.module, self.sizes(spec.shape), sum(map(spec.is_in, self.kinds)))
             for spec in ARCHITECTURES[self.architecture].matrices
         ]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import write_tiny_llama
+from tiny_models import write_tiny_llama, write_tiny_model
 
 from sg_local.llama.engine import Engine, open_engine
 from sg_local.llama.scoring import sequence_logits
@@ -25,6 +25,8 @@ WITH_PROMPT: list[From] = [
 ]
 
 
+# lfm2: a state for each sequence, which llama.cpp has to part where the shared tokens end
+@pytest.mark.parametrize("architecture", ["llama", "lfm2"])
 @pytest.mark.parametrize(
     ("sequences", "n_ctx", "batches"),
     [
@@ -36,9 +38,19 @@ WITH_PROMPT: list[From] = [
     ],
 )
 def test_sequences_that_fit_a_batch_go_together_and_do_not_see_one_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequences: list[From], n_ctx: int, batches: list[int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    sequences: list[From],
+    n_ctx: int,
+    batches: list[int],
 ) -> None:
-    with open_engine(write_tiny_llama(tmp_path / "tiny.gguf"), n_ctx=256, n_parallel=1) as engine:
+    path = tmp_path / "tiny.gguf"
+    if architecture == "llama":
+        write_tiny_llama(path)
+    else:
+        write_tiny_model(path, architecture, n_layers=4)
+    with open_engine(path, n_ctx=256, n_parallel=1) as engine:
         alone = [sequence_logits(engine, *sequence) for sequence in sequences]
         engine.n_ctx = n_ctx
         sizes: list[int] = []
