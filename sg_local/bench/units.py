@@ -4,7 +4,7 @@
     Unit(run, Ablation("rank", 8)).name       "sst2 with rank=8"       it begins with what the run of sst2 has
     for ended in in_turn(units, ...)          as they end: (unit, True, None)
 
-on_ray.py places the same units on the nodes of a cluster.
+placing.py places the same units on the nodes of a cluster.
 """
 
 from collections.abc import Callable, Iterator, Sequence

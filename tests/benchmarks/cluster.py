@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from finished_run import HEADER, MODEL_TEMPLATE, TENSORS
 from gguf_bytes import tiny_gguf
 
-from sg_local.bench import on_ray
+from sg_local.bench.cluster import ClusterOptions, Share
 from sg_local.bench.node import Job, Needs
+from sg_local.bench.placing import FarDesk, Placing
 from sg_local.bench.units import Unit
 from sg_local.runs.begin import create_or_open_run, read_model
 from sg_local.settings import Settings
@@ -40,7 +41,7 @@ def second(desk: Any, _job: Job, attempt: str, _names: Any) -> dict[str, Any]:
     """In place of a run."""
     import ray
 
-    far = on_ray.FarDesk(desk)
+    far = FarDesk(desk)
     far.tell(attempt, ray.get_runtime_context().get_node_id(), "began")
     time.sleep(RUN_SECONDS)
     return {"error": None}
@@ -76,14 +77,14 @@ def main() -> None:
 
         def place_runs(some: list[Unit]) -> float:
             begun = time.monotonic()
-            placing = on_ray._Placing(
-                on_ray.ClusterOptions("auto"),
+            placing = Placing(
+                ClusterOptions("auto"),
                 some,
                 bench,
                 model,
                 lambda _unit: True,
                 needs,
-                on_ray.Share(CPUS / given.slots, 0, 0),
+                Share(CPUS / given.slots, 0, 0),
                 {},
                 task=second,
             )

@@ -16,10 +16,11 @@ import pytest
 from finished_run import HEADER, MODEL_TEMPLATE, TENSORS, finish_run
 from gguf_bytes import tiny_gguf
 
-from sg_local.bench import on_ray
 from sg_local.bench.ablation import Ablation
+from sg_local.bench.cluster import ClusterOptions, Share
 from sg_local.bench.desk import Desk
 from sg_local.bench.node import Job, Needs
+from sg_local.bench.placing import MAX_TRIES, FarDesk, Placing
 from sg_local.bench.units import Ended, Unit
 from sg_local.errors import InputError
 from sg_local.files import write_rows
@@ -55,7 +56,7 @@ def cluster() -> Iterator[None]:
 
 def scripted(desk: Any, job: Job, attempt: str, _names: Any) -> dict[str, Any]:
     """In place of a run: crates kills its worker the first time, drawers fails, others are finished."""
-    far = on_ray.FarDesk(desk)
+    far = FarDesk(desk)
     far.tell(attempt, ray.get_runtime_context().get_node_id(), "began")
     with (Path(job.needs.bench) / "calls.txt").open("a") as file:
         file.write(f"{job.place}\n")
@@ -112,14 +113,14 @@ class Bench:
         def can_begin(unit: Unit) -> bool:
             return unit.base is None or unit.base.first_unfinished() is None
 
-        placing = on_ray._Placing(
-            on_ray.ClusterOptions("auto", **options),
+        placing = Placing(
+            ClusterOptions("auto", **options),
             units,
             self.path,
             self.model,
             can_begin,
             self.needs,
-            on_ray.Share(1, 0, 0),
+            Share(1, 0, 0),
             left_out or {},
             task=task,
         )
@@ -167,7 +168,7 @@ def test_what_dies_again_and_again_is_given_up(cluster: None, bench: Bench) -> N
     (ended,) = bench.place([Unit(bench.runs[0])], dies_always)
     assert ended.error
     assert "WorkerCrashedError" in str(ended.error)
-    assert bench.calls == ["boxes"] * on_ray.MAX_TRIES
+    assert bench.calls == ["boxes"] * MAX_TRIES
 
 
 def finds_its_disk_full(_desk: Any, _job: Job, _attempt: str, _names: Any) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def test_no_run_is_placed_on_a_node_that_is_left_out(
             if len(waited) == 3:
                 raise KeyboardInterrupt
 
-        patch.setattr(on_ray._Placing, "_read_news", interrupt)
+        patch.setattr(Placing, "_read_news", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(ends)
     assert waited == [0, 0, 0]
@@ -201,7 +202,7 @@ def test_no_run_is_placed_on_a_node_that_is_left_out(
 
 
 def works_for_long(desk: Any, _job: Job, attempt: str, _names: Any) -> dict[str, Any]:
-    far = on_ray.FarDesk(desk)
+    far = FarDesk(desk)
     far.tell(attempt, ray.get_runtime_context().get_node_id(), "began")
     time.sleep(600)
     return {"error": None}
@@ -210,7 +211,7 @@ def works_for_long(desk: Any, _job: Job, attempt: str, _names: Any) -> dict[str,
 @pytest.mark.timeout(300)
 def test_an_interruption_ends_what_was_begun(cluster: None, bench: Bench) -> None:
     ends = bench.place([Unit(run) for run in bench.runs], works_for_long, max_in_flight=2)
-    placed = on_ray._Placing._read_news
+    placed = Placing._read_news
 
     def interrupt(self: Any) -> None:
         placed(self)
@@ -218,7 +219,7 @@ def test_an_interruption_ends_what_was_begun(cluster: None, bench: Bench) -> Non
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_ray._Placing, "_read_news", interrupt)
+        patch.setattr(Placing, "_read_news", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(ends)
     deadline = time.monotonic() + 60
@@ -237,7 +238,7 @@ class Slow:
 def waits_for_its_desk(desk: Any, job: Job, attempt: str, _names: Any) -> dict[str, Any]:
     at_work = Path(job.needs.bench) / f"{job.place}.at_work"
     at_work.touch()
-    on_ray.FarDesk(ray.remote(Slow).options(num_cpus=0).remote()).wait()
+    FarDesk(ray.remote(Slow).options(num_cpus=0).remote()).wait()
     n_at_work = len(list(at_work.parent.glob("*.at_work")))
     at_work.unlink()
     return {"error": None if n_at_work <= 2 else f"{n_at_work} at a time", "exit_code": 1}
@@ -253,7 +254,7 @@ def test_a_run_that_waits_for_the_desk_lends_its_processors_to_nobody(cluster: N
 @pytest.mark.timeout(300)
 def test_an_error_of_the_desk_arrives_as_it_is(cluster: None, bench: Bench) -> None:
     write_rows(bench.runs[0].file("train.jsonl"), [{"id": 0}])
-    desk = on_ray.FarDesk(ray.remote(Desk).options(num_cpus=0).remote(str(bench.path), str(bench.model.path)))
+    desk = FarDesk(ray.remote(Desk).options(num_cpus=0).remote(str(bench.path), str(bench.model.path)))
     assert desk.piece("boxes", "train.jsonl", 0) == b'{"id": 0}\n'
     with pytest.raises(InputError, match="no file of a run") as caught:
         desk.piece("boxes", "settings.toml", 0)
