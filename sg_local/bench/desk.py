@@ -25,10 +25,12 @@ from sg_local.runs.process import REASON_FILE
 from sg_local.runs.stage_files import BEGUN_WITH, REVIEW, STAGE_FILES
 
 PIECE_BYTES = 8 << 20
+MAX_FILES = 100  # of a run: twice what one with all baselines has
 MANIFEST = "manifest.json"
 WEIGHTS = (".gguf", ".safetensors")
 GIVEN = (*BEGUN_WITH, REVIEW)  # what no stage writes: it goes to a node, and does not come back
 _ARRIVING = ".arriving"
+_MAX_DEPTH = 3  # of a run in the bench: ablations/rank=8/sst2
 _MAX_TEXT_BYTES = 1 << 20
 # All that goes to a node and comes from it. Checkpoints stay where they are: they are of use to the same node alone.
 _PATTERNS = (
@@ -73,13 +75,14 @@ class Desk:
 
     def expect(self, place: str, attempt: str) -> None:
         """From now on a run is worked on by this try alone."""
+        run = self._run(place)
         self._attempts[place] = attempt
         self._sums = {key: found for key, found in self._sums.items() if key[0] != place}
-        remove_tree(self._bench / place / _ARRIVING)
+        remove_tree(run / _ARRIVING)
 
     def files(self, place: str) -> list[FileFacts]:
         """The files of a run as they are here, without weights that stayed on a node."""
-        run = self._bench / place
+        run = self._run(place)
         return [
             FileFacts(path.relative_to(run).as_posix(), path.stat().st_size, sha256_file(path))
             for path in run_files(run)
@@ -87,12 +90,12 @@ class Desk:
 
     def settings(self, place: str) -> str:
         """The settings of a run: with a path of this machine in it, it does not go as a file."""
-        return read_text(self._bench / place / "settings.toml", _MAX_TEXT_BYTES)
+        return read_text(self._run(place) / "settings.toml", _MAX_TEXT_BYTES)
 
     def piece(self, place: str, name: str, offset: int) -> bytes:
         """A piece of one of these files."""
         _require_name(name)
-        return _piece(self._bench / place / name, offset)
+        return _piece(self._run(place) / name, offset)
 
     def model_piece(self, offset: int) -> bytes:
         """A piece of the base."""
@@ -100,10 +103,12 @@ class Desk:
 
     def take(self, place: str, attempt: str, name: str, offset: int, data: bytes) -> None:
         """Takes a piece of a file that a run wrote; the pieces come in their order."""
-        self._require_latest(place, attempt)
+        path = self._latest(place, attempt) / _ARRIVING / name
         _require_written(name)
-        path = self._bench / place / _ARRIVING / name
         if offset == 0:
+            _require_so_many(
+                sum(where == place for where, _ in self._sums.keys() - {(place, name)}) + 1, place
+            )
             self._sums[place, name] = hashlib.sha256()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +135,9 @@ class Desk:
         kept: where the run's weights are, if they stay on the node. is_model_here: the node has the base at the same
         path. Raises SgLocalError where a file is not what was sent; then all stays as it was.
         """
-        self._require_latest(place, attempt)
-        run = self._bench / place
+        run = self._latest(place, attempt)
+        there = {path.relative_to(run).as_posix() for path in run_files(run)}
+        _require_so_many(len((there | {item[0] for item in files}) - set(removed)), place)
         for name, _, sha256 in files:
             _require_written(name)
             if (place, name) not in self._sums or self._sums.pop((place, name)).hexdigest() != sha256:
@@ -161,9 +167,21 @@ class Desk:
         news, self._news = self._news, []
         return news
 
-    def _require_latest(self, place: str, attempt: str) -> None:
+    def _run(self, place: str) -> Path:
+        """The directory of a run that was begun here. Raises InputError for any other place: none is made."""
+        parts = Path(place).parts
+        run = self._bench / place
+        is_below = not Path(place).is_absolute() and ".." not in parts and len(parts) <= _MAX_DEPTH
+        if not is_below or not (run / "settings.toml").is_file():
+            raise InputError(f"{place!r} is no run of the bench")
+        return run
+
+    def _latest(self, place: str, attempt: str) -> Path:
+        """The same, for the latest try."""
+        run = self._run(place)
         if self._attempts.get(place) != attempt:
             raise InputError(f"{place} is worked on elsewhere by now")
+        return run
 
 
 def run_files(run: Path) -> Iterator[Path]:
@@ -196,6 +214,11 @@ def _require_name(name: str) -> None:
     is_known = any(path.match(item) and len(path.parts) == len(Path(item).parts) for item in _PATTERNS)
     if path.is_absolute() or ".." in path.parts or not is_known:
         raise InputError(f"{name!r} is no file of a run")
+
+
+def _require_so_many(n_files: int, place: str) -> None:
+    if n_files > MAX_FILES:
+        raise InputError(f"{place} has more than {MAX_FILES} files, which no run has")
 
 
 def _require_written(name: str) -> None:

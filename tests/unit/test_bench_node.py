@@ -3,6 +3,7 @@
 The desk answers directly here, without Ray; a stage's process is replaced by what would have written its files.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from messages import assert_says
 
 import sg_local.bench.node as node_module
 from sg_local.bench.ablation import Ablation, begin_ablation
-from sg_local.bench.desk import PIECE_BYTES, Desk, FileFacts
+from sg_local.bench.desk import MAX_FILES, PIECE_BYTES, Desk, FileFacts, run_files
 from sg_local.bench.node import Job, Needs, cluster_root, differences_of, look_at_node, rows_depend_on, work
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_json, sha256_file, write_text
@@ -299,6 +300,49 @@ def test_only_files_of_a_run_pass_the_desk(place: Place, name: str) -> None:
         place.desk.take("inbox", "inbox 1", name, 0, b"x")
     with pytest.raises(InputError, match="no file of a run"):
         place.desk.keep("inbox", "inbox 1", [], [name], None, True)
+
+
+@pytest.mark.parametrize(
+    "where", ["..", "../bench/inbox", "inbox/..", "a/b/c/d", "other", "", "/etc", "begun"]
+)
+def test_only_runs_of_the_bench_are_places(place: Place, where: str) -> None:
+    """Nothing is read elsewhere, and no directory is made for a node."""
+    where = where.replace("begun", str(place.run.path))
+    deep = place.bench / "a/b/c/d"
+    shutil.copytree(place.run.path, deep)
+    before = sorted(place.bench.parent.rglob("*"))
+    for call in (
+        lambda: place.desk.expect(where, "1"),
+        lambda: place.desk.files(where),
+        lambda: place.desk.settings(where),
+        lambda: place.desk.piece(where, "task.toml", 0),
+        lambda: place.desk.take(where, "1", "train.jsonl", 0, b"x"),
+    ):
+        with pytest.raises(InputError, match="no run of the bench"):
+            call()
+    assert sorted(place.bench.parent.rglob("*")) == before
+
+
+def test_a_run_has_no_more_files_than_a_run_can_have(place: Place) -> None:
+    place.desk.expect("inbox", "inbox 1")
+    empty = hashlib.sha256().hexdigest()
+
+    def send(number: int) -> None:
+        name = f"predictions/{number}.jsonl"
+        place.desk.take("inbox", "inbox 1", name, 0, b"")
+        place.desk.keep("inbox", "inbox 1", [FileFacts(name, 0, empty)], [], None, True)
+
+    n_there = len(list(run_files(place.run.path)))
+    for number in range(MAX_FILES - n_there):
+        send(number)
+    with pytest.raises(InputError, match=f"{MAX_FILES} files"):
+        send(MAX_FILES)
+    assert len(list(run_files(place.run.path))) == MAX_FILES
+    place.desk.expect("inbox", "inbox 2")
+    for number in range(MAX_FILES):
+        place.desk.take("inbox", "inbox 2", f"predictions/{number}.jsonl", 0, b"")
+    with pytest.raises(InputError, match=f"{MAX_FILES} files"):
+        place.desk.take("inbox", "inbox 2", "train.jsonl", 0, b"")
 
 
 def test_a_large_file_goes_in_pieces(place: Place, stages: ScriptedStages, tmp_path: Path) -> None:
