@@ -28,15 +28,21 @@ from sg_local.runs.begin import ModelFile
 MAX_TRIES = 3  # of a run whose worker or node dies
 SECONDS_BETWEEN_LINES = 10.0
 END_SECONDS = 5.0  # for workers to end
+SECONDS_BETWEEN_NEWS = 1.0
+GATHER_SECONDS = 0.05  # runs that end within are collected together: each time all that are in flight are looked at
 _NODE_ID = "ray.io/node-id"  # Ray's own label
 
 
 class FarDesk:
-    """Passes calls on to the desk, from a worker. Raises the desk's own errors."""
+    """Passes calls on to the desk, from a worker. Raises the desk's own errors. What is told waits for no answer."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._waiter = ThreadPoolExecutor(1)
+
+    def tell(self, attempt: str, node_id: str, what: str) -> None:
+        """As the desk's, later."""
+        self._handle.tell.remote(attempt, node_id, what)
 
     def __getattr__(self, name: str) -> Any:
         import ray
@@ -93,7 +99,7 @@ class Placing:
         self._in_flight: dict[Any, _Try] = {}
         self._seconds: list[float] = []
         self._n_ended = 0
-        self.last_line = time.monotonic()
+        self._last_line = self._last_news = time.monotonic()
         self.names = {node.id: node.name for node in ray_nodes()}
         here = ray.get_runtime_context().get_node_id()
         desk_class = ray.remote(Desk)
@@ -107,9 +113,10 @@ class Placing:
                 yield from self._place()
                 if not self._in_flight:
                     continue
-                done, others = ray.wait(list(self._in_flight), num_returns=1, timeout=1.0)
-                done += ray.wait(others, num_returns=len(others), timeout=0)[0] if done and others else []
-                self._read_news()
+                done = self._wait()
+                is_due = time.monotonic() - self._last_news >= SECONDS_BETWEEN_NEWS
+                if is_due or not all(self._in_flight[ref].began for ref in done):
+                    self._read_news()
                 for ref in done:
                     if ended := self._ended(ref, self._in_flight.pop(ref)):
                         self._n_ended += 1
@@ -120,6 +127,16 @@ class Placing:
                 ray.cancel(ref, force=True)
             if self._in_flight:
                 ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=END_SECONDS)
+
+    def _wait(self) -> list[Any]:
+        """What ended, after SECONDS_BETWEEN_NEWS at most."""
+        import ray
+
+        refs = list(self._in_flight)
+        if not ray.wait(refs, num_returns=1, timeout=SECONDS_BETWEEN_NEWS)[0]:
+            return []
+        done, _ = ray.wait(refs, num_returns=len(refs), timeout=GATHER_SECONDS)
+        return list(done)
 
     def _place(self) -> Iterator[Ended]:
         """Gives Ray what can begin."""
@@ -187,7 +204,8 @@ class Placing:
         if error_text := outcome["error"]:
             kind = InputError if outcome["exit_code"] == InputError.exit_code else SgLocalError
             return Ended(unit, True, kind(error_text))
-        self._seconds.append(time.monotonic() - one.began)
+        if one.began:
+            self._seconds.append(time.monotonic() - one.began)
         say(f"{unit.name} is finished on {node} ({self._counts(1)})")
         return Ended(unit, True)
 
@@ -212,6 +230,7 @@ class Placing:
             raise InputError("\n".join(f"{node.name}: {self.left_out[node.id]}" for node in nodes))
 
     def _read_news(self) -> None:
+        self._last_news = time.monotonic()
         tries = {one.attempt: one for one in self._in_flight.values()}
         news = self._far.news()
         if {item.node_id for item in news} - self.names.keys():  # one that joined later
@@ -228,9 +247,9 @@ class Placing:
         return f"{waiting} waiting, {running} running, {self._n_ended + change} ended"
 
     def _say_status(self) -> None:
-        if time.monotonic() - self.last_line < SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
-        self.last_line = time.monotonic()
+        self._last_line = time.monotonic()
         running = [one for one in self._in_flight.values() if one.began]
         shown = [
             f"{one.unit.name} on {self._name(one.node_id)}{f' after {one.stage}' if one.stage else ''}"
