@@ -18,15 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from sg_local.bench.desk import GIVEN, MANIFEST, PIECE_BYTES, WEIGHTS, FileFacts, run_files
 from sg_local.bench.units import finish
-from sg_local.errors import InputError, SgLocalError, outside_cause
+from sg_local.errors import SgLocalError, outside_cause
 from sg_local.files import atomic_path, parse_json, remove_tree, sha256_file, toml_text, write_text
-from sg_local.finetune.environment import require_trainer
+from sg_local.finetune.environment import NEEDED, missing_packages
 from sg_local.models import make_store_directory, store_root
 from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 from sg_local.report import tables
@@ -102,12 +101,9 @@ def look_at_node(needs: Needs) -> NodeFacts:
     shares = _shares_bench(needs)
     model = where_is_model(needs)
     faults = []
-    try:
-        require_trainer(needs.trainer)
-    except InputError as error:
-        faults.append(str(error))
-    if find_spec("llama_cpp") is None:
-        faults.append("llama-cpp-python is not installed there: `pip install 'sg-local[train]'`")
+    wanted = [name for name in NEEDED if name != "unsloth" or needs.trainer == "unsloth"]
+    if missing := missing_packages(["llama_cpp", *wanted]):
+        faults.append(f"it is without {', '.join(missing)}: `pip install 'sg-local[train]'` there")
     if needs.base_weights and not Path(needs.base_weights).is_dir():
         faults.append(f"--base-weights {needs.base_weights} is not there: copy it to the same path")
     if not (shares and model == "same"):

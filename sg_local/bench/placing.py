@@ -29,7 +29,9 @@ MAX_TRIES = 3  # of a run whose worker or node dies
 SECONDS_BETWEEN_LINES = 10.0
 END_SECONDS = 5.0  # for workers to end
 SECONDS_BETWEEN_NEWS = 1.0
-GATHER_SECONDS = 0.05  # runs that end within are collected together: each time all that are in flight are looked at
+GATHER_SECONDS = (
+    0.05  # runs that end within are collected together: each time all that are in flight are looked at
+)
 _NODE_ID = "ray.io/node-id"  # Ray's own label
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,10 +46,14 @@ def require_trainer(trainer: str) -> None:
         )
 
 
+def missing_packages(packages: Iterable[str]) -> list[str]:
+    """Those that are not installed here."""
+    return [name for name in packages if find_spec(name) is None]
+
+
 def require_training_packages(packages: tuple[str, ...]) -> None:
     """Raises InputError with the missing packages and the command that installs them."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
+    if missing := missing_packages(packages):
         raise InputError(
             f"training needs {', '.join(missing)}, not installed here: `pip install 'sg-local[train]'`, "
             "or `make install` in a source checkout; then run the same command again"

@@ -251,7 +251,7 @@ def test_a_node_says_what_it_lacks(
 ) -> None:
     monkeypatch.setattr(node_module.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
     first, second = look_at_node(place.needs).faults
-    assert_says(first, "torch", "sg-local[train]")
+    assert first == "it is without torch: `pip install 'sg-local[train]'` there"
     assert_says(second, "nothing of disk is free", cluster_root(), "SG_LOCAL_HOME")
     assert place.work()["unfit"] == f"{first}; {second}"
     assert not cluster_root().exists()
