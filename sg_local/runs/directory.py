@@ -188,26 +188,24 @@ class Run:
         if fault := self._fault_of_written(stage, entry, name):
             raise InputError(f"{self.file(name)} {fault}: {remedy}")
         if not self.file(name).is_file():
-            note = read_json(self.file(KEPT_REMOTE), MAX_MANIFEST_BYTES)
-            raise InputError(
-                f"{self.file(name)} was left on {note.get('node')}, in {note.get('directory')}: copy it from there"
-            )
+            raise InputError(f"{self.file(name)} {self.left_on_node(name, entry['writes'][name])}")
         return self.file(name)
 
-    def _kept_remote(self) -> dict[str, str]:
-        """Weights that are on another machine -> their hashes."""
+    def left_on_node(self, name: str, sha256: str) -> str:
+        """Where a file of this content was left on another machine; "" where none was."""
         if not self.file(KEPT_REMOTE).exists():
-            return {}
+            return ""
         match read_json(self.file(KEPT_REMOTE), MAX_MANIFEST_BYTES):
-            case {"files": dict(files)}:
-                return files
-        return {}
+            case {"node": str(node), "directory": str(directory), "files": dict(files)}:
+                if files.get(name) == sha256:
+                    return f"was left on {node}, in {directory}: copy it from there"
+        return ""
 
     def _fault_of_written(self, stage: str, entry: dict[str, Any], name: str) -> str:
         """What is wrong with a file that a stage wrote: "is gone"; "" where nothing is."""
         path, sha256 = self.file(name), entry["writes"][name]
         if not path.is_file():
-            return "" if self._kept_remote().get(name) == sha256 else "is gone"
+            return "" if self.left_on_node(name, sha256) else "is gone"
         size_bytes = path.stat().st_size
         if name in STAGE_FILES[stage].editable:
             return "is empty" if size_bytes == 0 and sha256_file(path) != sha256 else ""

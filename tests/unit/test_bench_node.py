@@ -21,6 +21,7 @@ from sg_local.bench.desk import MAX_FILES, PIECE_BYTES, Desk, FileFacts, run_fil
 from sg_local.bench.node import Job, Needs, cluster_root, differences_of, look_at_node, rows_depend_on, work
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import read_json, sha256_file, write_text
+from sg_local.proof.verify import checks
 from sg_local.runs.begin import create_or_open_run, read_model
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.pipeline import run_pipeline
@@ -223,6 +224,12 @@ def test_weights_that_stay_on_their_node(place: Place, stages: ScriptedStages) -
         run.written_file("model.gguf")
     assert_says(str(caught.value), "10.0.0.7", place.there)
     assert (place.there / "model.gguf").is_file()
+    with pytest.raises(SgLocalError) as fault:
+        list(checks(str(run.path), with_parity=False))
+    lines = str(fault.value).splitlines()
+    assert [line.split(" was left on 10.0.0.7, in ")[0] for line in lines] == [
+        str(run.file(name)) for name in ("adapter/adapter_model.safetensors", "adapter.gguf", "model.gguf")
+    ]
     manifest = run.manifest()
     manifest["stages"]["export"]["writes"]["model.gguf"] = "0" * 64  # of a later export
     write_text(run.file("manifest.json"), json.dumps(manifest))
