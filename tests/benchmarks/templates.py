@@ -50,6 +50,7 @@ INPUT = "Where is my {{ parcel }}?"
 SENT: tuple[list[Message], ...] = (
     [{"role": "user", "content": INPUT}],
     [{"role": "system", "content": OTHER_INSTRUCTION}, {"role": "user", "content": INPUT}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": INPUT}],
 )
 
 # Runs in an environment that has xllamacpp: [path, [messages, ...]] in, [prompt or error, ...] out. It ends without
@@ -139,7 +140,7 @@ def _try(source: str, shown: bool, path: Path) -> dict[str, Any]:
         )
         trained = [
             tokenizer.encode_prompt(own, answer_messages(instruction, INPUT, demonstrations))
-            for instruction in (INSTRUCTION, OTHER_INSTRUCTION)
+            for instruction in (INSTRUCTION, OTHER_INSTRUCTION, INSTRUCTION)
         ]
         programs = {}
         for program, render in (("llama-cpp-python", _llama_cpp_python), ("transformers", _transformers)):
@@ -175,7 +176,7 @@ def _encode(vocab: Any, text: str, add_special: bool = False) -> list[int]:
 
 def _differences(texts: list[str], found: list[list[int]], trained: list[list[int]]) -> str:
     """ "" where all prompts have the trained token ids."""
-    names = ("a message alone", "a system message")
+    names = ("a message alone", "a system message", "an empty system message")
     different = [
         f"{name}: {text[-200:]!r}"
         for name, text, ids, wanted in zip(names, texts, found, trained, strict=True)

@@ -112,6 +112,16 @@ def test_a_system_message_takes_the_place_of_the_instruction(kind: str):
     assert as_llama_cpp_python(source, sent) == trained(template, "Translate.", SHOWN)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("role", "content"), [("system", ""), ("system", " \n"), ("developer", "")])
+def test_an_empty_system_message_is_none(kind: str, role: str, content: str):
+    """Programs with a field for the system prompt send it empty where the user leaves it empty."""
+    template = template_of(KINDS[kind])
+    source = require_served(template, AWKWARD, SHOWN)
+    sent: list[Message] = [{"role": role, "content": content}, user("my parcel")]
+    assert as_llama_cpp_python(source, sent) == trained(template, AWKWARD, SHOWN)
+
+
 def test_earlier_turns_pass_as_the_base_writes_them():
     source = require_served(template_of(CHATML), "Sort it.")
     sent = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
