@@ -1,7 +1,7 @@
 """The chat template that a tuned model carries: for a user's message alone it writes the prompt that was trained.
 
     {%- set enable_thinking = false -%}
-    {%- if ... messages[0]['content'] is empty -%}{%- set messages = messages[1:] -%}{%- endif -%}
+    {%- if ... the system message is empty -%}{%- set messages = messages[1:] -%}{%- endif -%}
     {%- if messages[0]['role'] != 'system' and messages[0]['role'] != 'developer' -%}
     {%- set messages = [{'role': 'system', 'content': 'Sort this message.'}] + messages -%}
     {%- endif -%}{{- '' }}{%- for message in messages %}...          the base's own template, as it is
@@ -27,9 +27,12 @@ from sg_local.task import Example
 _STRFTIME = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"\\]*)(?P=quote)\s*\)""")
 _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _NO_SYSTEM = "messages[0]['role'] != 'system' and messages[0]['role'] != 'developer'"
+# Where the base's template can take parts of a message, llama.cpp makes a part of each text.
 _WITHOUT_EMPTY_SYSTEM = (
-    f"{{%- if messages[1:] and not ({_NO_SYSTEM}) and messages[0]['content'] is string "
-    "and (messages[0]['content'] | trim) == '' -%}{%- set messages = messages[1:] -%}{%- endif -%}"
+    f"{{%- if messages[1:] and not ({_NO_SYSTEM}) -%}}{{%- set sg_system = messages[0]['content'] -%}}"
+    "{%- if sg_system and sg_system is not string -%}{%- set sg_system = sg_system[0]['text'] -%}{%- endif -%}"
+    "{%- if not sg_system or (sg_system | trim) == '' -%}{%- set messages = messages[1:] -%}{%- endif -%}"
+    "{%- endif -%}"
 )
 # Conversations that other programs may send: the user's message alone, a system message of the user, earlier turns.
 _SENT = (("user",), ("system", "user"), ("user", "assistant", "user"))

@@ -7,9 +7,10 @@
     Hermes-2-Pro.jinja           refused: ... the GGUF's chat template failed (TypeError: ...)
     70 templates, 4 refused, same in llama-cpp-python 66, transformers 66, llama.cpp 66
 
-Each template is tried with and without demonstrations: for a user's message alone, and with a system message. A program
-has to get the token ids that are trained; llama.cpp's own Jinja runs in xllamacpp's server (/apply-template), the
-others' in their own code. All texts are tokenized by llama.cpp, as their programs do it with a GGUF.
+Each template is tried with and without demonstrations: for a user's message alone, with a system message, and with an
+empty one. A program has to get the token ids that are trained; llama.cpp's own Jinja runs in xllamacpp's server
+(/apply-template), the others' in their own code. All texts are tokenized by llama.cpp, as their programs do it with a
+GGUF.
 """
 
 import argparse
