@@ -123,7 +123,9 @@ class Placing:
                     if ended := self._ended(ref, self._in_flight.pop(ref)):
                         self._n_ended += 1
                         yield ended
-                self._say_status()
+                if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+                    yield from self._give_up_dead_nodes()
+                    self._say_status()
         finally:
             for ref in self._in_flight:
                 ray.cancel(ref, force=True)
@@ -211,6 +213,19 @@ class Placing:
         say(f"{unit.name} is finished on {node} ({self._counts(1)})")
         return Ended(unit, True)
 
+    def _give_up_dead_nodes(self) -> Iterator[Ended]:
+        """Of a machine that lost its power or network nothing is heard; Ray would wait for its answer for minutes."""
+        import ray
+
+        alive = {node.id for node in ray_nodes()}
+        for ref, one in list(self._in_flight.items()):
+            if one.node_id and one.node_id not in alive:
+                del self._in_flight[ref]
+                ray.cancel(ref, force=True)
+                if ended := self._again(one, f"the node {self._name(one.node_id)} died"):
+                    self._n_ended += 1
+                    yield ended
+
     def _again(self, one: _Try, why: str) -> Ended | None:
         if one.number >= MAX_TRIES:
             return Ended(
@@ -249,8 +264,6 @@ class Placing:
         return f"{waiting} waiting, {running} running, {self._n_ended + change} ended"
 
     def _say_status(self) -> None:
-        if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
-            return
         self._last_line = time.monotonic()
         running = [one for one in self._in_flight.values() if one.began]
         shown = [

@@ -258,7 +258,7 @@ def measure_real_runs(n_rounds: int) -> None:
                     "seconds": bench_seconds(place, "without", chosen),
                     "ray_start_seconds": ray_start_seconds(),
                     "seconds_with_ray": bench_seconds(
-                        place, "with_ray", chosen, "--ray", "auto", "--gpus-per-run", "0"
+                        place, "with_ray", chosen, "--ray", "local", "--gpus-per-run", "0"
                     ),
                 }
             )

@@ -16,6 +16,7 @@ import pytest
 from finished_run import HEADER, MODEL_TEMPLATE, TENSORS, finish_run
 from gguf_bytes import tiny_gguf
 
+import sg_local.bench.placing as placing_module
 from sg_local.bench.ablation import Ablation
 from sg_local.bench.cluster import ClusterOptions, Share
 from sg_local.bench.desk import Desk
@@ -170,6 +171,22 @@ def test_what_dies_again_and_again_is_given_up(cluster: None, bench: Bench) -> N
     assert ended.error
     assert "WorkerCrashedError" in str(ended.error)
     assert bench.calls == ["boxes"] * MAX_TRIES
+
+
+def works_for_long_once(desk: Any, job: Job, attempt: str, names: Any) -> dict[str, Any]:
+    return works_for_long(desk, job, attempt, names) if attempt.startswith("boxes 1 ") else {"error": None}
+
+
+@pytest.mark.timeout(300)
+def test_a_node_of_which_nothing_is_heard_is_given_up_when_ray_calls_it_dead(
+    cluster: None, bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without power closes no connection: a call to it waits for minutes."""
+    monkeypatch.setattr(placing_module, "SECONDS_BETWEEN_LINES", 2.0)
+    ends = bench.place([Unit(bench.runs[0])], works_for_long_once)
+    monkeypatch.setattr(placing_module, "ray_nodes", list)
+    assert [one.error for one in ends] == [None]
+    assert "boxes: the node" in capsys.readouterr().err
 
 
 def finds_its_disk_full(_desk: Any, _job: Job, _attempt: str, _names: Any) -> dict[str, Any]:
