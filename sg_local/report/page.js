@@ -31,9 +31,16 @@ for (const box of document.querySelectorAll("[data-rows]")) {
     const falls = head.getAttribute("aria-sort") === "ascending";
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", falls ? "descending" : "ascending");
-    const keys = new Map(rows.map((row) => [row, row.cells[column].textContent.trim()]));
+    // The interval below a number is not sorted by; a row without a value comes last, either way.
+    const keys = new Map(rows.map((row) => [row, (row.cells[column].firstChild?.textContent ?? "").trim()]));
+    const hasNumbers = [...keys.values()].every((key) => !Number.isNaN(Number(key)));
     const order = new Intl.Collator("en", { numeric: true });
-    rows.sort((a, b) => order.compare(keys.get(a), keys.get(b)) * (falls ? -1 : 1));
+    const compare = hasNumbers ? (a, b) => a - b : order.compare;
+    rows.sort((a, b) => {
+      const [one, other] = [keys.get(a), keys.get(b)];
+      if (!one || !other) return !one - !other;
+      return compare(one, other) * (falls ? -1 : 1);
+    });
     body.append(...rows);
     show();
   }
