@@ -31,8 +31,9 @@ for (const box of document.querySelectorAll("[data-rows]")) {
     const falls = head.getAttribute("aria-sort") === "ascending";
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", falls ? "descending" : "ascending");
-    // The interval below a number is not sorted by; a row without a value comes last, either way.
-    const keys = new Map(rows.map((row) => [row, (row.cells[column].firstChild?.textContent ?? "").trim()]));
+    // A cell that also shows an interval says what it is sorted by. A row without a value comes last, either way.
+    const keyOf = (cell) => cell.dataset.value ?? cell.textContent.trim();
+    const keys = new Map(rows.map((row) => [row, keyOf(row.cells[column])]));
     const hasNumbers = [...keys.values()].every((key) => !Number.isNaN(Number(key)));
     const order = new Intl.Collator("en", { numeric: true });
     const compare = hasNumbers ? (a, b) => a - b : order.compare;

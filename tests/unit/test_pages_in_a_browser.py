@@ -178,11 +178,9 @@ def test_the_page_of_a_run_is_worked_by_keys_alone(chromium: Any, new_run: Run) 
 
 def test_columns_of_numbers_are_sorted_as_numbers(chromium: Any, bench_page: Path) -> None:
     text = bench_page.read_text()
-    for gain, p in (
-        ("-0.050", "0.5"),
-        ("-0.250", "0.11"),
-    ):  # letter by letter, the second comes after the first
-        text = re.sub(r'(class="n">)\+0\.\d+(<br>)', rf"\g<1>{gain}\g<2>", text, count=1)
+    for gain, p in (("-0.050", "0.5"), ("-0.250", "0.11")):  # as texts, -0.250 and 0.11 would come last
+        found = r'data-value="0\.\d+" class="n"><div>\+[\d.]+'
+        text = re.sub(found, f'data-value="{gain}" class="n"><div>{gain}', text, count=1)
         text = text.replace(">0.001<", f">{p}<", 1)
     bench_page.write_text(text)
     with tab(chromium, bench_page.as_uri()) as page:
