@@ -137,6 +137,7 @@ def assert_prints(page: Any) -> None:
     page.set_viewport_size({"width": 700, "height": 1000})  # what A4 leaves
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("nav, .controls, .all").locator("visible=true").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
