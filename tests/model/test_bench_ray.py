@@ -22,6 +22,7 @@ from sg_local.bench.cluster import ClusterOptions, Share
 from sg_local.bench.desk import Desk
 from sg_local.bench.node import Job, Needs
 from sg_local.bench.placing import MAX_TRIES, FarDesk, Placing
+from sg_local.bench.ray_connection import connected
 from sg_local.bench.units import Ended, Unit
 from sg_local.errors import InputError
 from sg_local.files import write_rows
@@ -277,3 +278,15 @@ def test_an_error_of_the_desk_arrives_as_it_is(cluster: None, bench: Bench) -> N
     with pytest.raises(InputError, match="no file of a run") as caught:
         desk.piece("boxes", "settings.toml", 0)
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_cluster_that_does_not_start_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_options: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray's node.py does
+
+    monkeypatch.setattr(ray, "init", slow)
+    with (
+        pytest.raises(InputError, match="--ray auto: The current node timed out during startup"),
+        connected("auto"),
+    ):
+        pass
