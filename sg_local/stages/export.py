@@ -50,6 +50,9 @@ from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
 
 EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
+# llama.cpp drops spaces beside special tokens where a model's name has one of these (llama-vocab.cpp), and does not
+# load a vocabulary of another kind under such a name.
+_NAMES_FOR_TOKENS = (("phi-3", "phi3"), ("modern-bert",))
 _WORK = ".sg-local-export"  # in the directory of an export from elsewhere, while it is made
 _WORK_FILES = (*EXPORTED_FROM_ELSEWHERE, "base.gguf")
 
@@ -111,7 +114,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         own_directory(work)
         run = _run_of(adapter_dir)
         metadata = {
-            "general.name": f"{base.path.stem} with {directory_name(adapter_dir)}",
+            "general.name": _name(base, f"with {directory_name(adapter_dir)}"),
             **(_task_metadata(run) if run else {}),
             **_origin(base),
         }
@@ -321,12 +324,23 @@ def _chat_templates(run: Run, source: str) -> dict[str, str]:
 def _metadata(run: Run) -> dict[str, str]:
     """What the exported files say about themselves; `predict` reads sg_local.task."""
     return {
-        "general.name": f"{run.model.path.stem} tuned for {run.task.name}",
+        "general.name": _name(run.model, f"tuned for {run.task.name}"),
         **_task_metadata(run),
         "sg_local.train_sha256": sha256_file(run.file("train.jsonl")),
         "sg_local.manifest_sha256": _manifest_sha256(run),
         **_origin(run.model),
     }
+
+
+def _name(base: BaseModel, what: str) -> str:
+    """What the exported files are called: after the base's file, unless llama.cpp would tokenize otherwise for that."""
+    own = str(read_header(base.path).metadata.get("general.name", ""))
+    name = f"{base.path.stem} {what}"
+    return name if _tokenized_by_name(name) == _tokenized_by_name(own) else own or "tuned"
+
+
+def _tokenized_by_name(name: str) -> list[bool]:
+    return [any(part in name.lower() for part in parts) for parts in _NAMES_FOR_TOKENS]
 
 
 def _task_metadata(run: Run) -> dict[str, str]:

@@ -375,6 +375,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "gemma2 with yarn": ("gemma2", {"metadata": YARN}, r"gemma2\.rope\.scaling\.type is 'yarn'"),
     "gemma3 with yarn": ("gemma3", {"metadata": YARN}, r"gemma3\.rope\.scaling\.type is 'yarn'"),
+    "lfm2 with yarn": ("lfm2", {"metadata": YARN}, r"lfm2\.rope\.scaling\.type is 'yarn'"),
     "phi3 with yarn": ("phi3", {"metadata": YARN}, r"phi3\.rope\.scaling\.type is 'yarn'"),
     "llama with yarn and Llama 3.1's divisors": (
         "llama",
