@@ -127,11 +127,11 @@ def silent(line: str) -> None:
 
 def test_the_shipped_list_is_sound() -> None:
     models = {model.name: model for model in list_models()}
-    assert list(models)[0] == "smollm2-135m"
+    assert next(iter(models)) == "smollm2-135m"
     assert {model.architecture for model in models.values()} <= set(ARCHITECTURES)
     for model in models.values():  # Where a licence asks for a notice, it is there.
         assert bool(model.notice) == model.licence.startswith(("Llama", "Gemma")), model.name
-    small, vicuna = models.values()
+    small, vicuna = models["smollm2-135m"], models["vicuna-7b-v1.5"]
     assert (small.size_bytes, small.licence, small.prompt_format) == (98362432, "Apache-2.0", "gguf")
     assert small.file_name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert small.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
