@@ -48,7 +48,7 @@ SCORE_BYTES = 8
 MAX_COPY_SHARE_OF_MEMORY = 0.25
 MAX_SHARD_BYTES = GIB  # gguf_io/base_weights.py
 PROOF_PROMPTS = 16  # proof/parity.py
-NEAR_PROMPTS, NEAR_TOKENS = 48, 8  # proof/near.py
+NEAR_PROMPTS, LEAST_NEAR_PROMPTS, NEAR_TOKENS = 48, 16, 8  # proof/near.py
 PROOF_TOKENS_AT_ONCE = 4096  # finetune/reference.py
 CHECKPOINTS = 3  # finetune/train.py keeps two, and one more while it is written
 
@@ -111,15 +111,19 @@ def estimate(
         _engine("generate", model, settings, on_gpu, 2 * model.n_parameters if copies else model.file_bytes),
         store_disk=copy if copies else {},
     )
+    annotate = replace(
+        makes,
+        step="annotate",
+        tokens=n_prompts * (prefix + n_inputs * (tokens.input + answers)),
+        store_disk={},
+    )
+    if scores_labels:  # the labels' logits alone are read
+        read = N_BATCH * tokens.labels // (tokens.input + tokens.labels)
+        annotate = replace(annotate, host={**annotate.host, "logits": 4 * read * model.vocab})
     export = replace(_export(model, settings, tokens, on_gpu), store_disk=copy)
     return [
         replace(makes, tokens=prefix + n_inputs * tokens.input),
-        replace(
-            makes,
-            step="annotate",
-            tokens=n_prompts * (prefix + n_inputs * (tokens.input + answers)),
-            store_disk={},
-        ),
+        annotate,
         _train(model, settings, tokens, on_gpu),
         export,
         replace(
@@ -142,21 +146,38 @@ def kv_cache_bytes(model: ModelSizes, n_ctx: int, n_sequences: int) -> int:
 
 def batch_tokens(settings: Settings, tokens: TaskTokens) -> int:
     """Tokens of a training batch: in a tree what rows share stands once (finetune/batches.py), else in each row."""
-    shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
+    shared = _trained_prompt(settings, tokens)
     own = tokens.input + tokens.answer
     if settings.prompt_tree and not settings.lora_dropout:
         return shared + settings.batch_size * own
     return settings.batch_size * (shared + own)
 
 
-def _engine(step: str, model: ModelSizes, settings: Settings, on_gpu: bool, weights_bytes: int) -> Need:
-    """llama.cpp with one context: weights, key-value memory, and buffers for a batch of 512 tokens."""
+def _trained_prompt(settings: Settings, tokens: TaskTokens) -> int:
+    """What all rows that are trained on, and compared after it, begin with."""
+    return tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
+
+
+def _engine(
+    step: str,
+    model: ModelSizes,
+    settings: Settings,
+    on_gpu: bool,
+    weights_bytes: int,
+    n_outputs: int = N_BATCH,
+) -> Need:
+    """llama.cpp with one context: weights, key-value memory, and buffers for a batch of 512 tokens.
+
+    n_outputs: tokens of a batch whose logits are read. In host memory, pages of a buffer that nothing was written to do
+    not count.
+    """
     kv = kv_cache_bytes(model, settings.n_ctx, settings.n_parallel)
     # Its largest node is the logits of a whole batch: 98.3 MiB reported for a vocabulary of 49,152, of which 96 are
     # these. Attention scores are never whole in memory: flash attention is on by itself.
-    compute = 4 * N_BATCH * (model.vocab + model.hidden)
+    written = N_BATCH if on_gpu else n_outputs
+    compute = 4 * (written * model.vocab + N_BATCH * model.hidden)
     # The logits that are read, in host memory on any device; grown to what a batch asked for.
-    outputs = {"logits": 4 * N_BATCH * model.vocab}
+    outputs = {"logits": 4 * n_outputs * model.vocab}
     host = {"process": LLAMA_PROCESS_BYTES}
     n_offloaded = model.n_layers + 1 if settings.n_gpu_layers < 0 else settings.n_gpu_layers
     share = min(1.0, n_offloaded / (model.n_layers + 1)) if on_gpu else 0.0
@@ -268,36 +289,28 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
     merged = model.file_bytes
     if settings.quant not in KEEPS_TYPES:
         merged = int(QUANT_BYTES[settings.quant] * model.n_parameters)
-    longest = tokens.instruction + tokens.demonstrations + tokens.input + tokens.answer
+    longest = _trained_prompt(settings, tokens) + tokens.input + tokens.answer
     # One process does all of it, and has CUDA's libraries once a model was on the card.
     process = {"process": PROOF_PROCESS_BYTES, **({"CUDA libraries": CUDA_LIBRARIES_BYTES} if on_gpu else {})}
     # For each token of an answer, and one prompt's in the making: of torch and llama.cpp with and without the adapter,
     # and one more where the base is looked at alone; then, near the decision too, of torch and one file.
-    near = NEAR_PROMPTS * (min(tokens.answer, NEAR_TOKENS) + 1)
+    n_near = _near_prompts(settings)
+    near = n_near * (min(tokens.answer, NEAR_TOKENS) + 1)
     rows = PROOF_PROMPTS * tokens.answer
     logits = 4 * model.vocab * (max(4 * rows, 3 * rows + near, 2 * (rows + near)) + longest)
-    # No gradients, so one layer's at a time, for as many prompts as are computed at once (finetune/reference.py).
-    n_prompts = PROOF_PROMPTS + NEAR_PROMPTS
+    n_prompts = PROOF_PROMPTS + n_near
     at_once = max(longest, min(n_prompts * longest, PROOF_TOKENS_AT_ONCE))
-    q = model.n_heads * model.head_dim
     torch_host = {
         **process,
-        # One layer is read at a time, or the output matrix: in 16 bits, and then in 32.
-        "a part of the weights": (2 + 4) * _largest_part(model),
+        **_reference(model, at_once, longest),
         "LoRA weights": 2 * 4 * lora,
         "logits": logits,
-        "activations": 4
-        * at_once
-        * (
-            4 * model.hidden
-            + 4 * q
-            + 3 * model.intermediate
-            + (3 * model.n_heads * longest if model.keeps_scores else 0)
-        ),
     }
     needed = replace(settings, n_parallel=1, n_ctx=max(LEAST_N_CTX, longest))
-    served = _engine("export", model, needed, on_gpu, merged)
-    in_16_bit = _engine("export", model, needed, False, 2 * model.n_parameters)
+    # Those of answers alone are read, of many prompts behind what they share.
+    n_outputs = max(1, N_BATCH * tokens.answer // (tokens.input + tokens.answer))
+    served = _engine("export", model, needed, on_gpu, merged, n_outputs)
+    in_16_bit = _engine("export", model, needed, False, 2 * model.n_parameters, n_outputs)
     hosts, resident = [torch_host], [sum(torch_host.values())]
     for engine in (served, in_16_bit):
         parts = {**engine.host, **process}
@@ -314,18 +327,36 @@ def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: b
         host,
         {"file pages": max(resident) - sum(host.values())},
         run_disk={"adapter.gguf": 4 * lora, "model.gguf": merged, **between},
-        tokens=(PROOF_PROMPTS * 4 + NEAR_PROMPTS * 2) * longest,
+        tokens=(PROOF_PROMPTS * 4 + n_near * 2) * longest,
     )
+
+
+def _near_prompts(settings: Settings) -> int:
+    """How many rows near the decision are compared: of those that curate drops as unsure; none of too few."""
+    n_unsure = settings.n_inputs - math.ceil(settings.keep_confident * settings.n_inputs)
+    return min(n_unsure, NEAR_PROMPTS) if n_unsure >= LEAST_NEAR_PROMPTS else 0
+
+
+def _reference(model: ModelSizes, at_once: int, longest: int) -> dict[str, int]:
+    """What torch holds of weights and activations where that is most: in a layer, or at the output matrix.
+
+    Each is read when it computes (finetune/reference.py): in 16 bits, and then in 32. There are no gradients, so one
+    layer's activations at a time, for as many prompts as are computed at once.
+    """
+    q = model.n_heads * model.head_dim
+    scores = 3 * model.n_heads * longest if model.keeps_scores else 0
+    in_a_layer = 4 * model.hidden + 4 * q + 3 * model.intermediate + scores
+    moments = [
+        (model.layer_parameters // model.n_layers, in_a_layer),
+        (model.vocab * model.hidden, 2 * model.hidden),
+    ]
+    part, numbers = max(moments, key=lambda moment: (2 + 4) * moment[0] + 4 * at_once * moment[1])
+    return {"a part of the weights": (2 + 4) * part, "activations": 4 * at_once * numbers}
 
 
 def finer_disk_bytes(model: ModelSizes) -> int:
     """Disk for model.gguf in Q8_0, the finest that `auto` makes where the base's types prove too coarse."""
     return int(QUANT_BYTES["Q8_0"] * model.n_parameters)
-
-
-def _largest_part(model: ModelSizes) -> int:
-    """Weights of a layer, or of the output matrix."""
-    return max(model.layer_parameters // model.n_layers, model.vocab * model.hidden)
 
 
 def _shard_bytes(model: ModelSizes) -> int:
