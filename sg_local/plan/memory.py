@@ -144,11 +144,11 @@ def kv_cache_bytes(model: ModelSizes, n_ctx: int, n_sequences: int) -> int:
     return n_tokens * model.n_attention_layers * 2 * model.n_kv_heads * model.head_dim * 2
 
 
-def batch_tokens(settings: Settings, tokens: TaskTokens) -> int:
+def batch_tokens(model: ModelSizes, settings: Settings, tokens: TaskTokens) -> int:
     """Tokens of a training batch: in a tree what rows share stands once (finetune/batches.py), else in each row."""
     shared = _trained_prompt(settings, tokens)
     own = tokens.input + tokens.answer
-    if settings.prompt_tree and not settings.lora_dropout:
+    if model.trains_as_tree(settings):
         return shared + settings.batch_size * own
     return settings.batch_size * (shared + own)
 
@@ -208,7 +208,7 @@ def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bo
     """Torch with the base weights frozen and LoRA on them."""
     lora = model.lora_parameters(settings.rank, settings.target_modules)
     adam = int((ADAM_8_BIT_BYTES if on_gpu else ADAM_BYTES) * lora)
-    n_tokens = batch_tokens(settings, tokens)
+    n_tokens = batch_tokens(model, settings, tokens)
     width = 2 if on_gpu else 4  # bytes of a number in a forward pass: 16 bits on a GPU, 32 on a CPU
     parts = {
         "weights": _training_weights(model, settings, width),
@@ -270,7 +270,7 @@ def _activations(model: ModelSizes, settings: Settings, n_tokens: int, on_gpu: b
     width = 2 if on_gpu else 4
     layer = n_tokens * _layer_bytes(model, settings, width)
     # A tree's mask is added to the attention scores as numbers, in each layer anew.
-    is_tree = settings.prompt_tree and not settings.lora_dropout
+    is_tree = model.trains_as_tree(settings)
     mask = width * n_tokens**2 if is_tree else 0
     if model.keeps_scores:
         mask += SCORE_BYTES * model.n_heads * n_tokens**2 // (1 if is_tree else settings.batch_size)

@@ -48,6 +48,10 @@ class ModelSizes(Dimensions):
         """Whether torch computes its attention without a kernel, so that all scores are in memory."""
         return ARCHITECTURES[self.architecture].config.get("attn_implementation") == "eager"
 
+    def trains_as_tree(self, settings: Settings) -> bool:
+        """Whether what rows of a batch share stands in it once (finetune/train.py): each layer has to be attention."""
+        return settings.prompt_tree and not settings.lora_dropout and {*self.kinds} <= {"", ATTENTION}
+
     @property
     def layer_parameters(self) -> int:
         """Weights in the matrices of all layers: what QLoRA holds in 4 bits."""

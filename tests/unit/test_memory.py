@@ -17,6 +17,7 @@ from gguf_models import FEED_FORWARD, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS,
 from known_sizes import LLAMA_2_7B, SMOLLM2
 from messages import assert_says
 
+from sg_local.architectures import ATTENTION, CONV
 from sg_local.errors import InputError
 from sg_local.finetune import reference, train
 from sg_local.gguf_header import read_header
@@ -55,6 +56,7 @@ RANDOM_321M = replace(
     n_kv_heads=4,
     is_quantized=False,
 )
+HYBRID = replace(SMOLLM2, architecture="lfm2", layer_kinds=(CONV, CONV, ATTENTION) * 10, conv_tokens=3)
 QUICK = Settings(**PRESETS["quick"])
 SETTINGS = {item.name: item for item in fields(Settings)}
 
@@ -183,10 +185,14 @@ def test_four_bits_and_checkpointing_need_less() -> None:
 
 
 def test_what_rows_share_is_counted_once_in_a_tree() -> None:
-    assert batch_tokens(Settings(), ROWS) == 256 + 8 * 256
-    assert batch_tokens(Settings(prompt_tree=False), ROWS) == batch_tokens(Settings(lora_dropout=0.1), ROWS)
-    assert batch_tokens(Settings(prompt_tree=False), ROWS) == 8 * 512
-    assert batch_tokens(Settings(train_demonstrations=True), ROWS) == 256 + 512 + 8 * 256
+    assert batch_tokens(SMOLLM2, Settings(), ROWS) == 256 + 8 * 256
+    assert batch_tokens(SMOLLM2, Settings(prompt_tree=False), ROWS) == batch_tokens(
+        SMOLLM2, Settings(lora_dropout=0.1), ROWS
+    )
+    assert batch_tokens(SMOLLM2, Settings(prompt_tree=False), ROWS) == 8 * 512
+    assert batch_tokens(SMOLLM2, Settings(train_demonstrations=True), ROWS) == 256 + 512 + 8 * 256
+    # A convolution looks at the tokens before, which in a tree are those of other rows too.
+    assert batch_tokens(HYBRID, Settings(), ROWS) == 8 * 512
 
 
 def test_annotating_costs_each_prompt_or_each_sample() -> None:
