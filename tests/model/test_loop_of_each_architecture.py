@@ -175,5 +175,5 @@ def command(run: Path, home: Path, extra: dict[str, str] | None = None) -> "subp
     return subprocess.run(
         [sys.executable, "-m", "sg_local", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "SG_LOCAL_HOME": str(home / "store"), **(extra or {})},
-        text=True, capture_output=True, cwd=home, timeout=300, check=False,
+        text=True, capture_output=True, cwd=home, timeout=900, check=False,
     )  # fmt: skip
