@@ -54,6 +54,8 @@ _DAMAGED = "; give another conversion of the model"  # a value that no model has
 # llama.cpp scales attention differently in models with these numbers of layers.
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 
+_EPS_OF_LINEAR_ATTENTION = 1e-6  # transformers' l2norm
+
 
 def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
     """config.json as transformers 5.17 reads it. `fault` gets a reason for each thing that it cannot express."""
@@ -64,7 +66,8 @@ def hf_config(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
         return value if isinstance(value, int) and 0 <= value < dimensions.vocab else None
 
-    if dimensions.hidden % dimensions.n_heads:
+    wants_whole_heads = architecture.derives_heads or header.architecture in ("gemma2", "gemma3")
+    if dimensions.hidden % dimensions.n_heads and wants_whole_heads:
         fault(
             f"an embedding of {dimensions.hidden} is not a multiple of {dimensions.n_heads} heads, which "
             "transformers refuses; give another model"
@@ -204,12 +207,7 @@ def _phi3(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
     metadata = header.metadata
     context_length = metadata.get("phi3.context_length")
     original = _original_context(header, fault)
-    share = dimensions.n_rotated / dimensions.head_dim
-    if share > 1 or dimensions.n_rotated % 2 or int(dimensions.head_dim * share) != dimensions.n_rotated:
-        fault(
-            f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which transformers "
-            "cannot express; give another model"
-        )
+    share = _rotated_share(dimensions, fault)
     long, short = (
         _divisors(header, dimensions, f"rope_factors_{name}.weight", fault) for name in ("long", "short")
     )
@@ -300,6 +298,45 @@ def _lfm2(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str,
     }
 
 
+def _qwen35(header: GgufHeader, dimensions: Dimensions, fault: Fault) -> dict[str, object]:
+    eps = header.metadata.get("qwen35.attention.layer_norm_rms_epsilon")
+    if isinstance(eps, float) and _shortest(eps) != _EPS_OF_LINEAR_ATTENTION:
+        fault(
+            f"qwen35.attention.layer_norm_rms_epsilon is {_shortest(eps)}, with which llama.cpp norms queries and keys "
+            f"of linear attention too, and transformers with {_EPS_OF_LINEAR_ATTENTION}; give another model"
+        )
+    key = "qwen35.rope.dimension_sections"
+    sections = header.metadata.get(key)
+    if not _rotates_all(sections, dimensions.rope_pairs):
+        # llama.cpp rotates what is outside of them by a fourth position, which is 0 in text.
+        fault(f"{key} is {sections!r:.40}, with which text is not rotated as transformers does{_DAMAGED}")
+    rope = _rope(header, dimensions, fault, partial=True, yarn=Yarn())
+    rope["partial_rotary_factor"] = _rotated_share(dimensions, fault)
+    return {
+        "rope_parameters": rope,
+        "layer_types": list(dimensions.layer_kinds),
+        "linear_conv_kernel_dim": dimensions.conv_tokens,
+        "linear_key_head_dim": dimensions.linear_head_dim,
+        "linear_value_head_dim": dimensions.linear_head_dim,
+        "linear_num_key_heads": dimensions.n_key_heads,
+        "linear_num_value_heads": dimensions.n_value_heads,
+    }
+
+
+def _rotates_all(sections: object, n_pairs: int) -> bool:
+    """Whether llama.cpp's interleaved M-RoPE (ggml_mrope_cache_init) turns all pairs by one of the first 3 positions.
+
+    These are equal in text, so that the sections do not matter otherwise.
+    """
+    if not isinstance(sections, list) or len(sections) != 4:
+        return False
+    sizes = [size for size in sections if isinstance(size, int) and not isinstance(size, bool) and size >= 0]
+    if len(sizes) != 4 or not sum(sizes):
+        return False
+    places = {pair % sum(sizes) for pair in range(min(n_pairs, sum(sizes)))}
+    return all(place < 3 * sizes[place % 3] for place in places)
+
+
 # architecture → the function that computes its keys of config.json, if there are more than the rotation
 _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, object]]] = {
     "gemma2": _gemma2,
@@ -308,8 +345,20 @@ _COMPUTED_KEYS: dict[str, Callable[[GgufHeader, Dimensions, Fault], dict[str, ob
     "lfm2": _lfm2,
     "mistral3": _mistral3,
     "phi3": _phi3,
+    "qwen35": _qwen35,
     "smollm3": _smollm3,
 }
+
+
+def _rotated_share(dimensions: Dimensions, fault: Fault) -> float:
+    """The share of a head's dimensions that are rotated, as transformers wants it."""
+    share = dimensions.n_rotated / dimensions.head_dim
+    if share > 1 or dimensions.n_rotated % 2 or int(dimensions.head_dim * share) != dimensions.n_rotated:
+        fault(
+            f"it rotates {dimensions.n_rotated} of {dimensions.head_dim} dimensions of a head, which transformers "
+            "cannot express; give another model"
+        )
+    return share
 
 
 def _rope(
@@ -378,12 +427,12 @@ def _yarn_rope(
     original = _original_context(header, fault)
 
     def dimension(turns: float) -> float:
-        """The dimension of a head that turns so often in the original context."""
+        """The rotated dimension of a head that turns so often in the original context."""
         base = math.log(parameters["rope_theta"])
-        return dimensions.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * base)
+        return dimensions.n_rotated * math.log(original / (turns * 2 * math.pi)) / (2 * base)
 
     first = max(0, math.floor(dimension(yarn.beta_fast)))
-    last = min(dimensions.head_dim - 1, math.ceil(dimension(yarn.beta_slow)))
+    last = min(dimensions.n_rotated - 1, math.ceil(dimension(yarn.beta_slow)))
     if first > last:
         fault(
             f"{prefix}.type is yarn with an original context of {original} tokens and a rotation in which no dimension "
