@@ -48,6 +48,18 @@ class Dimensions:
         return sum(kind not in RECURRENT for kind in self.kinds)
 
     @property
+    def has_state(self) -> bool:
+        """Whether llama.cpp keeps a state for each sequence, from which no token can be taken back."""
+        return any(kind in RECURRENT for kind in self.kinds)
+
+    @property
+    def state_numbers(self) -> int:
+        """The numbers of a sequence's state: what convolutions look back to, and the matrices of linear attention."""
+        of_conv = (self.conv_tokens - 1) * self.hidden
+        of_linear = (self.conv_tokens - 1) * self.linear_qkv_rows + self.value_rows * self.linear_head_dim
+        return self.kinds.count(CONV) * of_conv + self.kinds.count(LINEAR) * of_linear
+
+    @property
     def conv_rows(self) -> int:
         return 3 * self.hidden
 
