@@ -211,6 +211,8 @@ def _layers_with_linear_attention(
     name = f"{header.architecture}.attention.recurrent_layers"
     n_blocks = n_layers + n_prediction_layers
     is_linear = header.metadata.get(name)
+    if n_layers > len(header.tensors):  # a fault that is told with those of the other sizes
+        return ()
     if is_linear is None:
         interval = read_size(header, "full_attention_interval", faults, 4)
         return tuple(LINEAR if (layer + 1) % interval else ATTENTION for layer in range(n_layers))

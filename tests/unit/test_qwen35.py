@@ -247,6 +247,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"vectors": {"blk.0.ssm_a": [-1.0, 0.5, -1.0, -1.0]}},
         r"tensor blk\.0\.ssm_a has values over 0",
     ),
+    "more layers than tensors": (
+        {"metadata": {"block_count": 2**31 - 1}},
+        "tensors for 2147483647 layers",
+    ),
     "no decay": ({"without": "blk.0.ssm_a"}, r"tensor blk\.0\.ssm_a is missing"),
 }
 
