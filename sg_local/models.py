@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sg_local.architectures import ARCHITECTURES
+from sg_local.architectures import ARCHITECTURES, CONV
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, read_text, read_toml, toml_text, write_text
 
@@ -320,7 +320,10 @@ def _shape_fault(shape: Any, architecture: str) -> str:
     if shape is None:
         return ""
     entry = ARCHITECTURES.get(architecture)
-    of_hybrid = (SHAPE_OF_HYBRID,) if entry and entry.is_hybrid else ()
+    kinds = entry.layer_kinds if entry else frozenset()
+    if kinds and CONV not in kinds:
+        return f"shape has no words for the layers of {architecture}: leave it out"
+    of_hybrid = (SHAPE_OF_HYBRID,) if kinds else ()
     if not isinstance(shape, dict) or set(shape) != {*SHAPE_KEYS, *of_hybrid}:
         return f"shape must be a table of {', '.join((*SHAPE_KEYS, *of_hybrid))}"
     sizes = (*SHAPE_SIZES, *of_hybrid)

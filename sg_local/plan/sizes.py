@@ -50,7 +50,7 @@ class ModelSizes(Dimensions):
 
     def trains_as_tree(self, settings: Settings) -> bool:
         """Whether what rows of a batch share stands in it once (finetune/train.py): each layer has to be attention."""
-        return settings.prompt_tree and not settings.lora_dropout and {*self.kinds} <= {"", ATTENTION}
+        return settings.prompt_tree and not settings.lora_dropout and not self.has_state
 
     @property
     def layer_parameters(self) -> int:

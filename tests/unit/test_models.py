@@ -176,6 +176,7 @@ SHAPE = dict.fromkeys(SHAPE_SIZES, 64) | {"is_tied": True}
         ({"shape": SHAPE | {"is_tied": 1}}, "is_tied must be true or false"),
         ({"shape": SHAPE | {"n_attention_layers": 6}}, "shape must be a table of n_layers, hidden"),
         ({"shape": SHAPE, "architecture": "lfm2"}, "is_tied, n_attention_layers"),
+        ({"shape": SHAPE, "architecture": "qwen35"}, "no words for the layers of qwen35: leave it out"),
         (
             {"shape": SHAPE | {"n_attention_layers": 65}, "architecture": "lfm2"},
             "n_attention_layers must not be over n_layers",
