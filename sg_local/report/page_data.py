@@ -25,7 +25,7 @@ from sg_local.report.made_data import (
     spread,
 )
 from sg_local.selfguide.calibration import at_temperature, probability_of
-from sg_local.selfguide.contenders import TUNED, Contender
+from sg_local.selfguide.contenders import CONTENDERS, TUNED
 from sg_local.selfguide.evaluation import (
     Evaluation,
     Gain,
@@ -43,7 +43,6 @@ from sg_local.selfguide.rows import DropReason, InputRow, OutputRow, PairRow, Re
 from sg_local.selfguide.statistics import Verdict
 from sg_local.settings import Settings, as_flag, declared_for
 
-CONTENDERS = {str(contender): contender for contender in Contender}  # by their keys
 MAX_LABELS = 20
 NO_LABEL, OTHER_LABELS = "no label", "other labels"
 IN_TRAINING = "in training"
