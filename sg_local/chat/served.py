@@ -1,14 +1,16 @@
 """The chat template that a tuned model carries: for a user's message alone it writes the prompt that was trained.
 
     {%- set enable_thinking = false -%}
+    {%- if ... the system message is empty -%}{%- set messages = messages[1:] -%}{%- endif -%}
     {%- if messages[0]['role'] != 'system' and messages[0]['role'] != 'developer' -%}
     {%- set messages = [{'role': 'system', 'content': 'Sort this message.'}] + messages -%}
     {%- endif -%}{{- '' }}{%- for message in messages %}...          the base's own template, as it is
     ...{% if add_generation_prompt %}{{ '</think>' }}{% endif %}     where the base begins to think
 
-A system message of the user takes the place of the instruction; earlier turns pass as they are. What is written here
-is the part of Jinja that transformers and llama-cpp-python (jinja2), llama.cpp (common/jinja) and minja, which was its
-engine before, have in common: no blocks, macros, filters or slices without a beginning.
+A system message of the user takes the place of the instruction, but for an empty one: programs send that where a field
+is left empty. Earlier turns pass as they are. What is written here is the part of Jinja that transformers and
+llama-cpp-python (jinja2), llama.cpp (common/jinja) and minja, which was its engine before, have in common: no blocks,
+macros or slices without a beginning, and of the filters `trim` alone.
 """
 
 import re
@@ -25,6 +27,13 @@ from sg_local.task import Example
 _STRFTIME = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"\\]*)(?P=quote)\s*\)""")
 _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _NO_SYSTEM = "messages[0]['role'] != 'system' and messages[0]['role'] != 'developer'"
+# Where the base's template can take parts of a message, llama.cpp makes a part of each text.
+_WITHOUT_EMPTY_SYSTEM = (
+    f"{{%- if messages[1:] and not ({_NO_SYSTEM}) -%}}{{%- set sg_system = messages[0]['content'] -%}}"
+    "{%- if sg_system and sg_system is not string -%}{%- set sg_system = sg_system[0]['text'] -%}{%- endif -%}"
+    "{%- if not sg_system or (sg_system | trim) == '' -%}{%- set messages = messages[1:] -%}{%- endif -%}"
+    "{%- endif -%}"
+)
 # Conversations that other programs may send: the user's message alone, a system message of the user, earlier turns.
 _SENT = (("user",), ("system", "user"), ("user", "assistant", "user"))
 
@@ -55,7 +64,7 @@ def served_template(
         for name, form in DATE_TEXTS.items()
         if name in template.source
     )
-    return f"{bos}{fixed}{inserted}{{{{- '' }}}}{source}{end}"
+    return f"{bos}{fixed}{_WITHOUT_EMPTY_SYSTEM}{inserted}{{{{- '' }}}}{source}{end}"
 
 
 def _with_system(system: Message, shown: Sequence[Message]) -> str:

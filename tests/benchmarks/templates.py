@@ -7,9 +7,10 @@
     Hermes-2-Pro.jinja           refused: ... the GGUF's chat template failed (TypeError: ...)
     70 templates, 4 refused, same in llama-cpp-python 66, transformers 66, llama.cpp 66
 
-Each template is tried with and without demonstrations: for a user's message alone, and with a system message. A program
-has to get the token ids that are trained; llama.cpp's own Jinja runs in xllamacpp's server (/apply-template), the
-others' in their own code. All texts are tokenized by llama.cpp, as their programs do it with a GGUF.
+Each template is tried with and without demonstrations: for a user's message alone, with a system message, and with an
+empty one. A program has to get the token ids that are trained; llama.cpp's own Jinja runs in xllamacpp's server
+(/apply-template), the others' in their own code. All texts are tokenized by llama.cpp, as their programs do it with a
+GGUF.
 """
 
 import argparse
@@ -50,6 +51,7 @@ INPUT = "Where is my {{ parcel }}?"
 SENT: tuple[list[Message], ...] = (
     [{"role": "user", "content": INPUT}],
     [{"role": "system", "content": OTHER_INSTRUCTION}, {"role": "user", "content": INPUT}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": INPUT}],
 )
 
 # Runs in an environment that has xllamacpp: [path, [messages, ...]] in, [prompt or error, ...] out. It ends without
@@ -139,7 +141,7 @@ def _try(source: str, shown: bool, path: Path) -> dict[str, Any]:
         )
         trained = [
             tokenizer.encode_prompt(own, answer_messages(instruction, INPUT, demonstrations))
-            for instruction in (INSTRUCTION, OTHER_INSTRUCTION)
+            for instruction in (INSTRUCTION, OTHER_INSTRUCTION, INSTRUCTION)
         ]
         programs = {}
         for program, render in (("llama-cpp-python", _llama_cpp_python), ("transformers", _transformers)):
@@ -175,7 +177,7 @@ def _encode(vocab: Any, text: str, add_special: bool = False) -> list[int]:
 
 def _differences(texts: list[str], found: list[list[int]], trained: list[list[int]]) -> str:
     """ "" where all prompts have the trained token ids."""
-    names = ("a message alone", "a system message")
+    names = ("a message alone", "a system message", "an empty system message")
     different = [
         f"{name}: {text[-200:]!r}"
         for name, text, ids, wanted in zip(names, texts, found, trained, strict=True)

@@ -1,5 +1,7 @@
 """The chat template that a tuned model carries: kinds of templates, as other programs call them."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +112,25 @@ def test_a_system_message_takes_the_place_of_the_instruction(kind: str):
     source = require_served(template, AWKWARD, SHOWN)
     sent: list[Message] = [{"role": "system", "content": "Translate."}, user("my parcel")]
     assert as_llama_cpp_python(source, sent) == trained(template, "Translate.", SHOWN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("role", "content"),
+    [
+        ("system", ""),
+        ("system", " \n"),
+        ("developer", ""),
+        ("system", None),
+        ("system", [{"type": "text", "text": ""}]),  # as llama.cpp writes it for some templates
+    ],
+)
+def test_an_empty_system_message_is_none(kind: str, role: str, content: object):
+    """Programs with a field for the system prompt send it empty where the user leaves it empty."""
+    template = template_of(KINDS[kind])
+    source = require_served(template, AWKWARD, SHOWN)
+    sent: list[Any] = [{"role": role, "content": content}, user("my parcel")]
+    assert as_llama_cpp_python(source, sent) == trained(template, AWKWARD, SHOWN)
 
 
 def test_earlier_turns_pass_as_the_base_writes_them():
