@@ -13,8 +13,8 @@ from sg_local.report.bench import BenchRow, KindSummary, Results, in_words, scor
 from sg_local.report.charts import gain_chart
 from sg_local.report.html import small_page
 from sg_local.report.page_data import heading
-from sg_local.selfguide.contenders import Contender
-from sg_local.selfguide.metrics import METRIC_OF_KIND
+from sg_local.selfguide.contenders import TUNED, Contender
+from sg_local.selfguide.metrics import METRIC_OF_KIND, Metric
 
 
 def bench_page(name: str, results: Results) -> str:
@@ -34,6 +34,8 @@ def bench_page(name: str, results: Results) -> str:
             "seed_names": sorted({seed for row in seeds["tasks"] for seed in row["scores"]}, key=int)
             if seeds
             else [],
+            "metric_names": {str(metric): metric.heading for metric in Metric},
+            "tuned": TUNED.heading,
             "ablations": [
                 row for row in results.get("ablations", []) if not row["switch"].startswith(f"{SEED}=")
             ],
@@ -49,10 +51,12 @@ def _kind(kind: str, totals: KindSummary, rows: list[BenchRow]) -> dict[str, Any
         (row["task"], row["gain_over_best"]["mean"], row["gain_over_best"]["interval_95"]) for row in rows
     ]
     metric = METRIC_OF_KIND[kind].heading
+    verdicts, _, gains_in_words = in_words(totals).partition(". ")
     return {
         "name": kind,
         "metric": metric,
-        "told": in_words(totals),
+        "verdicts": f"{verdicts}.",
+        "gains": gains_in_words,
         "columns": [contender.heading for contender in columns],
         "means": [tables.score(totals["means"][contender]) for contender in columns],
         "rows": [

@@ -10,7 +10,7 @@ the page's own. Nothing of it depends on the machine: a matplotlibrc of the user
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +66,12 @@ _STYLE: dict[Any, object] = {
 
 
 def interval_chart(
-    rows: Sequence[tuple[str, float, Sequence[float]]], axis: str, name: str, emphasized: str = ""
+    rows: Sequence[tuple[str, float, Sequence[float]]], axis: str, name: str, emphasized: Collection[str] = ()
 ) -> str:
-    """A dot with its interval for each row, 0..1; `emphasized` is the name of the row in the colour of "after"."""
+    """A dot with its interval for each row, 0..1; `emphasized` are the names of rows in the colour of "after"."""
     with _drawing(len(rows)) as (axes, finish):
         for place, (row_name, mean, (low, high)) in enumerate(rows):
-            colour = AFTER if row_name == emphasized else BEFORE
+            colour = AFTER if row_name in emphasized else BEFORE
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
             axes.plot([mean], [place], "o", color=colour, markersize=7)
         _name_rows(axes, [row_name for row_name, _, _ in rows])

@@ -31,9 +31,17 @@ for (const box of document.querySelectorAll("[data-rows]")) {
     const falls = head.getAttribute("aria-sort") === "ascending";
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", falls ? "descending" : "ascending");
-    const keys = new Map(rows.map((row) => [row, row.cells[column].textContent.trim()]));
+    // A cell that also shows an interval says what it is sorted by. A row without a value comes last, either way.
+    const keyOf = (cell) => cell.dataset.value ?? cell.textContent.trim();
+    const keys = new Map(rows.map((row) => [row, keyOf(row.cells[column])]));
+    const hasNumbers = [...keys.values()].every((key) => !Number.isNaN(Number(key)));
     const order = new Intl.Collator("en", { numeric: true });
-    rows.sort((a, b) => order.compare(keys.get(a), keys.get(b)) * (falls ? -1 : 1));
+    const compare = hasNumbers ? (a, b) => a - b : order.compare;
+    rows.sort((a, b) => {
+      const [one, other] = [keys.get(a), keys.get(b)];
+      if (!one || !other) return !one - !other;
+      return compare(one, other) * (falls ? -1 : 1);
+    });
     body.append(...rows);
     show();
   }

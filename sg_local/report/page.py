@@ -27,7 +27,7 @@ from sg_local.runs.directory import Run, open_run
 from sg_local.runs.handed_out import read_fallback
 from sg_local.runs.review import read_review, summary_of
 from sg_local.runs.rows import known_labels
-from sg_local.selfguide.contenders import BASELINE, CONTENDERS, TUNED
+from sg_local.selfguide.contenders import BASELINE, CONTENDERS, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     Evaluation,
     PredictionRow,
@@ -41,6 +41,7 @@ from sg_local.selfguide.evaluation import (
 from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.metrics import METRICS
 from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, Source, is_kept, source_of
+from sg_local.selfguide.selection import in_turns
 from sg_local.settings import STAGES
 
 Part = dict[str, Any]  # what the template shows of one part of the page
@@ -121,7 +122,7 @@ def _scores(run: Run, evaluation: Evaluation) -> Part:
             [(data.heading(name), mean["mean"], mean["interval_95"]) for name, mean in means.items()],
             f"{metric.heading}, with 95 % interval",
             "scores",
-            TUNED.heading,
+            {Contender.TUNED_ADAPTER.heading, TUNED.heading},
         ),
     }
 
@@ -141,7 +142,7 @@ def _changes(run: Run, evaluation: Evaluation, shown: Sequence[str]) -> Part:
     kinds = [kind for kind in Kind if any(row.kind == kind for row in rows)]
     part: Part = {
         "before": opponent.heading,
-        "rows": sorted(rows, key=_changed_first),
+        "rows": _changed_first(rows),
         "kinds": {kind: sum(row.kind == kind for row in rows) for kind in kinds},
         "scored": metric.heading if Kind.FIXED not in kinds and Kind.RIGHT not in kinds else "",
     }
@@ -163,9 +164,13 @@ def _changes(run: Run, evaluation: Evaluation, shown: Sequence[str]) -> Part:
     return part
 
 
-def _changed_first(row: Change) -> tuple[int, int]:
+def _changed_first(rows: Sequence[Change]) -> list[Change]:
+    """The rows to read: one broken and one fixed in turn, the largest differences first; then the others."""
     order = (Kind.BROKEN, Kind.WORSE, Kind.FIXED, Kind.BETTER, Kind.WRONG, Kind.EQUAL, Kind.RIGHT)
-    return order.index(row.kind), row.number
+    ordered = sorted(rows, key=lambda row: (-abs(row.score_after - row.score_before), order.index(row.kind)))
+    changed = [row for row in ordered if row.score_after != row.score_before]
+    others = [row for row in ordered if row.score_after == row.score_before]
+    return [changed[place] for place in in_turns([row.kind for row in changed])] + others
 
 
 def _distribution(labels: Sequence[str], shown: Sequence[str], answers: Mapping[str, Sequence[str]]) -> Part:

@@ -17,13 +17,8 @@ from enum import StrEnum
 from itertools import pairwise
 
 from sg_local.report import tables
-from sg_local.report.made_data import (
-    DataReport,
-    Spread,
-    distinct_share,
-    nearest_rouge_l,
-    spread,
-)
+from sg_local.report.made_data import DataReport
+from sg_local.report.variety import Spread, distinct_share, nearest_rouge_l, spread
 from sg_local.selfguide.calibration import at_temperature, probability_of
 from sg_local.selfguide.contenders import CONTENDERS, TUNED
 from sg_local.selfguide.evaluation import (

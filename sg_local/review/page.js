@@ -50,6 +50,7 @@ function button(text, key, isPressed, onClick) {
 
 function show() {
   const row = state.row;
+  const place = [...$("labels").children].indexOf(document.activeElement); // who goes by Tab stays at a label
   tell("");
   $("edit").hidden = true;
   document.title = `${state.n_reviewed} of ${state.n_rows} reviewed`;
@@ -70,8 +71,9 @@ function show() {
     $("shown").textContent = row.shown;
     $("said-name").hidden = $("said").hidden = !row.word;
     $("said").textContent = row.said === null ? row.word : row.said;
-    $("labels").replaceChildren(...state.labels.map((label, place) =>
-      button(label, place < 9 ? place + 1 : "", row.said === label, () => answer(label))));
+    $("labels").replaceChildren(...state.labels.map((label, number) =>
+      button(label, number < 9 ? number + 1 : "", row.said === label, () => answer(label))));
+    if (place >= 0) $("labels").children[place].focus();
   }
   const can = { b: state.can_go_back, f: state.can_go_forward, u: state.can_undo, q: true };
   for (const one of document.querySelectorAll("[data-key]")) {
@@ -97,6 +99,11 @@ function edit() {
   $("answer").focus();
 }
 
+function leave() {
+  $("edit").hidden = true;
+  document.querySelector("[data-key=e]").focus(); // or what is typed next may go to the hidden field
+}
+
 function press(key) {
   const row = state && state.row;
   const moves = { b: "back", f: "forward", u: "undo", q: "end", ArrowLeft: "back", ArrowRight: "forward" };
@@ -115,14 +122,15 @@ $("edit").addEventListener("submit", (event) => {
   event.preventDefault();
   answer($("answer").value);
 });
-$("cancel").addEventListener("click", () => { $("edit").hidden = true; });
+$("cancel").addEventListener("click", leave);
 document.addEventListener("keydown", (event) => {
   if (event.target === $("answer")) {
-    if (event.key === "Escape") $("edit").hidden = true;
+    if (event.key === "Escape") leave();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("edit").requestSubmit();
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.key === "e") event.preventDefault(); // or the field that it opens has it
   press(event.key);
 });
 ask("state");

@@ -25,7 +25,9 @@ from sg_local.errors import SgLocalError
 from sg_local.escape import one_line
 from sg_local.files import row_seed, write_rows
 from sg_local.progress import say
-from sg_local.report.made_data import DataReport, data_report, report_lines, warnings
+from sg_local.report.made_data import DataReport, data_report
+from sg_local.report.made_data_lines import report_lines
+from sg_local.report.made_data_warnings import warnings
 from sg_local.report.review import review_lines
 from sg_local.report.tables import counted
 from sg_local.runs.directory import Run

@@ -97,7 +97,7 @@ def open_row_file(file: RowFile, *, is_labelled: bool = False, takes_stdin: bool
             raise InputError(f"{name} is over the limit of {MAX_ROW_FILE_BYTES} bytes: make it smaller")
     else:
         name, data = str(file.path), read_bytes(file.path, MAX_ROW_FILE_BYTES)
-    text = decoded(data, name, encoding=file.encoding, remedy=_encoding_remedy(file))
+    text = decoded(data, name, encoding=file.encoding, remedy=_encoding_remedy(file, data))
     found = _format(file, text, is_labelled=is_labelled)
     if found == "table":
         return _open_table(name, text, file, is_labelled, data.startswith(_BYTE_ORDER_MARKS))
@@ -129,12 +129,13 @@ def _is_other_than_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name not in {"utf-8", "utf-8-sig"}
 
 
-def _encoding_remedy(file: RowFile) -> str:
+def _encoding_remedy(file: RowFile, data: bytes) -> str:
     if file.path.suffix.lower() in _JSON_SUFFIXES:
         return "save it as UTF-8"
     if _is_other_than_utf8(file.encoding):
         return "name its own encoding"
-    return 'save it as UTF-8, or name its own with --encoding cp1252, in a task file encoding = "cp1252"'
+    name = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "cp1252"
+    return f'save it as UTF-8, or name its own with --encoding {name}, in a task file encoding = "{name}"'
 
 
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:

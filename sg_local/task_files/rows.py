@@ -7,6 +7,7 @@
 Texts are stripped, and control characters in them are data. Files: see row_files.py.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,10 @@ def _pairs(rows: Iterable[FoundRow], column: str, output_column: str, labels: Se
     spellings = {normal_label(label): label for label in labels}
     pairs = []
     faults = Faults()
+    rows = list(rows)
+    said = (row.fields.get(output_column) for row in rows if row.fields is not None)
+    n_rows = Counter(normal_label(output) for output in said if isinstance(output, str))
+    told: set[str] = set()  # an output that is no label has one line, with how many rows it is in
     for place, fields, fault in rows:
         texts = Texts(faults, f"{place}: ")
         if fields is None:
@@ -120,10 +125,16 @@ def _pairs(rows: Iterable[FoundRow], column: str, output_column: str, labels: Se
         n_faults = faults.count
         text_in = texts.required(fields, column, check_controls=False)
         outputs = _outputs(fields, output_column, texts)
-        for output in outputs:
-            if labels and output and normal_label(output) not in spellings:
-                texts.add(f"{output_column} {show(output)} is not one of the labels ({listing(labels)})")
-        if faults.count == n_faults:
+        wrong = [output for output in outputs if labels and output and normal_label(output) not in spellings]
+        for output in wrong:
+            name = normal_label(output)
+            also = f" and {n_rows[name] - 1} more" if n_rows[name] > 1 else ""
+            if name not in told:
+                faults.add(
+                    f"{place}{also}: {output_column} {show(output)} is not one of the labels ({listing(labels)})"
+                )
+            told.add(name)
+        if faults.count == n_faults and not wrong:
             first, *others = dict.fromkeys(spellings.get(normal_label(output), output) for output in outputs)
             pairs.append(Example(text_in, first, tuple(others)))
     faults.raise_any()

@@ -16,7 +16,8 @@ import sg_local.stages.generate as generate
 from sg_local.errors import InputError
 from sg_local.files import read_rows, write_rows
 from sg_local.report.explain import explain, explained
-from sg_local.report.made_data import report_lines, warnings
+from sg_local.report.made_data_lines import report_lines
+from sg_local.report.made_data_warnings import warnings
 from sg_local.runs.begin import begin_run, create_or_open_run
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.given import check_task

@@ -9,7 +9,7 @@ from click.testing import Result
 from scripted_engine import ScriptedEngine
 from stand_ins import GOOD, replace_export, replace_training
 
-import sg_local.files as files
+import sg_local.files.writing as writing
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import append_rows, own_directory, recover_rows, remove_leftovers, remove_tree, write_rows
 from sg_local.runs.begin import create_or_open_run
@@ -258,7 +258,7 @@ def test_the_adapter_is_on_the_disk_before_the_manifest_says_so(
     finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(files, "_sync", lambda path: synced.append(Path(path).name))
+    monkeypatch.setattr(writing, "sync", lambda path: synced.append(Path(path).name))
     run_stage(finished_run, "train", redo=True)
     manifest = next(
         place

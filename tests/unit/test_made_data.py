@@ -10,7 +10,9 @@ from finished_run import write_inputs, write_outputs, write_train_rows
 from messages import assert_says
 
 from sg_local.files import read_rows, write_rows
-from sg_local.report.made_data import data_report, report_lines, warnings
+from sg_local.report.made_data import data_report
+from sg_local.report.made_data_lines import report_lines
+from sg_local.report.made_data_warnings import warnings
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.runs.lock import lock_run
@@ -143,7 +145,7 @@ def test_distinctness_and_lengths() -> None:
 def test_of_very_many_rows_some_are_compared_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each text has its twin far away: a sample compared with itself alone would hardly find it.
     rows = curated(*((n, f"w{n % 100} v{n % 100}", "login", None, 1) for n in range(200)))
-    monkeypatch.setattr("sg_local.report.made_data.MAX_COMPARISONS", 1000)
+    monkeypatch.setattr("sg_local.report.variety.MAX_COMPARISONS", 1000)
     report = told(rows, BOXES)
     assert (report["nearest_rouge_l"], report["nearest_rouge_l_rows"]) == (1.0, 50)
     assert "(by 50 of them)" in "\n".join(report_lines(report))

@@ -484,7 +484,7 @@ def test_variety_is_of_equal_numbers_of_texts() -> None:
 
 def test_a_picture_takes_its_colours_from_the_page_and_its_texts_as_they_are() -> None:
     svg = interval_chart(
-        [("<b>$x$ & 中文", 0.5, (0.25, 0.75)), ("tuned", 0.6, (0.5, 0.7))], "Exact Match", "a", "tuned"
+        [("<b>$x$ & 中文", 0.5, (0.25, 0.75)), ("tuned", 0.6, (0.5, 0.7))], "Exact Match", "a", {"tuned"}
     )
     assert svg.startswith('<svg viewBox="')
     assert "&lt;b&gt;$x$ &amp; 中文" in svg

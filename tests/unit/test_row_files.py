@@ -183,6 +183,12 @@ shares = {refund = 0.3, "log in" = 0.3}"""
             {"a_txt": b"caf\xe9"},
             ["a.txt is not UTF-8", "0xe9 at 3", 'encoding = "cp1252"'],
         ),
+        ('inputs = "a.txt"', {"a_txt": "caf\xe9".encode("utf-16")}, ["is not UTF-8", 'encoding = "utf-16"']),
+        (
+            'labelled = "a.csv"',
+            {"a_csv": "input,output\n" + "Pay me.,none\n" * 30},
+            ["a.csv, line 2 and 29 more", "'none'", "'refund', 'log in'"],
+        ),
         (
             'inputs = {file = "a.txt", encoding = "ascii"}',
             {"a_txt": b"caf\xe9"},
