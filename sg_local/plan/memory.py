@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sg_local.architectures import LINEAR
 from sg_local.plan.sizes import ModelSizes, TaskTokens
 from sg_local.selfguide.contenders import Contender
 from sg_local.settings import Settings
@@ -34,6 +35,9 @@ CUDA_LIBRARIES_BYTES = 1_500_000_000
 # llama/engine.py; llama.cpp makes a key-value memory of whole blocks of 256 tokens.
 N_BATCH = 512
 KV_BLOCK_TOKENS = 256
+STATE_SEQUENCES = 8  # at least, where each sequence has a state
+
+DELTA_RULE_CHUNK = 64  # tokens; transformers' chunk_gated_delta_rule
 
 # NF4 (QLoRA, section 3): 4 bits; an 8-bit constant for 64 weights; a 32-bit one for 256 of these.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -131,20 +135,27 @@ def estimate(
 
 
 def kv_cache_bytes(model: ModelSizes, n_ctx: int, n_sequences: int) -> int:
-    """llama.cpp's key-value memory in 16 bits: keys and values of all layers, n_ctx tokens (engine.py caps them).
-
-    Layers with a short convolution have a state in its place, too small to count: two tokens wide for each sequence.
-    """
+    """llama.cpp's key-value memory in 16 bits: keys and values of all layers, n_ctx tokens (engine.py caps them)."""
     n_tokens = min(n_ctx, model.context_length * n_sequences)
     n_tokens = math.ceil(n_tokens / KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
     return n_tokens * model.n_attention_layers * 2 * model.n_kv_heads * model.head_dim * 2
 
 
-def batch_tokens(settings: Settings, tokens: TaskTokens) -> int:
+def state_bytes(model: ModelSizes, n_sequences: int) -> int:
+    """llama.cpp's states in 32 bits: one for each sequence, which engine.py makes, and for what all begin with."""
+    return 4 * model.state_numbers * (max(n_sequences, STATE_SEQUENCES) + 1)
+
+
+def _is_tree(model: ModelSizes, settings: Settings) -> bool:
+    """Whether training packs the rows of a batch as a tree (finetune/train.py)."""
+    return settings.prompt_tree and not settings.lora_dropout and not model.has_state
+
+
+def batch_tokens(model: ModelSizes, settings: Settings, tokens: TaskTokens) -> int:
     """Tokens of a training batch: in a tree what rows share stands once (finetune/batches.py), else in each row."""
     shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
     own = tokens.input + tokens.answer
-    if settings.prompt_tree and not settings.lora_dropout:
+    if _is_tree(model, settings):
         return shared + settings.batch_size * own
     return settings.batch_size * (shared + own)
 
@@ -152,6 +163,7 @@ def batch_tokens(settings: Settings, tokens: TaskTokens) -> int:
 def _engine(step: str, model: ModelSizes, settings: Settings, on_gpu: bool, weights_bytes: int) -> Need:
     """llama.cpp with one context: weights, key-value memory, and buffers for a batch of 512 tokens."""
     kv = kv_cache_bytes(model, settings.n_ctx, settings.n_parallel)
+    state = {"states of sequences": state_bytes(model, settings.n_parallel)} if model.has_state else {}
     # Its largest node is the logits of a whole batch: 98.3 MiB reported for a vocabulary of 49,152, of which 96 are
     # these. Attention scores are never whole in memory: flash attention is on by itself.
     compute = 4 * N_BATCH * (model.vocab + model.hidden)
@@ -164,13 +176,21 @@ def _engine(step: str, model: ModelSizes, settings: Settings, on_gpu: bool, weig
         return Need(
             step,
             {},
-            {**host, "weights": weights_bytes, "KV cache": kv, "compute buffers": compute, **outputs},
+            {
+                **host,
+                "weights": weights_bytes,
+                "KV cache": kv,
+                **state,
+                "compute buffers": compute,
+                **outputs,
+            },
         )
     # The token embedding stays in host memory; where it is the output matrix too, the card gets a copy.
     on_card = weights_bytes - (0 if model.is_tied else model.embedding_bytes)
     gpu = {
         "weights": int(share * on_card),
         "KV cache": int(share * kv),
+        **{part: int(share * n_bytes) for part, n_bytes in state.items()},
         "compute buffers": compute,
         "CUDA": CUDA_CONTEXT_BYTES,
     }
@@ -178,6 +198,7 @@ def _engine(step: str, model: ModelSizes, settings: Settings, on_gpu: bool, weig
         "CUDA libraries": CUDA_LIBRARIES_BYTES,
         "weights": int((1 - share) * on_card) + model.embedding_bytes,
         "KV cache": int((1 - share) * kv),
+        **{part: int((1 - share) * n_bytes) for part, n_bytes in state.items()},
         **outputs,
     }
     return Need(step, gpu, host, {"file pages": int(share * on_card)})
@@ -187,7 +208,7 @@ def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bo
     """Torch with the base weights frozen and LoRA on them."""
     lora = model.lora_parameters(settings.rank, settings.target_modules)
     adam = int((ADAM_8_BIT_BYTES if on_gpu else ADAM_BYTES) * lora)
-    n_tokens = batch_tokens(settings, tokens)
+    n_tokens = batch_tokens(model, settings, tokens)
     width = 2 if on_gpu else 4  # bytes of a number in a forward pass: 16 bits on a GPU, 32 on a CPU
     parts = {
         "weights": _training_weights(model, settings, width),
@@ -208,9 +229,7 @@ def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bo
     else:
         # What glibc keeps of freed blocks: measured 0.8 to 1.1 times the activations of all layers, with
         # checkpointing as well as without, at 272, 396 and 528 tokens in a batch of SmolLM2.
-        host |= parts | {
-            "kept by the allocator": n_tokens * _layer_bytes(model, settings, 4) * model.n_layers
-        }
+        host |= parts | {"kept by the allocator": n_tokens * _all_layers_bytes(model, settings, 4)}
     rows = math.ceil(settings.n_inputs / settings.batch_size)
     return Need(
         "train",
@@ -237,30 +256,44 @@ def _training_weights(model: ModelSizes, settings: Settings, width: int) -> int:
     return int(NF4_BYTES * model.layer_parameters) + embedding_width * model.embedding_parameters + largest
 
 
-def _layer_bytes(model: ModelSizes, settings: Settings, width: int) -> int:
+def _all_layers_bytes(model: ModelSizes, settings: Settings, width: int) -> int:
+    """What autograd saves of one token in all layers."""
+    return sum(_layer_bytes(model, settings, width, kind) for kind in model.kinds)
+
+
+def _layer_bytes(model: ModelSizes, settings: Settings, width: int, kind: str) -> int:
     """What autograd saves of one token in one layer with LoRA on its matrices.
 
     float32: the two norms' inputs. In the width of the pass: the norms' outputs, queries, keys and values with keys and
     values repeated for all heads, attention's output, gate, its SiLU, up, their product, and the rank's numbers for 7
     matrices. For SmolLM2 43,456 bytes; saved_tensors_hooks counted 43,517.
+
+    Linear attention, as torch computes it without a kernel of its own, is counted for eight sizes of it in float32: 6
+    and 21 numbers for each of the keys and values, 342 for each head (pairs within a chunk of 64), and a state for each
+    chunk. Its neighbours with gated attention keep 8.5 numbers where others keep 4.
     """
+    common = 4 * 2 * model.hidden + width * (2 * model.hidden + 4 * model.intermediate + 7 * settings.rank)
+    if kind == LINEAR:
+        keys = model.n_key_heads * model.linear_head_dim
+        states = model.value_rows * model.linear_head_dim // DELTA_RULE_CHUNK
+        return common + 4 * (6 * keys + 21 * model.value_rows + 342 * model.n_value_heads + states)
     q = model.n_heads * model.head_dim
-    numbers = 2 * model.hidden + 4 * q + 4 * model.intermediate + 7 * settings.rank
-    return 4 * 2 * model.hidden + width * numbers
+    return common + width * (17 * q // 2 if LINEAR in model.kinds else 4 * q)
 
 
 def _activations(model: ModelSizes, settings: Settings, n_tokens: int, on_gpu: bool) -> dict[str, int]:
     width = 2 if on_gpu else 4
-    layer = n_tokens * _layer_bytes(model, settings, width)
+    layers = n_tokens * _all_layers_bytes(model, settings, width)
+    layer = n_tokens * max(_layer_bytes(model, settings, width, kind) for kind in set(model.kinds))
     # A tree's mask is added to the attention scores as numbers, in each layer anew.
-    is_tree = settings.prompt_tree and not settings.lora_dropout
+    is_tree = _is_tree(model, settings)
     mask = width * n_tokens**2 if is_tree else 0
     if model.keeps_scores:
         mask += SCORE_BYTES * model.n_heads * n_tokens**2 // (1 if is_tree else settings.batch_size)
     if settings.uses_checkpointing(on_gpu):
         # The input of every layer, and all of the one that is computed again, with its gradients.
         return {"activations": n_tokens * model.hidden * model.n_layers * width + 2 * (layer + mask)}
-    return {"activations": model.n_layers * (layer + mask) + layer}
+    return {"activations": layers + model.n_layers * mask + layer}
 
 
 def _export(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bool) -> Need:
@@ -357,6 +390,11 @@ def remedies(
                     settings = _changed(settings, name, value)
                     yield settings
         return
+    if model.has_state:
+        for n_parallel in (16, STATE_SEQUENCES):
+            if n_parallel < settings.n_parallel:
+                settings = replace(settings, n_parallel=n_parallel)
+                yield settings
     # A sequence has to fit: a prompt with its answer.
     least = tokens.instruction + tokens.demonstrations + tokens.input
     least += max(tokens.input_limit, settings.max_new_tokens)

@@ -32,6 +32,7 @@ from sg_local.plan.memory import (
     estimate,
     kv_cache_bytes,
     remedies,
+    state_bytes,
 )
 from sg_local.plan.plan import USABLE_SHARE_OF_GPU, compare
 from sg_local.plan.sizes import ModelSizes, TaskTokens, model_sizes, task_tokens
@@ -128,6 +129,65 @@ def test_what_autograd_saves_is_what_was_counted() -> None:
     assert layers - one_more == pytest.approx(saved, rel=0.01)
 
 
+# Of Qwen 3.5, linear attention and attention: heads and their width -> bytes of a token
+COUNTED_OF_QWEN35 = [
+    ("linear_attention", {"n_key_heads": 2, "n_value_heads": 4, "linear_head_dim": 16}, 14_564),
+    ("linear_attention", {"n_key_heads": 4, "n_value_heads": 12, "linear_head_dim": 32}, 55_505),
+    ("linear_attention", {"n_key_heads": 2, "n_value_heads": 4, "linear_head_dim": 128}, 61_625),
+    ("full_attention", {"n_heads": 4, "n_kv_heads": 2, "head_dim": 32}, 7_411),
+    ("full_attention", {"n_heads": 8, "n_kv_heads": 4, "head_dim": 64}, 20_508),
+]
+
+
+@pytest.mark.parametrize(("kind", "sizes", "counted"), COUNTED_OF_QWEN35)
+def test_what_autograd_saves_of_a_token_in_qwen35(kind: str, sizes: dict[str, int], counted: int) -> None:
+    """saved_tensors_hooks, float32, rank 16; of several layers one more."""
+
+    def activations(n_layers: int) -> int:
+        # One layer of the other kind, so that it is known for what it is.
+        kinds = ("full_attention", "linear_attention", *[kind] * n_layers)
+        model = replace(
+            SMOLLM2,
+            architecture="qwen35",
+            hidden=64,
+            intermediate=96,
+            n_layers=len(kinds),
+            layer_kinds=kinds,
+            **sizes,
+        )
+        tokens = TaskTokens(instruction=80, demonstrations=0, input=21, answer=3)
+        settings = Settings(gradient_checkpointing="never", batch_size=1)
+        return need("train", model, settings, tokens, on_gpu=False).host["activations"]
+
+    assert (activations(3) - activations(2)) / (80 + 21 + 3) == pytest.approx(counted, rel=0.03)
+
+
+def test_each_sequence_has_a_state_in_qwen35() -> None:
+    tiny = replace(
+        SMOLLM2,
+        architecture="qwen35",
+        n_layers=2,
+        layer_kinds=("linear_attention", "full_attention"),
+        conv_tokens=4,
+        n_key_heads=2,
+        n_value_heads=4,
+        linear_head_dim=16,
+    )
+    # llama.cpp: "RS buffer size = 0.35 MiB", "65 cells", R 0.10 MiB and S 0.25 MiB
+    assert state_bytes(tiny, 64) == pytest.approx(0.35 * 1024**2, rel=0.02)
+    assert state_bytes(tiny, 64) == 5 * state_bytes(tiny, 12) == pytest.approx(65 / 9 * state_bytes(tiny, 1))
+    assert state_bytes(SMOLLM2, 64) == 0
+    for on_gpu in (False, True):
+        made = need("generate", tiny, Settings(), on_gpu=on_gpu)
+        parts = made.gpu if on_gpu else made.host
+        assert parts["states of sequences"] == state_bytes(tiny, Settings().n_parallel)
+        assert "states of sequences" not in need("generate", SMOLLM2, Settings(), on_gpu=on_gpu).host
+    # Rows do not share tokens there.
+    assert batch_tokens(tiny, Settings(), ROWS) == batch_tokens(SMOLLM2, Settings(prompt_tree=False), ROWS)
+    # What helps where they do not fit
+    assert next(remedies("generate", tiny, Settings(), ROWS, on_gpu=False)).n_parallel < Settings().n_parallel
+
+
 def test_the_attention_scores_of_gemma_2_are_in_memory() -> None:
     """saved_tensors_hooks: 8 bytes for each score of each head and layer, in float32 and in bfloat16."""
     tokens = TaskTokens(instruction=80, demonstrations=0, input=21, answer=3)
@@ -181,10 +241,12 @@ def test_four_bits_and_checkpointing_need_less() -> None:
 
 
 def test_what_rows_share_is_counted_once_in_a_tree() -> None:
-    assert batch_tokens(Settings(), ROWS) == 256 + 8 * 256
-    assert batch_tokens(Settings(prompt_tree=False), ROWS) == batch_tokens(Settings(lora_dropout=0.1), ROWS)
-    assert batch_tokens(Settings(prompt_tree=False), ROWS) == 8 * 512
-    assert batch_tokens(Settings(train_demonstrations=True), ROWS) == 256 + 512 + 8 * 256
+    assert batch_tokens(SMOLLM2, Settings(), ROWS) == 256 + 8 * 256
+    assert batch_tokens(SMOLLM2, Settings(prompt_tree=False), ROWS) == batch_tokens(
+        SMOLLM2, Settings(lora_dropout=0.1), ROWS
+    )
+    assert batch_tokens(SMOLLM2, Settings(prompt_tree=False), ROWS) == 8 * 512
+    assert batch_tokens(SMOLLM2, Settings(train_demonstrations=True), ROWS) == 256 + 512 + 8 * 256
 
 
 def test_annotating_costs_each_prompt_or_each_sample() -> None:
