@@ -253,12 +253,6 @@ class TrainSettings(CurateSettings):
     )
     learning_rate: float = _setting(5e-4, "Peak for AdamW; linear decay.", low=1e-8, high=1, everyday=True)
     epochs: int = _setting(3, "Passes over the training rows.", low=1, everyday=True)
-    n_trainings: int = _setting(
-        1,
-        "Trainings on the same rows, each with a seed of its own; over 1, their adapters are averaged into one.",
-        low=1,
-        high=16,
-    )
     batch_size: int = _setting(8, "Rows per optimizer step.", low=1, everyday=True)
     load_in_4bit: bool = _setting(False, "QLoRA: hold the base in 4 bits.", everyday=True)
     gradient_checkpointing: str = _setting(

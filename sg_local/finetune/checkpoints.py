@@ -37,18 +37,13 @@ def last_complete(directory: Path, key: str) -> Path | None:
     for path in sorted(
         checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True
     ):
-        if is_complete(path, key):
+        try:
+            mark = read_json(path / MARK, MAX_MARK_BYTES)
+        except InputError:  # no mark, or half of one: it was being written
+            continue
+        if mark == {"key": key, "sha256": _hashes(path)}:
             return path
     return None
-
-
-def is_complete(directory: Path, key: str) -> bool:
-    """Whether a directory has the mark of this training, and every file as it was then."""
-    try:
-        mark = read_json(directory / MARK, MAX_MARK_BYTES)
-    except InputError:  # no mark, or half of one: it was being written
-        return False
-    return bool(mark == {"key": key, "sha256": _hashes(directory)})
 
 
 def remove_incomplete(directory: Path) -> None:

@@ -236,13 +236,9 @@ def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, on_gpu: bo
         gpu,
         host,
         {"file pages": 2 * model.n_parameters},
-        run_disk={
-            "adapter": 4 * lora,
-            "checkpoints": CHECKPOINTS * (4 * lora + adam),
-            **({"trained adapters": settings.n_trainings * 4 * lora} if settings.n_trainings > 1 else {}),
-        },
+        run_disk={"adapter": 4 * lora, "checkpoints": CHECKPOINTS * (4 * lora + adam)},
         store_disk={"16-bit safetensors": 2 * model.n_parameters},
-        tokens=settings.n_trainings * settings.epochs * rows * n_tokens,
+        tokens=settings.epochs * rows * n_tokens,
     )
 
 

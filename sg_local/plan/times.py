@@ -149,7 +149,7 @@ def _annotate(settings: Settings, tokens: TaskTokens, n_answered: float, load: f
 
 def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, n_answered: float) -> Work:
     n_rows = settings.keep_confident * n_answered
-    steps = settings.n_trainings * settings.epochs * math.ceil(n_rows / settings.batch_size)
+    steps = settings.epochs * math.ceil(n_rows / settings.batch_size)
     shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
     own = tokens.input + TURN_TOKENS + tokens.answer
     in_batch = shared + settings.batch_size * own

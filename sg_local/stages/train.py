@@ -11,14 +11,12 @@ import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 
 from sg_local.errors import SgLocalError
 from sg_local.files import own_directory, place_directory, remove_tree
 from sg_local.finetune.batches import TrainRow
 from sg_local.finetune.checkpoints import remove_incomplete
 from sg_local.finetune.environment import prepare_process, require_trainer
-from sg_local.finetune.several import train_several
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.finetune.train import train_adapter
 from sg_local.gguf_io.check_base import target_modules
@@ -34,7 +32,6 @@ from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.rows import read_pairs
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import is_kept
-from sg_local.settings import TrainSettings
 
 
 def run_train(run: Run) -> None:
@@ -45,10 +42,9 @@ def run_train(run: Run) -> None:
         settings, modules = run.settings, target_modules(run.base_header, run.settings)
         card = card_in_use()
         steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
-        times = f"{settings.n_trainings} times " if settings.n_trainings > 1 else ""
         say(
-            f"train: {times}{counted(len(rows), 'row')}, {counted(settings.epochs, 'epoch')}, "
-            f"{counted(steps, 'step')}; loading {settings.trainer}"
+            f"train: {counted(len(rows), 'row')}, {counted(settings.epochs, 'epoch')}, {counted(steps, 'step')}; "
+            f"loading {settings.trainer}"
         )
         run_dir = run.path.resolve()  # the trainer works in another directory
         final, work, checkpoints = (run_dir / name for name in ("adapter", ".work", "checkpoints"))
@@ -62,39 +58,21 @@ def run_train(run: Run) -> None:
                 weights_dir = until_loaded.enter_context(training_weights(run)).resolve()
                 prepare_process(work, on_gpu=bool(card))
                 said = [f"loading {settings.trainer}"]
-                n_steps = settings.n_trainings * steps
-                with progress("train", n_steps, "steps", detail=lambda: said[-1]) as advance:
-
-                    def train_one(
-                        settings: TrainSettings, adapter_dir: Path, checkpoints_dir: Path, *, is_last: bool
-                    ) -> dict[str, object]:
-                        return train_adapter(
-                            weights_dir,
-                            vocabulary,
-                            rows,
-                            adapter_dir,
-                            checkpoints_dir,
-                            run.model.sha256,
-                            modules,
-                            settings,
-                            advance,
-                            card=card,
-                            on_loaded=until_loaded.close if is_last else lambda: None,
-                            on_loss=lambda loss: said.append(f"loss {loss:.3f}"),
-                        )
-
-                    if settings.n_trainings == 1:
-                        details["training"] = train_one(settings, work / "adapter", checkpoints, is_last=True)
-                    else:
-                        details["training"] = train_several(
-                            rows,
-                            run.model.sha256,
-                            settings,
-                            work / "adapter",
-                            checkpoints,
-                            train_one,
-                            on_kept=lambda: advance(steps),
-                        )
+                with progress("train", steps, "steps", detail=lambda: said[-1]) as advance:
+                    details["training"] = train_adapter(
+                        weights_dir,
+                        vocabulary,
+                        rows,
+                        work / "adapter",
+                        checkpoints,
+                        run.model.sha256,
+                        modules,
+                        settings,
+                        advance,
+                        card=card,
+                        on_loaded=until_loaded.close,
+                        on_loss=lambda loss: said.append(f"loss {loss:.3f}"),
+                    )
             place_directory(work / "adapter", final)
         finally:
             os.chdir(here)

@@ -221,18 +221,11 @@ rows = [
     TrainRow(tuple(prompt), tuple(answer), weight, tuple((tuple(other), share) for other, share in others))
     for prompt, answer, weight, others in given["rows"]
 ]
-settings, adapter, checkpoints = TrainSettings(**given["settings"]), Path(given["adapter"]), Path(given["checkpoints"])
-def train_one(settings, adapter, checkpoints, *, is_last):
-    return train_adapter(
-        Path(given["weights"]), Vocabulary([f"t{i}" for i in range(given["n_vocab"])], 1, 2, 2), rows,
-        adapter, checkpoints, "base", ("q_proj", "v_proj", "down_proj"), settings, on_step,
-        on_loaded=lambda: given["is_removed"] and is_last and shutil.rmtree(given["weights"]))
-if settings.n_trainings == 1:
-    print(json.dumps(train_one(settings, adapter, checkpoints, is_last=True)))
-else:
-    from sg_local.finetune.several import train_several
-    kept = lambda: print("kept", file=sys.stderr)
-    print(json.dumps(train_several(rows, "base", settings, adapter, checkpoints, train_one, kept)))
+print(json.dumps(train_adapter(
+    Path(given["weights"]), Vocabulary([f"t{i}" for i in range(given["n_vocab"])], 1, 2, 2), rows,
+    Path(given["adapter"]), Path(given["checkpoints"]), "base",
+    ("q_proj", "v_proj", "down_proj"), TrainSettings(**given["settings"]), on_step,
+    on_loaded=lambda: given["is_removed"] and shutil.rmtree(given["weights"]))))
 """
 
 SETTINGS = {
@@ -317,30 +310,6 @@ def test_a_killed_training_ends_with_the_adapter_of_an_unbroken_one(
     assert expected.keys() == found.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
-
-
-def test_several_trainings_that_were_killed_end_with_the_mean_of_unbroken_ones(
-    weights: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(weights, tmp_path / "weights")
-    whole = train(tmp_path / "weights", tmp_path / "whole", is_removed=True, n_trainings=2)
-    assert whole.returncode == 0, whole.stderr
-    told = json.loads(whole.stdout)
-    assert (told["steps"], len(told["losses"]), told["n_trainings"]) == (30, 30, 2)
-    assert 0.5 < told["rank_keeps"] <= 1
-    assert told["losses"][:15] != told["losses"][15:]
-
-    killed = train(weights, tmp_path / "killed", kill_at=22, n_trainings=2)
-    assert killed.returncode == -signal.SIGKILL
-    again = train(weights, tmp_path / "killed", n_trainings=2)
-    assert again.returncode == 0, again.stderr
-    assert "kept" in again.stderr
-    assert "going on from checkpoint-" in again.stderr
-    expected, found = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
-    assert expected.keys() == found.keys()
-    for name in (name for name in expected if ".lora_A." in name):
-        other = name.replace(".lora_A.", ".lora_B.")
-        np.testing.assert_allclose(found[other] @ found[name], expected[other] @ expected[name], atol=1e-6)
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(weights: Path, tmp_path: Path) -> None:

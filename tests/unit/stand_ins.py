@@ -101,7 +101,7 @@ def replace_training(monkeypatch: pytest.MonkeyPatch) -> None:
         adapter_dir.mkdir(parents=True)
         write_text(adapter_dir / "adapter_config.json", "{}\n")
         write_bytes(adapter_dir / "adapter_model.safetensors", repr(rows).encode())
-        return {"steps": 1, "losses": [2.5], "first_loss": 2.5, "last_loss": 2.5, "computed_tokens": 9}
+        return {"steps": 1}
 
     monkeypatch.setattr(train, "require_trainer", lambda _trainer: None)
     monkeypatch.setattr(train, "_tokenized", tokenized)
