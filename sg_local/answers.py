@@ -4,7 +4,8 @@
     serve("runs/support-inbox").answered(["My parcel is late."])    (0, "delivery", None), as soon as it is there
 
 A tuned GGUF carries its task (`sg_local.task`), so its prompt is the one it was trained on; any other model gets the
-task's demonstrations. A run's directory stands for its model.gguf.
+task's demonstrations. A run's directory stands for its model.gguf, or for the base in the way that `run --fallback`
+handed out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,12 +27,14 @@ from sg_local.progress import progress, say
 from sg_local.report.tables import counted
 from sg_local.runs.directory import open_run
 from sg_local.runs.given import check_task
+from sg_local.selfguide.contenders import TUNED, Contender
 from sg_local.settings import Settings
 from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
 from sg_local.task_files.texts import Texts
 
 if TYPE_CHECKING:
     from sg_local.llama.engine import Engine
+    from sg_local.llama.generation import Completion
 
 T = TypeVar("T")
 
@@ -56,6 +59,7 @@ class ServedModel:
     template_source: str
     settings: Settings
     temperature: float = 1.0  # at which its label probabilities are as right as they are sure
+    way: Contender | None = None  # of the base, which a run hands out in place of its tuned model
 
     def answered(
         self, texts: Sequence[str], *, scores_labels: bool = False, shows_progress: bool = True
@@ -86,6 +90,7 @@ class ServedModel:
             "labels": self.task.labels,
             "examples": [example.as_row() for example in self.task.examples],
             "max_new_tokens": self.max_new_tokens,
+            "way": self.way,
         }
 
     def answer(self, answered: Answered, abstain_below: float = 0.0) -> Answer:
@@ -213,6 +218,15 @@ def serve(
         settings = replace(settings, prompt_format=prompt_format)  # which checks it
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
+    if adapter is None and task is None and (handed_out := _handed_out(Path(model), settings)):
+        header = read_model_header(handed_out.model)
+        return replace(
+            handed_out,
+            max_new_tokens=max_new_tokens or handed_out.max_new_tokens,
+            template_source=_template_source(prompt_format, header)
+            if prompt_format
+            else handed_out.template_source,
+        )
     model_path, temperature = _model_file(model)
     adapter_path = Path(adapter) if adapter else None
     header = read_model_header(model_path)
@@ -234,10 +248,34 @@ def _model_file(model: str | Path) -> tuple[Path, float]:
     path = Path(model)
     if not (path / "settings.toml").is_file():
         return resolve_model(str(model)), 1.0
-    from sg_local.report.scores import tuned_temperature
+    from sg_local.report.scores import label_temperature
 
     run = open_run(path)
-    return run.written_file("model.gguf"), tuned_temperature(run)
+    return run.written_file("model.gguf"), label_temperature(run, TUNED)
+
+
+def _handed_out(run_dir: Path, settings: Settings) -> ServedModel | None:
+    """How the base answers in place of a run's tuned model; None where that model is the one to ask."""
+    if not (run_dir / "settings.toml").is_file():
+        return None
+    from sg_local.report.fallback import in_words
+    from sg_local.report.scores import label_temperature
+    from sg_local.runs.handed_out import read_fallback
+
+    run = open_run(run_dir)
+    fallback = read_fallback(run)
+    if fallback is None:
+        return None
+    say(f"{in_words(fallback)}; --model {run.file('model.gguf')} asks the tuned model all the same")
+    base = serve_base(run_dir, settings)
+    # Few-shot prompting and label scoring have the same prompt, so the same probabilities of labels.
+    is_scored = fallback.way != Contender.MANY_SHOT and run.task.is_classification
+    return replace(
+        base,
+        task=replace(base.task, examples=fallback.examples),
+        temperature=label_temperature(run, Contender.LABEL_SCORING) if is_scored else 1.0,
+        way=fallback.way,
+    )
 
 
 def serve_base(run_dir: Path, settings: Settings) -> ServedModel:
@@ -272,24 +310,40 @@ def answers_one_by_one(
     labels: list[str],
     examples: list[dict[str, Any]],
     max_new_tokens: int,
+    way: str | None,
 ) -> Iterator[str | None]:
     """The same in the process that was made for it; first "" when the model is loaded."""
-    from sg_local.llama.asking import answer_inputs, longest_answer, open_with
+    from sg_local.llama.asking import answer_inputs, likeliest, longest_answer, open_with
 
     with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
         template = engine.tokenizer.chat_template(template_source)
         yield ""
+        shown = tuple(Example(**example) for example in examples)
         for text in child_process.received_values():
+            if way == Contender.LABEL_SCORING:
+                [scores] = _label_logprobs(
+                    engine, template, Task("task", instruction, shown, (*labels,)), [text]
+                )
+                yield likeliest(scores) if scores else None
+                continue
             [completion] = answer_inputs(
                 engine,
                 template,
                 instruction,
                 [text],
-                demonstrations=[Example(**example) for example in examples],
+                demonstrations=shown,
                 max_new_tokens=longest_answer(engine.tokenizer, labels, max_new_tokens),
                 on_finished=lambda _n_inputs: None,
             )
-            yield completion.text.strip() if completion else None
+            yield _text_of(completion, way)
+
+
+def _text_of(completion: "Completion | None", way: str | None) -> str | None:
+    """The answer that counts of what was generated."""
+    if completion is None:
+        return None
+    text = completion.text.strip()
+    return text.partition("\n")[0].strip() if way == Contender.FIRST_LINE else text
 
 
 def answers_of_engine(
@@ -302,6 +356,7 @@ def answers_of_engine(
     labels: list[str],
     examples: list[dict[str, Any]],
     max_new_tokens: int,
+    way: str | None,
     scores_labels: bool,
     shows_progress: bool,
 ) -> Iterator[tuple[int, str | None, dict[str, float] | None]]:
@@ -310,6 +365,7 @@ def answers_of_engine(
         INPUTS_PER_CALL,
         finished_answers,
         has_room,
+        likeliest,
         longest_answer,
         open_with,
         speed,
@@ -328,14 +384,19 @@ def answers_of_engine(
         with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
             for start in range(0, len(texts), INPUTS_PER_CALL):
                 part = texts[start : start + INPUTS_PER_CALL]
-                scores = (
-                    _label_logprobs(engine, template, asked, part) if scores_labels else [None] * len(part)
-                )
+                scores: list[dict[str, float] | None] = [None] * len(part)
+                if scores_labels or way == Contender.LABEL_SCORING:
+                    scores = _label_logprobs(engine, template, asked, part)
+                if way == Contender.LABEL_SCORING:
+                    advance(len(part))
+                    for index, row in enumerate(scores):
+                        yield start + index, likeliest(row) if row else None, row if scores_labels else None
+                    continue
                 for index, completion in finished_answers(
                     engine, template, instruction, part, demonstrations=asked.examples, max_new_tokens=limit
                 ):
                     advance(1)
-                    yield start + index, completion.text.strip() if completion else None, scores[index]
+                    yield start + index, _text_of(completion, way), scores[index]
 
 
 def _label_logprobs(

@@ -24,9 +24,12 @@ class TensorSpec(NamedTuple):
     heads: str = ""  # the field of Dimensions that counts the heads by which llama.cpp permutes the rows
     optional: str = ""  # all tensors of a model that have the same word here are there, or none
     plus_one: bool = False  # the GGUF has the value that is multiplied with, Hugging Face that minus one
-    layers: str = ""  # of hybrid models: ATTENTION or CONV, the layers that have it; "": all of them
+    layers: str = ""  # of hybrid models: ATTENTION, CONV or LINEAR, the layers that have it; "": all of them
     # Of a convolution: Hugging Face has (rows, 1, columns), and LoRA does not change it.
     is_kernel: bool = False
+    # "rows" or "columns" of which the last are linear attention's value heads, which llama.cpp has in another order
+    value_heads: str = ""
+    is_log: bool = False  # Hugging Face has the logarithm of what the GGUF has, whose sign is the other one
 
     @property
     def module(self) -> str:
@@ -50,7 +53,13 @@ class Computed:
     """The value of a key of config.json that gguf_io/hf_config.py computes from the model's metadata."""
 
 
-ATTENTION, CONV = "full_attention", "conv"  # what layers are called in layer_types of config.json
+# What layers are called in layer_types of config.json
+ATTENTION, CONV, LINEAR = "full_attention", "conv", "linear_attention"
+# Those that keep a state, from which no token can be taken back, and why rows cannot share tokens there
+RECURRENT = {
+    CONV: "short convolutions look at the tokens before, which in a tree are those of other rows too",
+    LINEAR: "linear attention sums up the tokens before, which in a tree are those of other rows too",
+}
 
 ConfigValue: TypeAlias = bool | str | HasTensor | Computed | None
 
@@ -71,11 +80,14 @@ class Architecture:
     renamed: dict[str, str] = field(default_factory=dict)  # keys of config.json that others call otherwise
     # Those from which the class computes a size: in an original config.json another number may stand.
     adjusted: tuple[str, ...] = ()
+    # Whether files have layers behind the others that predict more than one token ahead (MTP). transformers' class has
+    # none, and llama.cpp computes them for speculative decoding alone.
+    has_prediction_layers: bool = False
 
     @property
-    def is_hybrid(self) -> bool:
-        """Whether its layers are of several kinds."""
-        return any(tensor.layers for tensor in self.layer_tensors)
+    def layer_kinds(self) -> frozenset[str]:
+        """The kinds of a hybrid model's layers; none where all layers are alike."""
+        return frozenset(tensor.layers for tensor in self.layer_tensors) - {""}
 
     @property
     def matrices(self) -> tuple[TensorSpec, ...]:
@@ -136,11 +148,40 @@ _MLP = (
     TensorSpec("ffn_up.weight", "mlp.up_proj.weight", ("intermediate", "hidden")),
     TensorSpec("ffn_down.weight", "mlp.down_proj.weight", ("hidden", "intermediate")),
 )
+# Linear attention of Qwen 3.5 (Gated DeltaNet, arXiv 2412.06464)
+_GATED_DELTA_NET = (
+    *(
+        tensor._replace(value_heads="rows")
+        for tensor in (
+            TensorSpec("attn_qkv.weight", "linear_attn.in_proj_qkv.weight", ("linear_qkv_rows", "hidden")),
+            TensorSpec("attn_gate.weight", "linear_attn.in_proj_z.weight", ("value_rows", "hidden")),
+            TensorSpec("ssm_alpha.weight", "linear_attn.in_proj_a.weight", ("n_value_heads", "hidden")),
+            TensorSpec("ssm_beta.weight", "linear_attn.in_proj_b.weight", ("n_value_heads", "hidden")),
+            TensorSpec(
+                "ssm_conv1d.weight",
+                "linear_attn.conv1d.weight",
+                ("linear_qkv_rows", "conv_tokens"),
+                is_kernel=True,
+            ),
+            TensorSpec("ssm_a", "linear_attn.A_log", ("n_value_heads",), is_log=True),
+            TensorSpec("ssm_dt.bias", "linear_attn.dt_bias", ("n_value_heads",)),
+        )
+    ),
+    TensorSpec("ssm_norm.weight", "linear_attn.norm.weight", ("linear_head_dim",)),
+    TensorSpec(
+        "ssm_out.weight", "linear_attn.out_proj.weight", ("hidden", "value_rows"), value_heads="columns"
+    ),
+)
 
 
 def _plus_one(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """The same, with one added to all norms."""
     return tuple(tensor._replace(plus_one=len(tensor.shape) == 1) for tensor in tensors)
+
+
+def _in_layers(kind: str, *tensors: TensorSpec) -> tuple[TensorSpec, ...]:
+    """The same, of this kind of layers alone."""
+    return tuple(tensor._replace(layers=kind) for tensor in tensors)
 
 
 # general.architecture → what it stands for
@@ -308,7 +349,7 @@ ARCHITECTURES = {
         layer_tensors=(
             TensorSpec("attn_norm.weight", "operator_norm.weight", ("hidden",)),
             TensorSpec("ffn_norm.weight", "ffn_norm.weight", ("hidden",)),
-            *(tensor._replace(layers=ATTENTION) for tensor in _ATTENTION[:3]),
+            *_in_layers(ATTENTION, *_ATTENTION[:3]),
             TensorSpec(
                 "attn_output.weight", "self_attn.out_proj.weight", ("hidden", "q_rows"), layers=ATTENTION
             ),
@@ -342,5 +383,40 @@ ARCHITECTURES = {
         default_tied=True,
         renamed={"rms_norm_eps": "norm_eps"},
         adjusted=("intermediate_size",),
+    ),
+    "qwen35": Architecture(
+        class_name="Qwen3_5ForCausalLM",
+        model_type="qwen3_5_text",
+        tensors=_plus_one(_MODEL),
+        layer_tensors=(
+            *_plus_one(
+                (
+                    _NORMS[0],
+                    TensorSpec("post_attention_norm.weight", "post_attention_layernorm.weight", ("hidden",)),
+                    *_in_layers(
+                        ATTENTION,
+                        # of each head the rows of the query, then those of its gate
+                        TensorSpec("attn_q.weight", "self_attn.q_proj.weight", ("gated_q_rows", "hidden")),
+                        *_ATTENTION[1:],
+                        *_HEAD_NORMS,
+                    ),
+                )
+            ),
+            *_in_layers(LINEAR, *_GATED_DELTA_NET),
+            *_MLP,
+        ),
+        config={
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "layer_types": _COMPUTED,
+            "linear_conv_kernel_dim": _COMPUTED,
+            "linear_key_head_dim": _COMPUTED,
+            "linear_value_head_dim": _COMPUTED,
+            "linear_num_key_heads": _COMPUTED,
+            "linear_num_value_heads": _COMPUTED,
+            "rope_parameters": _COMPUTED,
+        },
+        derives_heads=False,
+        has_prediction_layers=True,
     ),
 }

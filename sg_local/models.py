@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sg_local.architectures import ARCHITECTURES, CONV
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, read_text, read_toml, toml_text, write_text
 
@@ -28,6 +29,7 @@ SHAPE_SIZES = (
     *("vocab", "context_length"),
 )
 SHAPE_KEYS = (*SHAPE_SIZES, "is_tied")
+SHAPE_OF_HYBRID = "n_attention_layers"  # beside these, where not all layers have attention
 UNSUMMED_SIZE_TOLERANCE = 0.05  # a size without a sum is a published, rounded one
 DOWNLOAD_SLACK_BYTES = 1 << 20
 
@@ -66,7 +68,9 @@ class Model:
     description: str
     sha256: str | None = None
     notice: str | None = None
-    shape: dict[str, int] | None = None  # SHAPE_KEYS; what is known of its sizes before the file is here
+    shape: dict[str, int] | None = (
+        None  # SHAPE_KEYS, SHAPE_OF_HYBRID; what is known of its sizes before the file is here
+    )
 
     @property
     def max_download_bytes(self) -> int:
@@ -304,21 +308,29 @@ def _parse_model(name: str, entry: Any, prefix: str, faults: Faults) -> Model | 
         faults.add(f"{prefix}size_bytes must be a whole number above 0")
     if not re.fullmatch(r"[0-9a-f]{64}", entry.get("sha256", "0" * 64)):
         faults.add(f"{prefix}sha256 must be 64 of 0-9 a-f")
-    if fault := _shape_fault(entry.get("shape")):
+    if fault := _shape_fault(entry.get("shape"), entry["architecture"]):
         faults.add(f"{prefix}{fault}")
     if entry["prompt_format"] not in PROMPT_FORMATS:
         faults.add(f"{prefix}prompt_format must be one of {', '.join(PROMPT_FORMATS)}")
     return Model(name=name, **entry) if faults.count == n_faults else None
 
 
-def _shape_fault(shape: Any) -> str:
+def _shape_fault(shape: Any, architecture: str) -> str:
     """What is wrong with the table of a model's sizes; "" where nothing is, or there is none."""
     if shape is None:
         return ""
-    if not isinstance(shape, dict) or set(shape) != set(SHAPE_KEYS):
-        return f"shape must be a table of {', '.join(SHAPE_KEYS)}"
-    if not all(type(shape[key]) is int and 0 < shape[key] < 1 << 31 for key in SHAPE_SIZES):
-        return f"shape: {', '.join(SHAPE_SIZES)} must be whole numbers above 0"
+    entry = ARCHITECTURES.get(architecture)
+    kinds = entry.layer_kinds if entry else frozenset()
+    if kinds and CONV not in kinds:
+        return f"shape has no words for the layers of {architecture}: leave it out"
+    of_hybrid = (SHAPE_OF_HYBRID,) if kinds else ()
+    if not isinstance(shape, dict) or set(shape) != {*SHAPE_KEYS, *of_hybrid}:
+        return f"shape must be a table of {', '.join((*SHAPE_KEYS, *of_hybrid))}"
+    sizes = (*SHAPE_SIZES, *of_hybrid)
+    if not all(type(shape[key]) is int and 0 < shape[key] < 1 << 31 for key in sizes):
+        return f"shape: {', '.join(sizes)} must be whole numbers above 0"
+    if shape.get(SHAPE_OF_HYBRID, 0) > shape["n_layers"]:
+        return f"shape: {SHAPE_OF_HYBRID} must not be over n_layers"
     return "" if type(shape["is_tied"]) is bool else "shape: is_tied must be true or false"
 
 

@@ -240,9 +240,7 @@ class TrainSettings(CurateSettings):
         "Directory of the GGUF's original 16-bit weights: checked, then trained on.",
         everyday=True,
     )
-    rank: int = _setting(
-        16, "LoRA rank r; higher learns more and needs more memory.", low=1, high=512, everyday=True
-    )
+    rank: int = _setting(16, "LoRA rank r; higher takes memory.", low=1, high=512, everyday=True)
     alpha: float = _setting(16.0, "LoRA alpha; the adapter is scaled by alpha / r.", low=0.001, high=65536)
     lora_dropout: float = _setting(
         0.0,

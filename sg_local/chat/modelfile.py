@@ -77,14 +77,17 @@ def modelfile(
 
 def beside_base(text: str, base: Path, adapter_file: str = "./adapter.gguf") -> str:
     """The same Modelfile for the base and its adapter, in the place of the merged model."""
-    path, note = str(base), "# For Ollama before 0.34.1: newer ones make no models of adapters.\n"
+    note = "# For Ollama before 0.34.1: newer ones make no models of adapters.\n"
+    return note + of_base(text, base, f"ADAPTER {adapter_file}\n")
+
+
+def of_base(text: str, base: Path, and_then: str = "") -> str:
+    """The same Modelfile for the base, in the place of the merged model. and_then: lines below its name."""
+    path, note = str(base), ""
     if not all(map(_is_kept, path)) or re.search('["\r\n]', path):
-        path, note = (
-            "./base.gguf",
-            f"{note}# Copy the base to this name: Ollama cannot read the one that it has.\n",
-        )
+        path, note = "./base.gguf", "# Copy the base to this name: Ollama cannot read the one that it has.\n"
     _merged, rest = text.split("\n", 1)
-    return f'{note}FROM "{path}"\nADAPTER {adapter_file}\n{rest}'
+    return f'{note}FROM "{path}"\n{and_then}{rest}'
 
 
 def _go_text(text: str) -> str:

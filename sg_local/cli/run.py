@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -18,6 +18,9 @@ from sg_local.cli.options import (
 )
 from sg_local.cli.output import echo_json
 from sg_local.settings import STAGES
+
+if TYPE_CHECKING:
+    from sg_local.runs.loop import Result
 
 
 @click.command(cls=SettingsCommand)
@@ -44,6 +47,12 @@ from sg_local.settings import STAGES
     is_flag=True,
     help="Exit code 3 where worse than the base at its best.",
 )
+@click.option(
+    "--fallback",
+    "has_fallback",
+    is_flag=True,
+    help="Hand out the base where it scored as high.",
+)
 @JSON_OPTION
 def run(
     task_source: str,
@@ -53,6 +62,7 @@ def run(
     preset: str,
     until: str,
     gate: bool,
+    has_fallback: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -69,8 +79,9 @@ def run(
     from sg_local.runs import loop, second_try
     from sg_local.settings import resolve_settings
 
-    if gate and until != STAGES[-1]:
-        raise InputError(f"--gate judges the scores, and --until {until} stops before them: leave one out")
+    if (gate or has_fallback) and until != STAGES[-1]:
+        flag = "--gate" if gate else "--fallback"
+        raise InputError(f"{flag} judges the scores, and --until {until} stops before them: leave one out")
     if other_dir is None:
         resolved = resolve_settings(preset, given(settings))
         result = loop.run(task_source, model=model, settings=resolved, run_dir=run_dir, until=until)
@@ -89,15 +100,12 @@ def run(
         return
     from sg_local.report.scores import read_evaluation, scores_with_advice
 
+    fallback = result.hand_out_fallback() if has_fallback else None
     if as_json:
-        echo_json(json_text(read_evaluation(result.run), indent=1))
+        told = {"fallback": fallback and fallback.told} if has_fallback else {}
+        echo_json(json_text({**read_evaluation(result.run), **told}, indent=1))
     else:
-        create = shlex.join(["ollama", "create", result.run.task.name, "-f", str(result.modelfile)])
-        files = [
-            f"{result.adapter}  (llama.cpp, beside the base: --lora)",
-            f"{result.model}  (llama.cpp, LM Studio, sg-local predict)",
-            f"{result.modelfile}  ({create})",
-        ]
+        files = _files(result)
         make_page = shlex.join(["sg-local", "report", str(result.directory)])
         page = str(result.page) if result.page.is_file() else make_page
         files.append(f"{page}  (this as a page)")
@@ -107,6 +115,36 @@ def run(
         click.echo(printable("\n".join([scores_with_advice(result.run), "", *files])))
     if gate:
         result.gate()
+
+
+def _files(result: "Result") -> list[str]:
+    """What can be served, and with what: first what was handed out in place of the tuned model."""
+    from sg_local.runs.handed_out import CHAT_TEMPLATE, MODELFILE, read_fallback
+
+    def create(modelfile: Path) -> str:
+        return shlex.join(["ollama", "create", result.run.task.name, "-f", str(modelfile)])
+
+    files = [
+        f"{result.adapter}  (llama.cpp, beside the base: --lora)",
+        f"{result.model}  (llama.cpp, LM Studio, sg-local predict)",
+        f"{result.modelfile}  ({create(result.modelfile)})",
+    ]
+    fallback = read_fallback(result.run)
+    if fallback is None:
+        return files
+    served = [shlex.join(["sg-local", "predict", "--model", str(result.directory)]) + " FILE"]
+    if fallback.in_chat:
+        template, modelfile = result.run.file(CHAT_TEMPLATE), result.run.file(MODELFILE)
+        words = [
+            "llama-server",
+            "-m",
+            str(result.run.model.path),
+            "--jinja",
+            "--chat-template-file",
+            str(template),
+        ]
+        served += [f"{template}  ({shlex.join(words)})", f"{modelfile}  ({create(modelfile)})"]
+    return ["the base, in place of the tuned model:", *served, "", "the tuned model:", *files]
 
 
 def _is_typed(name: str) -> bool:

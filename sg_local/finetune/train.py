@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sg_local.architectures import CONV
+from sg_local.architectures import RECURRENT
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
@@ -244,12 +244,13 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
     import torch
 
     reason = None
+    kinds = getattr(trainer.model.config, "layer_types", None) or ()
     if not settings.prompt_tree:
         reason = "--no-prompt-tree"
     elif settings.lora_dropout > 0:
         reason = f"--lora-dropout {settings.lora_dropout} would be drawn once for what rows share"
-    elif CONV in (getattr(trainer.model.config, "layer_types", None) or ()):
-        reason = "short convolutions look at the tokens before, which in a tree are those of other rows too"
+    elif recurrent := RECURRENT.keys() & set(kinds):
+        reason = RECURRENT[min(recurrent)]
     else:
         model = trainer.model.train()
         if hasattr(model, "for_training"):

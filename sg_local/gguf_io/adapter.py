@@ -32,7 +32,6 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     model_tensors,
-    rope_row_order,
     row_blocks,
 )
 from sg_local.gguf_values import MetadataValue
@@ -316,8 +315,8 @@ def _pairs(
     )
     return {
         name: {
-            "a": halves[name]["A"],
-            "b": halves[name]["B"][rope_row_order(tensor.shape[0], tensor.n_heads)],
+            "a": halves[name]["A"][:, tensor.column_order],
+            "b": halves[name]["B"][tensor.row_order],
         }
         for name, tensor in matrices.items()
         if name in halves

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sg_local.dimensions import read_dimensions
+from sg_local.dimensions import Dimensions, read_dimensions
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import Faults, atomic_path, partial_directory, write_text
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
@@ -27,8 +27,8 @@ from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
     in_threads,
+    is_left_alone,
     model_tensors,
-    rope_row_order,
     row_blocks,
 )
 
@@ -50,8 +50,8 @@ class BaseWeights:
         require_supported(self._header)
         self.config = checkpoint_config(self._header)
         expected = model_tensors(self._header, read_dimensions(self._header))
-        pairs = [(tensor, expected[tensor.name]) for tensor in self._header.tensors]
-        self._tensors = {wanted.hf: (tensor, wanted) for tensor, wanted in pairs if wanted.hf}
+        pairs = [(tensor, expected.get(tensor.name)) for tensor in self._header.tensors]
+        self._tensors = {wanted.hf: (tensor, wanted) for tensor, wanted in pairs if wanted and wanted.hf}
 
     def largest_bytes(self) -> dict[str, int]:
         """Hugging Face's name → the most bytes that its values may take, in the order of the file."""
@@ -112,7 +112,7 @@ def checkpoint_config(header: GgufHeader) -> dict[str, object]:
     def fault(reason: str) -> None:
         faults.add(f"{header.path}: {reason}")
 
-    _check_tensors(header, model_tensors(header, dimensions), fault)
+    _check_tensors(header, dimensions, fault)
     config = hf_config(header, dimensions, fault)
     faults.raise_any()
     return config
@@ -135,21 +135,22 @@ def link_base_weights(gguf_path: Path, weights_dir: Path, out_dir: Path) -> None
     write_text(out_dir / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _check_tensors(
-    header: GgufHeader, expected: dict[str, ModelTensor], fault: Callable[[str], None]
-) -> None:
+def _check_tensors(header: GgufHeader, dimensions: Dimensions, fault: Callable[[str], None]) -> None:
     experts = header.metadata.get(f"{header.architecture}.expert_count", 0)
     if experts:
         fault(
             f"it is a mixture of {experts!r:.20} experts, which cannot be finetuned here; give a dense model"
         )
         return
+    expected = model_tensors(header, dimensions)
     present = {tensor.name for tensor in header.tensors}
     groups = {expected[name].optional for name in present & expected.keys()}
     for name, wanted in expected.items():
         if name not in present and (not wanted.optional or wanted.optional in groups):
             fault(f"tensor {name} is missing; get another copy of the model")
     for tensor in header.tensors:
+        if is_left_alone(tensor.name, dimensions):
+            continue
         if tensor.name not in expected:
             fault(
                 f"tensor {tensor.name!r} has no place in a {header.architecture} model of text; give another model"
@@ -203,26 +204,31 @@ def _weights(header: GgufHeader, tensor: TensorInfo, wanted: ModelTensor) -> npt
     """The tensor in Hugging Face's shape and row order, float16 or float32, contiguous."""
     if len(wanted.shape) == 1:
         values = np.concatenate([block.ravel() for _, block in row_blocks(header, tensor)])
-        if wanted.plus_one:
-            values -= 1
         vector: Floats = np.empty_like(values)
-        vector[rope_row_order(len(values), wanted.n_heads)] = values
+        vector[wanted.row_order] = wanted.hf_values(values)
+        if np.isnan(vector).any():
+            raise InputError(
+                f"{header.path}: tensor {tensor.name} has values over 0, where there are none; get another copy of "
+                "the model"
+            )
         return vector
+    order = wanted.row_order
     if wanted.is_kernel:  # a vector's size, and float32 as vectors are
-        rows_of_kernel = [block for _, block in row_blocks(header, tensor)]
-        return np.concatenate(rows_of_kernel).reshape(wanted.hf_shape)
-    order = rope_row_order(wanted.shape[0], wanted.n_heads)
+        kernel: Floats = np.empty(wanted.shape, np.float32)
+        kernel[order] = np.concatenate([block for _, block in row_blocks(header, tensor)])
+        return kernel.reshape(wanted.hf_shape)
+    columns = np.argsort(wanted.column_order) if wanted.value_heads else slice(None)
     matrix: npt.NDArray[Any] = np.empty(wanted.shape, np.float16)
     for start, block in row_blocks(header, tensor):
         if matrix.dtype == np.float16 and not _fits_float16(block, tensor.type_name):
             # This is rare, so earlier rows are read again and not kept in float32.
             matrix = np.empty(wanted.shape, np.float32)
             for first, earlier in row_blocks(header, tensor):
-                matrix[order[first : first + len(earlier)]] = earlier
+                matrix[order[first : first + len(earlier)]] = earlier[:, columns]
             break
         rows = slice(start, start + len(block))
         # Converted first: while it assigns by index, numpy converts three times as slowly.
-        matrix[order[rows] if wanted.n_heads else rows] = block.astype(matrix.dtype)
+        matrix[order[rows] if wanted.is_reordered else rows] = block.astype(matrix.dtype)[:, columns]
     return matrix
 
 

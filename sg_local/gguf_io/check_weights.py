@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sg_local.architectures import ARCHITECTURES
-from sg_local.dimensions import read_dimensions
+from sg_local.dimensions import Dimensions, read_dimensions
 from sg_local.errors import InputError
 from sg_local.files import Faults, read_json
 from sg_local.gguf_header import GgufHeader, TensorInfo, read_model_header, require_supported
@@ -24,8 +24,8 @@ from sg_local.gguf_io.safetensors_file import StoredTensor, stored_tensors
 from sg_local.gguf_io.tensors import (
     Floats,
     ModelTensor,
+    is_left_alone,
     model_tensors,
-    rope_row_order,
     row_blocks,
 )
 
@@ -134,10 +134,14 @@ def match_base_weights(gguf_path: Path, weights_dir: Path) -> Matched:
     faults.raise_any()
 
     stored_by_name = _stored_tensors(weights_dir)
-    pairs = _pairs(header, model_tensors(header, dimensions), bool(is_tied), faults)
+    pairs = _pairs(header, dimensions, bool(is_tied), faults)
     for name in sorted(stored_by_name.keys() - {name for _, _, name in pairs}):
-        # Old checkpoints hold this buffer, and some tied ones this copy; transformers reads neither.
-        if not name.endswith(".rotary_emb.inv_freq") and not (name == "lm_head.weight" and is_tied):
+        # Old checkpoints hold this buffer, some tied ones this copy, some the layers that the GGUF may have behind the
+        # others; transformers reads none of them.
+        is_ignored = name.endswith(".rotary_emb.inv_freq") or (
+            ARCHITECTURES[header.architecture].has_prediction_layers and name.startswith("mtp.")
+        )
+        if not is_ignored and not (name == "lm_head.weight" and is_tied):
             faults.add(
                 f"{weights_dir}: tensor {name!r:.120} has no counterpart in {gguf_path.name}; {_REMEDY}"
             )
@@ -227,12 +231,15 @@ def _theta(config: Mapping[str, object], default: object) -> object:
 
 
 def _pairs(
-    header: GgufHeader, expected: dict[str, ModelTensor], is_tied: bool, faults: Faults
+    header: GgufHeader, dimensions: Dimensions, is_tied: bool, faults: Faults
 ) -> list[tuple[TensorInfo, ModelTensor, str]]:
     """Each tensor of the GGUF that Hugging Face has too, with its name there."""
+    expected = model_tensors(header, dimensions)
     pairs = []
     for tensor in header.tensors:
         model_tensor = expected.get(tensor.name)
+        if is_left_alone(tensor.name, dimensions):
+            continue
         if model_tensor is None:
             faults.add(
                 f"{header.path}: tensor {tensor.name!r} has no place in a {header.architecture} model of text"
@@ -323,12 +330,14 @@ def _blocks(
 ) -> Iterator[tuple[Floats, Floats]]:
     """The same rows of both tensors, block by block: the 16-bit one in the GGUF's row order, and the GGUF's."""
     is_vector = len(stored_tensor.shape) == 1
-    order = rope_row_order(stored_tensor.shape[0], model_tensor.n_heads)
+    order = model_tensor.row_order
+    columns = model_tensor.column_order if model_tensor.value_heads and not is_vector else slice(None)
     for start, block in row_blocks(header, tensor):
         if is_vector:
             values = stored_tensor.values()[order][np.newaxis]
         else:
             rows = order[start : start + len(block)]
-            first = int(rows.min())  # permuted rows stay within their head
+            first = int(rows.min())  # permuted rows stay within their head, and heads near each other
             values = stored_tensor.rows(first, int(rows.max()) + 1 - first)[rows - first].reshape(block.shape)
-        yield (values + 1 if model_tensor.plus_one else values), block
+            values = values[:, columns]
+        yield model_tensor.gguf_values(values), block

@@ -9,10 +9,11 @@ them in the reverse order.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import gguf
 import numpy as np
@@ -24,6 +25,7 @@ from sg_local.errors import InputError
 from sg_local.gguf_header import GgufHeader, TensorInfo
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Order: TypeAlias = npt.NDArray[np.intp]
 Result = TypeVar("Result")
 
 MAX_THREADS = 8  # that work on tensors: more wait for memory, and for Python between numpy's calls
@@ -48,6 +50,13 @@ class ModelTensor:
     optional: str
     plus_one: bool  # see TensorSpec
     is_kernel: bool = False  # see TensorSpec
+    value_heads: "ValueHeads | None" = None  # which of its rows or columns are value heads; None: none
+    is_log: bool = False  # see TensorSpec
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether the order of its rows or columns may be another one."""
+        return bool(self.n_heads or self.value_heads)
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
@@ -58,6 +67,42 @@ class ModelTensor:
     def takes_lora(self) -> bool:
         """Whether it is a matrix of a layer; llama.cpp lets an adapter change only these."""
         return len(self.shape) == 2 and ".layers." in self.hf and not self.is_kernel
+
+    @property
+    def row_order(self) -> Order:
+        """The order in which llama.cpp stores the rows, or elements: `gguf = hf[order]`, `hf[order] = gguf`."""
+        if self.value_heads and self.value_heads.axis == 0:
+            return value_head_order(self.shape[0], self.value_heads)
+        return rope_row_order(self.shape[0], self.n_heads)
+
+    @property
+    def column_order(self) -> Order:
+        """The order in which llama.cpp stores the columns of a matrix."""
+        if self.value_heads and self.value_heads.axis == 1:
+            return value_head_order(self.shape[1], self.value_heads)
+        return np.arange(self.shape[1])
+
+    def hf_values(self, values: Floats) -> Floats:
+        """The values that Hugging Face has for these of the GGUF; NaN where there are none."""
+        if self.is_log:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.log(-values.astype(np.float64)).astype(np.float32)
+        return values - 1 if self.plus_one else values
+
+    def gguf_values(self, values: Floats) -> Floats:
+        """The values that the GGUF has for these of Hugging Face."""
+        if self.is_log:
+            return -np.exp(values)
+        return values + 1 if self.plus_one else values
+
+
+class ValueHeads(NamedTuple):
+    """The rows or columns of a tensor that are value heads of linear attention, at its end."""
+
+    axis: int
+    n_key_heads: int
+    n_value_heads: int
+    width: int  # rows or columns of a head
 
 
 def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, ModelTensor]:
@@ -71,6 +116,8 @@ def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, Model
             optional=spec.optional,
             plus_one=spec.plus_one,
             is_kernel=spec.is_kernel,
+            value_heads=_value_heads(spec, dimensions),
+            is_log=spec.is_log,
         )
 
     architecture = ARCHITECTURES[header.architecture]
@@ -82,7 +129,33 @@ def model_tensors(header: GgufHeader, dimensions: Dimensions) -> dict[str, Model
     return {spec.gguf: sized(spec, "") for spec in architecture.tensors} | of_layers
 
 
-def rope_row_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
+def is_left_alone(name: str, dimensions: Dimensions) -> bool:
+    """Whether a tensor is of a layer behind the model's own, for speculative decoding: it stays as it is."""
+    block = re.match(r"blk\.(\d{1,6})\.", name)
+    return block is not None and 0 <= int(block[1]) - dimensions.n_layers < dimensions.n_prediction_layers
+
+
+def _value_heads(spec: TensorSpec, dimensions: Dimensions) -> ValueHeads | None:
+    if not spec.value_heads:
+        return None
+    axis = ("rows", "columns").index(spec.value_heads)
+    width = 1 if spec.shape[axis] == "n_value_heads" else dimensions.linear_head_dim
+    return ValueHeads(axis, dimensions.n_key_heads, dimensions.n_value_heads, width)
+
+
+def value_head_order(size: int, heads: ValueHeads) -> Order:
+    """The order in which llama.cpp stores `size` rows or columns that end with value heads: `gguf = hf[order]`.
+
+    Hugging Face has the value heads of a key head one after the other; llama.cpp the first of each key head, then the
+    second of each, as it repeats the key heads.
+    """
+    order = np.arange(size)
+    first = size - heads.n_value_heads * heads.width
+    of_key_heads = order[first:].reshape(heads.n_key_heads, -1, heads.width)
+    return np.concatenate([order[:first], of_key_heads.swapaxes(0, 1).reshape(-1)])
+
+
+def rope_row_order(n_rows: int, n_heads: int) -> Order:
     """The order in which llama.cpp stores the rows of q and k: `gguf = hf[order]`, `hf[order] = gguf`.
 
     Hugging Face rotates row i of a head with row i + head_dim/2, llama.cpp rotates 2i with 2i + 1. n_heads 0: the

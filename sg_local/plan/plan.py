@@ -106,7 +106,7 @@ def plan_run(
     told = None
     if base.file and gpu_bytes is None and not faults:
         told = tell_before(describe_base(base.file, settings), base.file.header, settings, task, rows)
-    return Plan(title, settings, batch_tokens(settings, tokens), needs, machine, notes, faults, told)
+    return Plan(title, settings, batch_tokens(model, settings, tokens), needs, machine, notes, faults, told)
 
 
 class _Base(NamedTuple):

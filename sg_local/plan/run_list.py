@@ -10,9 +10,11 @@ from pathlib import Path
 
 from sg_local.errors import InputError
 from sg_local.plan.store import RunHere, is_at_work, runs_under, size_and_age
+from sg_local.report.fallback import in_words
 from sg_local.report.run_list import RunItem, State
 from sg_local.report.scores import read_evaluation
 from sg_local.runs.directory import NOT_FINISHED, open_run
+from sg_local.runs.handed_out import read_fallback
 from sg_local.runs.process import reason_of_failure
 from sg_local.selfguide.contenders import TUNED
 from sg_local.selfguide.evaluation import gain_over_best, metric_mean
@@ -41,6 +43,7 @@ def _item(path: Path, here: RunHere) -> RunItem:
         "metric": None,
         "score": None,
         "verdict": None,
+        "handed_out": None,
         "size_bytes": size_bytes,
         "age_seconds": age_seconds,
     }
@@ -68,3 +71,5 @@ def _add_progress(item: RunItem, path: Path) -> None:
         item["state"], item["metric"] = State.FINISHED, metric
         item["score"] = metric_mean(evaluation["contenders"][TUNED], metric)["mean"]
         item["verdict"] = gain_over_best(evaluation)["verdict"]
+        fallback = read_fallback(run)
+        item["handed_out"] = fallback and in_words(fallback)

@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from sg_local.architectures import ARCHITECTURES
+from sg_local.architectures import ARCHITECTURES, ATTENTION, CONV
 from sg_local.dimensions import Dimensions, read_dimensions, read_size
 from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader
-from sg_local.models import Model
+from sg_local.models import SHAPE_OF_HYBRID, Model
 from sg_local.settings import LEAST_INPUT_LIMIT, Settings, input_limit
 from sg_local.task import Task
 
@@ -47,6 +47,10 @@ class ModelSizes(Dimensions):
     def keeps_scores(self) -> bool:
         """Whether torch computes its attention without a kernel, so that all scores are in memory."""
         return ARCHITECTURES[self.architecture].config.get("attn_implementation") == "eager"
+
+    def trains_as_tree(self, settings: Settings) -> bool:
+        """Whether what rows of a batch share stands in it once (finetune/train.py): each layer has to be attention."""
+        return settings.prompt_tree and not settings.lora_dropout and not self.has_state
 
     @property
     def layer_parameters(self) -> int:
@@ -109,6 +113,9 @@ def model_sizes(header: GgufHeader) -> ModelSizes:
 def listed_sizes(model: Model) -> ModelSizes:
     """The sizes of a listed model that has a shape, without its file. What its types are is told from its size."""
     shape = model.shape or {}
+    n_attention = shape.get(SHAPE_OF_HYBRID, 0)
+    # Which layers have attention changes no estimate, and a convolution's kernel is too small to count.
+    kinds = (ATTENTION,) * n_attention + (CONV,) * (shape["n_layers"] - n_attention) if n_attention else ()
     sizes = ModelSizes(
         vocab=shape["vocab"],
         hidden=shape["hidden"],
@@ -124,6 +131,7 @@ def listed_sizes(model: Model) -> ModelSizes:
         embedding_bytes=0,
         is_tied=bool(shape["is_tied"]),
         is_quantized=True,
+        layer_kinds=kinds,
     )
     bytes_per_weight = model.size_bytes / sizes.n_parameters
     return replace(

@@ -153,7 +153,7 @@ def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, n_answered
     shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
     own = tokens.input + TURN_TOKENS + tokens.answer
     in_batch = shared + settings.batch_size * own
-    if not settings.prompt_tree or settings.lora_dropout:
+    if not model.trains_as_tree(settings):
         in_batch = settings.batch_size * (shared + own)
     return Work(
         trained_tokens=steps * in_batch,

@@ -17,6 +17,7 @@ from sg_local.files import sha256_file
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.runs.directory import Run, open_run
+from sg_local.runs.handed_out import WAY_FILE, faults_of, read_fallback
 from sg_local.settings import STAGES
 
 
@@ -47,6 +48,11 @@ def checks(run_dir: str, with_parity: bool) -> Iterator[Passed]:
         faults.append(f"the base model {run.model.path} is no longer the file that the run began with")
     else:
         yield Passed(run.model.path.name, f"sha256 {run.model.sha256[:16]}")
+    if fallback := read_fallback(run):
+        changed = list(faults_of(run, fallback))
+        faults += changed
+        if not changed:
+            yield Passed(WAY_FILE, f"decided by these scores: {fallback.way}")
     if not faults:
         yield from _exported(run, faults)
     if with_parity and not faults:

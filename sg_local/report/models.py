@@ -1,6 +1,7 @@
 """Models as lines to read: those that have a name, and what one file says about itself.
 
-smollm2-135m         0.10 GB  here        fits  Apache-2.0
+smollm2-135m         0.10 GB  here        fits
+    SmolLM2 135M Instruct, Q4_1: for a first try, also on a CPU (Apache-2.0)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +22,19 @@ class KnownModel(NamedTuple):
 
 
 def model_lines(known: Sequence[KnownModel]) -> Iterator[str]:
-    """The models of the list, with what this machine has and is fit for; a reference to the hub stands at the end."""
+    """Two lines for each: what this machine has and is fit for, and what the model is and is good for.
+
+    A reference to the hub stands at the end, and says itself what it is.
+    """
     width = max((len(item.fit or "") for item in known), default=0)
     for model, is_present, fit in known:
         state = "here" if is_present else "not pulled"
-        facts = f"{model.size_bytes / 1e9:6.2f} GB  {state:10}  {fit or '':{width}}  {model.licence}"
-        yield f"{facts}  {model.name}" if model.is_by_reference else f"{model.name:18} {facts}"
+        facts = f"{model.size_bytes / 1e9:6.2f} GB  {state:10}  {fit or '':{width}}"
+        if model.is_by_reference:
+            yield f"{facts}  {model.licence}  {model.name}"
+        else:
+            yield f"{model.name:18} {facts}".rstrip()
+            yield f"    {model.description} ({model.licence})"
 
 
 def fact_lines(facts: Mapping[str, object]) -> Iterator[str]:

@@ -17,15 +17,17 @@ from sg_local.files import read_rows, write_text
 from sg_local.report import page_data as data
 from sg_local.report import tables
 from sg_local.report.explain import has_label_scores
+from sg_local.report.fallback import in_words
 from sg_local.report.html import PAGE, small_page
 from sg_local.report.made_data import data_report
 from sg_local.report.page_data import Change, Kind
 from sg_local.report.review import review_lines
 from sg_local.report.scores import read_evaluation, read_predictions
 from sg_local.runs.directory import Run, open_run
+from sg_local.runs.handed_out import read_fallback
 from sg_local.runs.review import read_review, summary_of
 from sg_local.runs.rows import known_labels
-from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
+from sg_local.selfguide.contenders import BASELINE, CONTENDERS, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     Evaluation,
     PredictionRow,
@@ -69,7 +71,7 @@ def page_parts(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "unfinished": f"{unfinished.stage} {unfinished.reason}" if unfinished else "",
-        "scores": _scores(evaluation) if evaluation else None,
+        "scores": _scores(run, evaluation) if evaluation else None,
         "changes": _changes(run, evaluation, shown) if evaluation else None,
         "made": _made(run, shown) if "curate" in stages else None,
         "review": _review(run) if "curate" in stages else None,
@@ -86,14 +88,16 @@ def page_parts(run: Run) -> dict[str, Any]:
     }
 
 
-def _scores(evaluation: Evaluation) -> Part:
+def _scores(run: Run, evaluation: Evaluation) -> Part:
     from sg_local.report.charts import interval_chart
 
     metric, best = METRICS[evaluation["metric"]], gain_over_best(evaluation)
     contenders = evaluation["contenders"]
     means = {name: metric_mean(scores, metric) for name, scores in contenders.items()}
     metrics = metrics_of(evaluation)
+    fallback = read_fallback(run)
     return {
+        "handed_out": fallback and in_words(fallback),
         "sentence": data.verdict_sentence(evaluation),
         "verdict": best["verdict"],
         "gain": data.gain_sentence(best),
@@ -126,7 +130,7 @@ def _scores(evaluation: Evaluation) -> Part:
 def _changes(run: Run, evaluation: Evaluation, shown: Sequence[str]) -> Part:
     """The tuned model's answers beside those of the base's best way, which the verdict is about."""
     over = gain_over_best(evaluation)["over"]
-    opponent = data.CONTENDERS.get(over, BASELINE)
+    opponent = CONTENDERS.get(over, BASELINE)
     metric = METRICS[evaluation["metric"]]
     before, after = (read_predictions(run, contender) for contender in (opponent, TUNED))
     try:

@@ -20,7 +20,7 @@ from sg_local.report import tables
 from sg_local.report.made_data import DataReport
 from sg_local.report.variety import Spread, distinct_share, nearest_rouge_l, spread
 from sg_local.selfguide.calibration import at_temperature, probability_of
-from sg_local.selfguide.contenders import TUNED, Contender
+from sg_local.selfguide.contenders import CONTENDERS, TUNED
 from sg_local.selfguide.evaluation import (
     Evaluation,
     Gain,
@@ -38,7 +38,6 @@ from sg_local.selfguide.rows import DropReason, InputRow, OutputRow, PairRow, Re
 from sg_local.selfguide.statistics import Verdict
 from sg_local.settings import Settings, as_flag, declared_for
 
-CONTENDERS = {str(contender): contender for contender in Contender}  # by their keys
 MAX_LABELS = 20
 NO_LABEL, OTHER_LABELS = "no label", "other labels"
 IN_TRAINING = "in training"

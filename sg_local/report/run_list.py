@@ -38,6 +38,7 @@ class RunItem(TypedDict):
     metric: str | None  # of the score and the verdict, where the run is finished
     score: float | None  # of model.gguf
     verdict: str | None  # against the base's best way
+    handed_out: str | None  # what answers in place of the tuned model, by `run --fallback`
     size_bytes: int
     age_seconds: int  # since it was last written
 
@@ -49,6 +50,8 @@ def run_lines(items: Sequence[RunItem]) -> Iterator[str]:
     for item in items:
         if item["reason"]:
             yield one_line(f"{item['run']}: {_state(item)}: {item['reason']}")
+        if item["handed_out"]:
+            yield one_line(f"{item['run']}: {item['handed_out']}")
 
 
 def _cells(item: RunItem) -> tuple[str, ...]:

@@ -12,8 +12,10 @@ from typing import cast
 from sg_local.errors import InputError
 from sg_local.files import read_json, read_rows
 from sg_local.report import tables
+from sg_local.report.fallback import chat_note, in_words
 from sg_local.report.review import recorded_summary, review_lines
 from sg_local.runs.directory import Run
+from sg_local.runs.handed_out import read_fallback
 from sg_local.selfguide.advice import about_a_classifier, next_step
 from sg_local.selfguide.calibration import LEAST_TEMPERATURE
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
@@ -32,6 +34,7 @@ from sg_local.selfguide.evaluation import (
     metrics_of,
     predictions_file,
 )
+from sg_local.selfguide.fallback import choice_of, mean
 from sg_local.selfguide.metrics import METRICS, LabelCounts
 from sg_local.selfguide.statistics import Verdict
 
@@ -75,9 +78,28 @@ def score_table(run: Run) -> str:
 
 
 def scores_with_advice(run: Run) -> str:
-    """The same, and below it what is worth doing next."""
+    """The same, above it that no gain is shown where that is so, and below it what is worth doing next."""
     advice = [next_step(run.task, read_evaluation(run)), about_a_classifier(run.task, run.labelled_rows)]
-    return "\n".join([score_table(run), *(f"next: {text}" for text in advice if text)])
+    lines = [*no_gain_lines(run), score_table(run), *(f"next: {text}" for text in advice if text)]
+    return "\n".join(lines)
+
+
+def no_gain_lines(run: Run) -> list[str]:
+    """What comes first where the tuned model is not shown to be better: the scores, and what answers in its place."""
+    evaluation = read_evaluation(run)
+    best = gain_over_best(evaluation)
+    if best["verdict"] == Verdict.BETTER:
+        return []
+    tuned, base = (mean(evaluation, name) for name in (best["of"], best["over"]))
+    opens = "worse than the base at its best" if best["verdict"] == Verdict.WORSE else "no gain is shown"
+    lines = [f"{opens}: {best['of']} {tables.score(tuned)}, {best['over']} {tables.score(base)}"]
+    if fallback := read_fallback(run):
+        lines += [in_words(fallback), *filter(None, [chat_note(fallback)])]
+    elif choice := choice_of(evaluation):
+        lines.append(
+            f"`sg-local run` with --fallback hands out the base by {choice.way.heading} in its place"
+        )
+    return [*lines, ""]
 
 
 def _contender_lines(evaluation: Evaluation) -> list[str]:
@@ -170,12 +192,12 @@ def _calibration_lines(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def tuned_temperature(run: Run) -> float:
-    """At which the tuned model's label probabilities are as right as they are sure; 1 where no test rows say so."""
+def label_temperature(run: Run, contender: Contender) -> float:
+    """At which a contender's label probabilities are as right as they are sure; 1 where no test rows say so."""
     if not run.file("evaluation.json").exists():
         return 1.0
     evaluation = read_evaluation(run)
-    calibration = calibration_in(evaluation, TUNED)
+    calibration = calibration_in(evaluation, contender)
     if calibration is None or evaluation["rows_from"] not in {FROM_TEST_FILE, FROM_LABELLED}:
         return 1.0
     return max(calibration["temperature"], LEAST_TEMPERATURE)

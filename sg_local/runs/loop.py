@@ -13,6 +13,8 @@ from sg_local.report.page import write_report
 from sg_local.report.scores import read_evaluation, worse_than
 from sg_local.runs.begin import begin_run
 from sg_local.runs.directory import Run
+from sg_local.runs.fallback import hand_out
+from sg_local.runs.handed_out import Fallback, read_fallback
 from sg_local.runs.pipeline import run_pipeline
 from sg_local.selfguide.evaluation import metric_mean
 from sg_local.selfguide.metrics import METRICS
@@ -60,6 +62,15 @@ class Result:
             name: metric_mean(scores, metric)["mean"] for name, scores in evaluation["contenders"].items()
         }
 
+    def hand_out_fallback(self) -> Fallback | None:
+        """Hands out the base's best way where the tuned model is not better; None where that model is what to use.
+
+        `predict` with the run's directory then answers in that way. Raises InputError where the run was not evaluated.
+        """
+        is_handed_out = hand_out(self.run)
+        _write_page(self.run)
+        return read_fallback(self.run) if is_handed_out else None
+
     def gate(self) -> None:
         """Raises WorseThanBase where the tuned model is significantly worse than the base at its best."""
         if opponent := worse_than(self.run):
@@ -100,8 +111,12 @@ def finish(run: Run, until: str, was_due: bool) -> Result:
     if not was_due:
         say(f"{run.path} is finished{'' if until == STAGES[-1] else f' until {until}'}, nothing to do")
     elif until == STAGES[-1]:
-        try:
-            write_report(run.path)
-        except Exception as error:  # nothing is lost with the page, and all else is there
-            say(f"no page was written ({error}): `sg-local report {run.path}` tries again")
+        _write_page(run)
     return Result(run)
+
+
+def _write_page(run: Run) -> None:
+    try:
+        write_report(run.path)
+    except Exception as error:  # nothing is lost with the page, and all else is there
+        say(f"no page was written ({error}): `sg-local report {run.path}` tries again")

@@ -68,4 +68,5 @@ class Contender(StrEnum):
 
 # The contender whose gain is measured, and the baseline of the first gain.
 TUNED, BASELINE = Contender.TUNED_MERGED, Contender.FEW_SHOT
+CONTENDERS = {str(contender): contender for contender in Contender}  # by their keys
 OPPONENTS = tuple(contender for contender in Contender if contender.is_opponent)

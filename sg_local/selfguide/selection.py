@@ -3,6 +3,7 @@
     vote(["at noon", "at noon", "12"])       -> ("at noon", 0.67)
     consensus(["a red car", "red car", "x"]) -> ("a red car", 0.4)               similar answers agree in part
     most_informed([-9.0, -2.0], [-30.0, -2.1], [7, 1]) -> (0, 3.0)               due to the input, not to habit
+    most_said(["10 pens", "pens", "10 Pens."]) -> "10 pens"                      short exact answers
     balancing_copies(["a", "a", "b"], 5)     -> [1, 1, 2]                        both labels have two rows
 
 Sources: self-consistency as in SELF-GUIDE section 3.2 (the shortest among equals); minimum Bayes risk decoding
@@ -94,9 +95,49 @@ def informed_candidates(settings: Settings, rules: Rules, text: str, samples: Se
 
     Where some pass the filters of `curate` it is among them, and of these among the ones that are agreed on.
     """
+    return agreed(_passing(settings, rules, text, samples))
+
+
+def _passing(settings: Settings, rules: Rules, text: str, samples: Sequence[str]) -> list[str]:
+    """The samples that came to an end and pass the filters of `curate`; where none does, all that came to an end."""
     answers = [*filter(None, samples)]
     passing = {sample for sample in answers if answer_fault(settings, rules, text, sample) is None}
-    return agreed([sample for sample in answers if sample in passing] or answers)
+    return [sample for sample in answers if sample in passing] or answers
+
+
+def most_said(samples: Sequence[str]) -> str:
+    """What most of at least one sample say; of equally frequent answers the one most like the others, the shortest."""
+    return min(
+        dict.fromkeys(samples),
+        key=lambda answer: (-same_share(answer, samples), -likeness(answer, samples), len(answer)),
+    )
+
+
+def repeated_answers(
+    settings: Settings, rules: Rules, texts: Sequence[str], rows: Sequence[OutputRow]
+) -> list[str] | None:
+    """What most samples say to each input, where samples repeat in most rows; None where they do not, as sentences.
+
+    All rows of a task are looked at together: in a sentence, too, two samples may happen to be equal. An output that a
+    person wrote in the place of what was chosen stays.
+    """
+    answers = [
+        most_said(_passing(settings, rules, text, row["samples"]))
+        for text, row in zip(texts, rows, strict=True)
+    ]
+    shares = [same_share(answer, row["samples"]) for answer, row in zip(answers, rows, strict=True)]
+    if not shares or statistics.median(shares) < REPEATED_SHARE:
+        return None
+    return [
+        answer if _is_as_chosen(row) else str(row["output"])
+        for answer, row in zip(answers, rows, strict=True)
+    ]
+
+
+def _is_as_chosen(row: OutputRow) -> bool:
+    """Whether the output is the one that `annotate` chose: its likeness with the samples is the recorded one."""
+    output, samples = row["output"], row["samples"]
+    return output in samples and round(likeness(output, samples), 4) == row["share"]
 
 
 def most_informed(

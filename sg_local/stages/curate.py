@@ -66,6 +66,7 @@ from sg_local.selfguide.selection import (
     balancing_copies,
     labelled_copies,
     most_confident,
+    repeated_answers,
     same_share,
     vote_margin,
 )
@@ -303,7 +304,14 @@ def _choose_answers(run: Run, pairs: Sequence[PairRow], outputs: Sequence[Output
         for pair, output in zip(pairs, outputs, strict=True)
         if pair["drop"] is None and pair["output"] is not None
     ]
-    confidences = answer_confidences([output for _, output in answered], settings.choose_by)
+    if settings.choose_by == "information":
+        texts = [pair["input"] for pair, _ in answered]
+        said = repeated_answers(settings, rules, texts, [output for _, output in answered])
+        for (pair, _), answer in zip(answered, said or (), strict=bool(said)):
+            pair["output"] = answer
+    confidences = answer_confidences(
+        [{**output, "output": pair["output"]} for pair, output in answered], settings.choose_by
+    )
     for (pair, output), confidence in zip(answered, confidences, strict=True):
         pair["confidence"] = round(confidence, 4)
         pair["drop"] = answer_fault(settings, rules, pair["input"], str(pair["output"]))

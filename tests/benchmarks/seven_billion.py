@@ -57,6 +57,7 @@ def settings() -> Any:
         trainer="peft",
         batch_size=BATCH_SIZE,
         gradient_checkpointing="always",
+        n_inputs=2 * BATCH_SIZE,  # rows that are trained on: none near the decision are compared
         quant="auto",  # a random adapter is a small change: the base's types are too coarse for it
         working_copy="never",
         prompt_format="vicuna",

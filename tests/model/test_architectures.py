@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from tiny_models import HIDDEN, TOKENS, write_tiny_model
 
 from sg_local.architectures import ARCHITECTURES, TensorSpec
+from sg_local.dimensions import read_dimensions
 from sg_local.finetune.reference import reference_logits
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.adapter import Floats, directory_for_peft, fields_for_peft, write_adapter_gguf
@@ -105,6 +106,15 @@ VARIANTS |= {
     "lfm2": {"n_layers": 4},
     "lfm2, tied": {"n_layers": 5, "tied": True, "metadata": {"shortconv.l_cache": 4, "rope.freq_base": 1e6}},
 }
+# Linear attention in every second layer with two values for a key, and in three of four layers with three
+VARIANTS |= {
+    "qwen35": {},
+    "qwen35, tied": {
+        "tied": True,
+        "n_layers": 4,
+        "metadata": {"full_attention_interval": 4, "ssm.time_step_rank": 6, "ssm.inner_size": 96},
+    },
+}
 # A short original context, so that the prompt is longer, and frequencies on both sides of the ramp and on it
 YARN = {
     "context_length": 256,
@@ -125,6 +135,9 @@ VARIANTS |= {
     "llama, tied, yarn": {"tied": True, "metadata": {**YARN, **YARN_KEYS}},
     "qwen2, yarn": {"metadata": YARN},
     "qwen3, yarn": {"metadata": {**YARN, **YARN_KEYS}},
+    "qwen35, one value for a key, yarn": {
+        "metadata": {**YARN, **YARN_KEYS, "ssm.time_step_rank": 2, "ssm.inner_size": 32}
+    },
     "mistral3": {"metadata": {**YARN, **YARN_KEYS, "attention.temperature_scale": 1.0}},
     "mistral3, tied, no scaling": {"tied": True},
 }
@@ -242,6 +255,15 @@ def test_planted_errors_show(
     wrong = replace(right, layer_tensors=tuple(_wrong_order(spec) for spec in right.layer_tensors))
     monkeypatch.setitem(ARCHITECTURES, case.architecture, wrong)
     planted("rows of q and k in the wrong order", lambda peft: None)
+    dimensions = read_dimensions(read_header(case.base))
+    if dimensions.n_value_heads != dimensions.n_key_heads:
+        for axis in ("rows", "columns"):
+            changed = tuple(
+                spec._replace(value_heads="" if spec.value_heads == axis else spec.value_heads)
+                for spec in right.layer_tensors
+            )
+            monkeypatch.setitem(ARCHITECTURES, case.architecture, replace(right, layer_tensors=changed))
+            planted(f"{axis} of value heads in the wrong order", lambda peft: None)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +303,11 @@ def test_planted_errors_show(
         ("lfm2", ("layer_types",), ["conv", "full_attention", "full_attention", "conv"]),
         ("lfm2", ("norm_eps",), 1e-1),
         ("lfm2", ("rope_parameters", "rope_theta"), 100.0),
+        ("qwen35", ("rope_parameters", "rope_theta"), 100.0),
+        ("qwen35", ("rope_parameters", "partial_rotary_factor"), 0.25),
+        ("qwen35", ("rms_norm_eps",), 1e-1),
+        ("qwen35, one value for a key, yarn", ("rope_parameters", "attention_factor"), 1.0),
+        ("qwen35, one value for a key, yarn", ("rope_parameters", "factor"), 16.0),
         ("phi3, tied, long factors", ("rope_parameters", "attention_factor"), 1.0),
         ("phi3, tied, long factors", ("rope_parameters", "partial_rotary_factor"), 1.0),
         (
@@ -302,7 +329,7 @@ def test_the_comparison_sees_each_setting(
         place = place[key]
     assert place[keys[-1]] != value
     place[keys[-1]] = value
-    if keys[-1] == "partial_rotary_factor":
+    if keys[-1] == "partial_rotary_factor" and "long_factor" in place:
         for name in ("long_factor", "short_factor"):
             place[name] = [*place[name], 1.0, 1.0]
     config_path.write_text(json.dumps(config))

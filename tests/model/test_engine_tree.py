@@ -1,8 +1,8 @@
 """The prompt tree changes no answer: random trees of prompts, side by side, against each request alone.
 
-Tiny random models in F32: a llama, and one with short convolutions (LFM2), whose state cannot be taken back, so that
-only the prefix of all prompts is shared. What rounds there is the key-value memory, to half precision: where two
-tokens are nearer than that can tell apart, and there alone, answers may differ.
+Tiny random models in F32: a llama, and two whose state cannot be taken back (LFM2 with short convolutions, Qwen 3.5
+with linear attention), so that only the prefix of all prompts is shared. What rounds there is the key-value memory, to
+half precision: where two tokens are nearer than that can tell apart, and there alone, answers may differ.
 """
 
 import random
@@ -25,7 +25,7 @@ N_CTX = 256
 ROUNDING = 0.02  # logits; measured 0.004, while logits differ by tens
 
 
-@pytest.fixture(scope="module", params=["llama", "lfm2"])
+@pytest.fixture(scope="module", params=["llama", "lfm2", "qwen35"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
     if request.param == "llama":

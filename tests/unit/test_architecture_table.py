@@ -20,9 +20,10 @@ def test_both_names_of_a_tensor_are_those_of_the_gguf_package(name: str) -> None
         (f"blk.1.{spec.gguf}", f"model.layers.1.{spec.hf}") for spec in ARCHITECTURES[name].layer_tensors
     ]
     for gguf_name, hf_name in pairs:
-        assert gguf_name.rpartition(".")[0] in gguf_names
+        assert gguf_name.removesuffix(".weight").removesuffix(".bias") in gguf_names
         if hf_name:
-            assert name_map.get_name(hf_name, try_suffixes=(".weight", ".bias")) == gguf_name
+            named_there = hf_name.replace("dt_bias", "dt_proj.bias")  # as the conversion calls it first
+            assert name_map.get_name(named_there, try_suffixes=(".weight", ".bias")) == gguf_name
 
 
 def test_lora_targets_are_the_matrices_of_a_layer() -> None:
@@ -31,4 +32,6 @@ def test_lora_targets_are_the_matrices_of_a_layer() -> None:
         assert lora_targets(architecture) == seven
     hybrid = ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w3", "w2")
     assert lora_targets("lfm2") == hybrid
+    of_linear_attention = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+    assert lora_targets("qwen35") == (*seven[:4], *of_linear_attention, *seven[4:])
     assert lora_targets("phi3") == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")

@@ -14,10 +14,16 @@ from sg_local.runs.directory import Run
 def test_models_are_listed_for_people_and_programs(sg: Call) -> None:
     result = sg("models", "list")
     assert (result.exit_code, result.stderr) == (0, "")
-    names = [line.split()[0] for line in result.stdout.splitlines()]
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
     rows = json.loads(sg("models", "list", "--json").stdout)
     assert [row["name"] for row in rows] == names
     assert "smollm2-135m" in names
+    assert len(names) >= 12
+    for row in rows:  # what it is, what it is good for, and its licence
+        about = lines[next(n for n, line in enumerate(lines) if line.split()[0] == row["name"]) + 1]
+        assert about == f"    {row['description']} ({row['licence']})"
     assert {row["name"]: row["is_present"] for row in rows}["vicuna-7b-v1.5"] is False
 
 

@@ -15,7 +15,7 @@ from gguf_models import write_model
 from known_sizes import LLAMA_2_7B, SMOLLM2
 from messages import assert_says
 
-from sg_local.models import list_models
+from sg_local.models import Model, list_models
 from sg_local.plan.sizes import ModelSizes, listed_sizes
 
 
@@ -166,6 +166,62 @@ def test_the_list_has_the_sizes_that_the_headers_have(name: str, known: ModelSiz
     assert replace(listed, **same) == known
 
 
+# Of the published weights, as their makers or transformers count them: norms count too, in ours they do not.
+PUBLISHED_PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "smollm3-3b": 3_075_098_624,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_099_328,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "granite-3.3-2b": 2_533_539_840,
+    "granite-4.0-micro": 3_402_836_480,
+    "phi-4-mini": 3_836_021_760,
+    "ministral-3-3b": 3_429_006_336,
+    "ministral-3-8b": 8_489_553_920,
+    "lfm2-350m": 354_483_968,
+    "lfm2-1.2b": 1_170_340_608,
+    "lfm2-2.6b": 2_569_272_320,
+    "vicuna-7b-v1.5": 6_738_415_616,
+}
+# Bits of a weight in the whole file: Q4_K_M keeps some tensors finer, the larger a share they are the more.
+BITS_PER_WEIGHT = {"Q4_1": (4.9, 6.0), "Q4_K_M": (4.7, 5.3), "Q8_0": (8.5, 8.8)}
+# Rows of 1152 weights are no whole number of K-quants' blocks of 256: they are in Q5_0 and Q8_0.
+BITS_OF_ODD_ROWS = (6.0, 6.6)
+
+
+@pytest.mark.parametrize("model", list_models(), ids=lambda model: model.name)
+def test_each_listed_model_can_be_planned_with_unpulled(
+    model: Model, sg: Call, task: Path, nvidia: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its sizes are those of the published model: the same parameters, and the bytes that the file's type takes."""
+    sizes = listed_sizes(model)
+    assert sizes.n_parameters == pytest.approx(PUBLISHED_PARAMETERS[model.name], rel=5e-4)
+    quant = next(quant for quant in BITS_PER_WEIGHT if f"{quant}:" in model.description)
+    assert quant.lower() in model.source.lower()
+    low, high = BITS_PER_WEIGHT[quant] if sizes.hidden != 1152 else BITS_OF_ODD_ROWS
+    assert low <= 8 * model.size_bytes / sizes.n_parameters <= high
+
+    monkeypatch.setattr("sg_local.models.find_present", lambda _model: None)
+    monkeypatch.setattr("sg_local.plan.plan.total_memory_bytes", lambda: 256 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**12))
+    result = sg("plan", task, "--model", model.name, "--gpu-memory", 80, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    generate = next(need for need in told["steps"] if need["step"] == "generate")
+    assert generate["gpu"]["weights"] == pytest.approx(model.size_bytes, rel=0.15)
+    n_layers = sizes.n_attention_layers
+    per_token = 2 * 2 * sizes.n_kv_heads * sizes.head_dim * n_layers
+    assert generate["gpu"]["KV cache"] == 4096 * per_token
+
+
 @pytest.mark.parametrize(("gib", "words"), [(64, "fits"), (24, "fits with --load-in-4bit"), (4, "too large")])
 def test_the_list_says_which_models_fit_this_machine(
     sg: Call, nvidia: Path, monkeypatch: pytest.MonkeyPatch, gib: int, words: str
@@ -176,7 +232,7 @@ def test_the_list_says_which_models_fit_this_machine(
     rows = json.loads(sg("models", "list", "--json").stdout)
     assert {row["name"]: row["fit"] for row in rows}["vicuna-7b-v1.5"] == words
     line = next(line for line in sg("models", "list").stdout.splitlines() if line.startswith("vicuna"))
-    assert f"not pulled  {words} " in line
+    assert line.endswith(f"not pulled  {words}")
     usage.free = 10**9
     rows = json.loads(sg("models", "list", "--json").stdout)
     fit = {row["name"]: row["fit"] for row in rows}["vicuna-7b-v1.5"]

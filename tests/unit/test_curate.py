@@ -12,6 +12,7 @@ from sg_local.errors import SgLocalError
 from sg_local.files import read_rows
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
+from sg_local.selfguide.selection import likeness
 from sg_local.settings import Settings
 from sg_local.stages.curate import run_curate
 from sg_local.task import load_task
@@ -243,6 +244,26 @@ def test_the_free_answers_that_the_input_says_least_of_are_dropped(
     rows = curated(run, inputs, outputs)[1:]
     assert [row["id"] for row in rows if row["drop"] == "low_confidence"] == [1]
     assert [row["confidence"] for row in rows] == [1.5, -0.2, 2.5, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(("choose_by", "n_chosen"), [("information", 4), ("votes", 0)])
+def test_short_answers_that_repeat_are_chosen_by_how_many_samples_say_them(
+    tmp_path: Path, task: Path, model: Path, choose_by: str, n_chosen: int
+) -> None:
+    task.write_text(GENERATION)
+    run = begun(tmp_path, task, model, keep_confident=1.0, choose_by=choose_by, form_filter=False)
+    inputs = [{"id": n, "input": f"Bring the thing {n} to me."} for n in range(4)]
+    outputs: Rows = []
+    for n in range(4):
+        said, informed = f"Could you please bring thing {n}?", f"Would you carry the thing {n} here?"
+        samples = [informed, said, said, "", f"Please bring thing {n} here now."]
+        share = round(likeness(informed, samples), 4)
+        outputs = [
+            *outputs,
+            {"id": n, "samples": samples, "output": informed, "share": share, "information": 1.0},
+        ]
+    rows = curated(run, inputs, outputs)[1:]
+    assert sum(row["output"].startswith("Could you please") for row in rows) == n_chosen
 
 
 def test_json_of_another_shape_is_dropped_and_the_run_tells_how_sure_held_out_answers_are(

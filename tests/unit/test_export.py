@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import Call, Contents, given
-from finished_run import HEADER, MODEL_TEMPLATE, TENSORS
+from finished_run import HEADER, MODEL, MODEL_TEMPLATE, TENSORS, finish_run
 from gguf_bytes import TinyTensor, tiny_gguf
 from messages import assert_says
 from stand_ins import replace_export
@@ -24,9 +24,11 @@ from sg_local.errors import InputError, SgLocalError
 from sg_local.gguf_header import read_header
 from sg_local.gguf_io.check_base import MIXED
 from sg_local.proof.parity import Parity, diagnosis
+from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.stage import run_stage
-from sg_local.task import carried_task
+from sg_local.settings import Settings
+from sg_local.task import carried_task, load_task
 
 PASSES = Parity(
     max_logit_difference=0.05,
@@ -372,3 +374,27 @@ def test_the_adapter_of_a_run_carries_its_task_wherever_it_is_exported(
     finished_run.file("adapter/adapter_config.json").write_text("{ }")
     with pytest.raises(InputError, match="not as it was written"):
         export.export_adapter(finished_run.file("adapter"), call[0], tmp_path / "third", call[2])
+
+
+@pytest.mark.parametrize(
+    ("file_name", "general_name", "expected"),
+    [
+        ("Tiny.Q4_1.gguf", "tiny", "Tiny.Q4_1 tuned for inbox"),
+        ("Phi-3-mini.gguf", "Phi3 Mini", "Phi-3-mini tuned for inbox"),
+        ("Phi-3-mini.gguf", "tiny", "tiny"),
+        ("mini.gguf", "Phi3 Mini", "Phi3 Mini"),
+        ("Phi-3-mini.gguf", None, "tuned"),
+    ],
+)
+def test_the_exported_name_changes_nothing_of_how_llama_cpp_tokenizes(
+    file_name: str, general_name: str | None, expected: str, tmp_path: Path, task: Path
+) -> None:
+    """Its rule for Phi 3 goes by general.name, and would drop spaces, or fail on another vocabulary."""
+    path = tmp_path / file_name
+    metadata = {key: value for key, value in MODEL.items() if key != "general.name"}
+    if general_name:
+        metadata["general.name"] = general_name
+    path.write_bytes(tiny_gguf(metadata, TENSORS))
+    run, _ = create_or_open_run(tmp_path / "run", load_task(str(task)), path, Settings())
+    finish_run(run)
+    assert export._metadata(run)["general.name"] == expected

@@ -625,5 +625,5 @@ def test_other_architectures_are_refused_by_name(write: Write) -> None:
         require_supported(read_header(path))
     assert str(caught.value) == (
         f"{path} has the architecture 'mamba', which is not supported; "
-        "give a model of one of: llama, qwen2, qwen3, gemma2, gemma3, phi3, granite, smollm3, mistral3, lfm2"
+        "give a model of one of: llama, qwen2, qwen3, gemma2, gemma3, phi3, granite, smollm3, mistral3, lfm2, qwen35"
     )

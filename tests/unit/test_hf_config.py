@@ -22,7 +22,7 @@ from tiny_models import (
     write_tiny_model,
 )
 
-from sg_local.architectures import ARCHITECTURES, CONV
+from sg_local.architectures import ARCHITECTURES, RECURRENT
 from sg_local.errors import InputError
 from sg_local.gguf_io.adapter import write_adapter_gguf
 from sg_local.gguf_io.base_weights import write_base_weights
@@ -291,16 +291,17 @@ def test_checkpoint_has_every_tensor_of_the_file(architecture: str, tmp_path: Pa
     loaded = load_file(tmp_path / "weights" / "model-00001-of-00001.safetensors")
     values = values_of(base)
     assert len(loaded) == len(values)
+    has_one = "gemma" in architecture or architecture == "qwen35"
     for spec in ARCHITECTURES[architecture].layer_tensors:
-        if not spec.optional and not spec.heads:
-            layer = 0 if spec.layers == CONV else 1
+        if not spec.optional and not spec.heads and not spec.value_heads:
+            layer = 0 if spec.layers in RECURRENT else 1
             got = loaded[f"model.layers.{layer}.{spec.hf}"]
-            norm_shift = 1 if "gemma" in architecture and "norm" in spec.gguf else 0
+            norm_shift = 1 if has_one and "norm" in spec.gguf and spec.gguf != "ssm_norm.weight" else 0
             wanted = values[f"blk.{layer}.{spec.gguf}"] - np.float32(norm_shift)
             assert np.array_equal(got.reshape(wanted.shape), wanted), spec.gguf
             assert got.ndim == wanted.ndim + spec.is_kernel
     last_norm = ARCHITECTURES[architecture].tensors[1]
-    shift = np.float32("gemma" in architecture)
+    shift = np.float32(has_one)
     assert np.array_equal(loaded[last_norm.hf], values[last_norm.gguf] - shift)
     if architecture != "gemma2":  # which has none
         assert np.array_equal(loaded["lm_head.weight"], values["output.weight"])
@@ -375,6 +376,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "gemma2 with yarn": ("gemma2", {"metadata": YARN}, r"gemma2\.rope\.scaling\.type is 'yarn'"),
     "gemma3 with yarn": ("gemma3", {"metadata": YARN}, r"gemma3\.rope\.scaling\.type is 'yarn'"),
+    "lfm2 with yarn": ("lfm2", {"metadata": YARN}, r"lfm2\.rope\.scaling\.type is 'yarn'"),
     "phi3 with yarn": ("phi3", {"metadata": YARN}, r"phi3\.rope\.scaling\.type is 'yarn'"),
     "llama with yarn and Llama 3.1's divisors": (
         "llama",

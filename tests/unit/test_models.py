@@ -14,6 +14,7 @@ import pytest
 from messages import assert_says
 
 import sg_local.pull as pull_module
+from sg_local.architectures import ARCHITECTURES
 from sg_local.download import Failure
 from sg_local.errors import InputError, SgLocalError
 from sg_local.models import SHAPE_SIZES, find_by_path, list_models, model_store, resolve_model
@@ -126,8 +127,11 @@ def silent(line: str) -> None:
 
 def test_the_shipped_list_is_sound() -> None:
     models = {model.name: model for model in list_models()}
-    assert list(models) == ["smollm2-135m", "vicuna-7b-v1.5"]
-    small, vicuna = models.values()
+    assert next(iter(models)) == "smollm2-135m"
+    assert {model.architecture for model in models.values()} <= set(ARCHITECTURES)
+    for model in models.values():  # Where a licence asks for a notice, it is there.
+        assert bool(model.notice) == model.licence.startswith(("Llama", "Gemma")), model.name
+    small, vicuna = models["smollm2-135m"], models["vicuna-7b-v1.5"]
     assert (small.size_bytes, small.licence, small.prompt_format) == (98362432, "Apache-2.0", "gguf")
     assert small.file_name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert small.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -170,6 +174,13 @@ SHAPE = dict.fromkeys(SHAPE_SIZES, 64) | {"is_tied": True}
         ({"shape": SHAPE | {"n_heads": 0}}, "must be whole numbers above 0"),
         ({"shape": SHAPE | {"vocab": True}}, "must be whole numbers above 0"),
         ({"shape": SHAPE | {"is_tied": 1}}, "is_tied must be true or false"),
+        ({"shape": SHAPE | {"n_attention_layers": 6}}, "shape must be a table of n_layers, hidden"),
+        ({"shape": SHAPE, "architecture": "lfm2"}, "is_tied, n_attention_layers"),
+        ({"shape": SHAPE, "architecture": "qwen35"}, "no words for the layers of qwen35: leave it out"),
+        (
+            {"shape": SHAPE | {"n_attention_layers": 65}, "architecture": "lfm2"},
+            "n_attention_layers must not be over n_layers",
+        ),
     ],
 )
 def test_each_fault_of_an_entry_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:

@@ -18,6 +18,8 @@ from sg_local.selfguide.selection import (
     likeness,
     most_confident,
     most_informed,
+    most_said,
+    repeated_answers,
     same_share,
     vote,
     vote_margin,
@@ -95,6 +97,50 @@ def test_what_many_samples_say_is_not_overruled() -> None:
     assert agreed(sentences) == sentences
     assert agreed([*["the a is red"] * 3, *sentences[1:8]]) == sentences[:8]  # 3 of 10 are not many
     assert agreed([]) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (["10 pens", "pens", "10 Pens."], "10 pens"),  # two say the same, in other letters
+        (['{"n": 1, "a": 2}', "x", '{"a": 2, "n": 1}'], '{"n": 1, "a": 2}'),
+        (
+            ["red pens", "ten pens now", "ten pens", "cups"],
+            "ten pens",
+        ),  # said once each: the most like the others
+        (["b", "a long one"], "b"),
+        (["only"], "only"),
+    ],
+)
+def test_what_most_samples_say(samples: list[str], expected: str) -> None:
+    assert most_said(samples) == expected
+
+
+def chosen_row(samples: list[str], chosen: int) -> OutputRow:
+    """A row as annotate writes it, with the sample that information chose."""
+    share = round(likeness(samples[chosen], samples), 4)
+    return OutputRow(id=0, output=samples[chosen], samples=samples, share=share, drop=None, information=1.0)
+
+
+PENS = ["blue pens, 10"] * 3 + ["red pens, 10", "pens", "", "10 pens", "10"]
+SENTENCES = ["The pens are blue.", "The pens are blue.", *(f"He wrote {n} letters." for n in range(8))]
+
+
+def test_where_samples_repeat_in_most_rows_the_commonest_answer_counts() -> None:
+    task = Task("t", "Write it.", (Example("I want two cups.", "cups, 2"), Example("Nine hats.", "hats, 9")))
+    settings, rules = Settings(form_filter=False, length_filter=False), rules_of(task)
+    texts = ["10 blue pens please"] * 3
+    rows = [chosen_row(PENS, 3), chosen_row(PENS, 0), chosen_row(SENTENCES, 4)]
+    assert repeated_answers(settings, rules, texts, rows) == [PENS[0], PENS[0], SENTENCES[0]]
+    # Sentences: that two of ten are equal happens.
+    assert repeated_answers(settings, rules, texts, [rows[0], rows[2], rows[2]]) is None
+    assert repeated_answers(settings, rules, [], []) is None
+    edited: list[OutputRow] = [{**rows[0], "output": text} for text in ("green pens, 10", "10 pens")]
+    assert repeated_answers(settings, rules, texts, [*edited, rows[1]]) == [
+        "green pens, 10",
+        "10 pens",
+        PENS[0],
+    ]
 
 
 def output_row(answer: str, samples: list[str], information: float) -> OutputRow:

@@ -25,8 +25,8 @@ WITH_PROMPT: list[From] = [
 ]
 
 
-# lfm2: a state for each sequence, which llama.cpp has to part where the shared tokens end
-@pytest.mark.parametrize("architecture", ["llama", "lfm2"])
+# lfm2 and qwen35: a state for each sequence, which llama.cpp has to part where the shared tokens end
+@pytest.mark.parametrize("architecture", ["llama", "lfm2", "qwen35"])
 @pytest.mark.parametrize(
     ("sequences", "n_ctx", "batches"),
     [

@@ -26,7 +26,7 @@ LAYERS = [
     {"runs.given"},
     {"proof", "report"},
     {"llama", "finetune", "gguf_io"},
-    {"runs.in_flight", "runs.made_from", "runs.prompt", "runs.review", "runs.rows"},
+    {"runs.handed_out", "runs.in_flight", "runs.made_from", "runs.prompt", "runs.review", "runs.rows"},
     {"chat.modelfile", "chat.served"},
     {"selfguide"},
     {"chat"},

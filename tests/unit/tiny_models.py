@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf_bytes import FLOAT32, INT32, TinyTensor, Typed, Value, array, tiny_gguf
 
-from sg_local.architectures import ARCHITECTURES, ATTENTION, CONV
+from sg_local.architectures import ARCHITECTURES, ATTENTION, CONV, LINEAR
 from sg_local.dimensions import Dimensions
 
 HIDDEN, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, CONTEXT = 64, 4, 2, 96, 2, 512
@@ -117,7 +117,22 @@ def write_tiny_llama(
 
 
 # Keys that llama.cpp does not load an architecture without
-NEEDED: dict[str, dict[str, Value]] = {"granite": {"logit_scale": 0.5}, "lfm2": {"shortconv.l_cache": 3}}
+NEEDED: dict[str, dict[str, Value]] = {
+    "granite": {"logit_scale": 0.5},
+    "lfm2": {"shortconv.l_cache": 3},
+    # Twice as many value heads as key heads, three of four pairs rotated
+    "qwen35": {
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "full_attention_interval": 2,
+        "rope.dimension_count": 24,
+        "rope.dimension_sections": integers([4, 4, 4, 0]),
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": 16,
+        "ssm.group_count": 2,
+        "ssm.time_step_rank": 4,
+        "ssm.inner_size": 64,
+    },
+}
 WIDE_HEAD_DIM = 32  # of the architectures whose heads need not be hidden / heads wide
 
 
@@ -140,7 +155,8 @@ def write_tiny_model(
     metadata: keys of the architecture without its name, to add, replace or (None) leave out. biases: those of
     attention where they are optional. matrix_type: one that the gguf package encodes. vectors: to add or replace.
     without: a tensor to leave out. Matrices are exact in float16, so that torch computes with the very same numbers.
-    An architecture that is not supported is shaped like qwen2. Two of three layers of a hybrid model are convolutions.
+    An architecture that is not supported is shaped like qwen2. Two of three layers of LFM2 are convolutions; what
+    linear attention there is in Qwen 3.5, `metadata` says.
     """
     import gguf
 
@@ -160,10 +176,15 @@ def write_tiny_model(
     if not entry.derives_heads:
         head_dim = WIDE_HEAD_DIM
         sizes |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    kinds = tuple((CONV, ATTENTION, CONV)[layer % 3] for layer in range(n_layers)) if entry.is_hybrid else ()
-    if kinds:
+    given = {**NEEDED.get(architecture, {}), **(metadata or {})}
+    kinds: tuple[str, ...] = ()
+    if CONV in entry.layer_kinds:
+        kinds = tuple((CONV, ATTENTION, CONV)[layer % 3] for layer in range(n_layers))
         sizes["attention.head_count_kv"] = integers([KV_HEADS * (kind == ATTENTION) for kind in kinds])
-    given = {**sizes, **NEEDED.get(architecture, {}), **(metadata or {})}
+    elif LINEAR in entry.layer_kinds:
+        interval = int(str(given["full_attention_interval"] or 4))
+        kinds = tuple(LINEAR if (layer + 1) % interval else ATTENTION for layer in range(n_layers))
+    given = sizes | given
     keys = {f"{architecture}.{key}": value for key, value in given.items()}
 
     dimensions = Dimensions(
@@ -176,7 +197,10 @@ def write_tiny_model(
         head_dim=head_dim,
         n_rotated=head_dim,
         layer_kinds=kinds,
-        conv_tokens=int(str(given.get("shortconv.l_cache") or 3)),
+        conv_tokens=int(str(given.get("shortconv.l_cache") or given.get("ssm.conv_kernel") or 3)),
+        n_key_heads=int(str(given.get("ssm.group_count") or 1)),
+        n_value_heads=int(str(given.get("ssm.time_step_rank") or 1)),
+        linear_head_dim=int(str(given.get("ssm.state_size") or 1)),
     )
     wanted = {"", "" if tied else "lm_head", "attention_bias" if biases else ""}
     specs = {spec.gguf: spec for spec in entry.tensors}
@@ -194,6 +218,10 @@ def write_tiny_model(
             values *= shape[1] ** -0.5
         elif name.endswith("norm.weight"):
             values = 1 + 0.2 * values
+        elif specs[name].is_log:
+            values = -np.exp(values)
+        elif name.endswith("ssm_dt.bias"):
+            values -= 3  # so that linear attention remembers some tens of tokens, as in a new model
         arrays[name] = values.astype(np.float16) if len(shape) == 2 else values
     arrays |= {name: np.array(vector) for name, vector in (vectors or {}).items()}
     tensors = []
