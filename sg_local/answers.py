@@ -268,8 +268,9 @@ def _handed_out(run_dir: Path, settings: Settings) -> ServedModel | None:
         return None
     say(f"{in_words(fallback)}; --model {run.file('model.gguf')} asks the tuned model all the same")
     base = serve_base(run_dir, settings)
-    # Few-shot prompting and label scoring have the same prompt, so the same probabilities of labels.
-    is_scored = fallback.way != Contender.MANY_SHOT and run.task.is_classification
+    # These have one prompt, so the same probabilities of labels. Of the others' none are recorded.
+    of_one_prompt = (Contender.FEW_SHOT, Contender.FIRST_LINE, Contender.LABEL_SCORING)
+    is_scored = fallback.way in of_one_prompt and run.task.is_classification
     return replace(
         base,
         task=replace(base.task, examples=fallback.examples),

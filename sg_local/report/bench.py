@@ -157,7 +157,7 @@ def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:
         "worse": verdicts.count(Verdict.WORSE),
         "minutes": round(sum(row["minutes"] for row in rows), 1),
     }
-    opponents = [opponent.heading for opponent in OPPONENTS if opponent in columns]
+    opponents = [column.heading for column in columns if column in OPPONENTS]
     if len(opponents) > 1:
         totals["better_of"] = opponents
         totals["gain_over_better_base"] = mean_over_tasks([row["gain_over_best"]["mean"] for row in rows])
@@ -224,7 +224,7 @@ def in_words(totals: KindSummary) -> str:
     if "gain_over_better_base" in totals:
         *others, last = totals["better_of"]
         gain = _gain(totals["gain_over_better_base"])
-        text += f", over the better of {', '.join(others)} and {last} {gain}"
+        text += f", over the best of {', '.join(others)} and {last} {gain}"
     return text + (" (95 % interval over tasks)." if n_tasks > 1 else ".")
 
 

@@ -41,7 +41,7 @@ class Contender(StrEnum):
         contender.uses_made_rows = entry.uses_made_rows
         return contender
 
-    ZERO_SHOT = _Entry("base_zero_shot", "zero-shot")
+    ZERO_SHOT = _Entry("base_zero_shot", "zero-shot", is_opponent=True)
     FEW_SHOT = _Entry("base_few_shot", "few-shot", is_opponent=True, gain_key="gain")
     FIRST_LINE = _Entry(
         "base_few_shot_first_line",
@@ -69,4 +69,7 @@ class Contender(StrEnum):
 # The contender whose gain is measured, and the baseline of the first gain.
 TUNED, BASELINE = Contender.TUNED_MERGED, Contender.FEW_SHOT
 CONTENDERS = {str(contender): contender for contender in Contender}  # by their keys
-OPPONENTS = tuple(contender for contender in Contender if contender.is_opponent)
+# Of those that score alike, the first is compared with: first those whose gain has a place of its own.
+OPPONENTS = tuple(
+    sorted((contender for contender in Contender if contender.is_opponent), key=lambda one: not one.gain_key)
+)

@@ -434,7 +434,7 @@ def test_the_markdown_is_a_table() -> None:
     assert lines[-1].endswith("(95 % interval over tasks).")
     alone = markdown(ROWS[:1], {}).splitlines()[-1]
     assert alone.endswith(
-        "Mean gain over few-shot +0.400, over the better of few-shot and label scoring +0.350."
+        "Mean gain over few-shot +0.400, over the best of zero-shot, few-shot and label scoring +0.350."
     )
 
 
@@ -446,8 +446,8 @@ def test_few_shot_cut_at_its_first_line_has_a_column_where_that_makes_a_differen
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     place = table[0].index("its first line")
     assert [cells[place] for cells in table[2:]] == ["0.200", "0.350", "0.275"]
-    # The better of all: 0.35 by label scoring for the first, 0.25 by the first line for the second.
-    assert "over the better of few-shot, its first line and label scoring +0.300 [" in lines[-1]
+    # The best of all: 0.35 by label scoring for the first, 0.25 by the first line for the second.
+    assert "over the best of zero-shot, few-shot, its first line and label scoring +0.300 [" in lines[-1]
     assert "its first line" not in markdown(ROWS, {})
 
     free = {**cut, "kind": "generation"}

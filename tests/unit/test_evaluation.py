@@ -11,7 +11,7 @@ from sg_local.errors import InputError
 from sg_local.report.page_data import verdict_sentence
 from sg_local.report.scores import read_evaluation, read_predictions, score_table
 from sg_local.runs.directory import Run
-from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
+from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import (
     FROM_MADE,
     FROM_TEST_FILE,
@@ -60,7 +60,6 @@ EVALUATION = evaluation_of(
 def test_contenders_are_known_by_their_keys() -> None:
     assert json.dumps({TUNED: BASELINE}) == '{"tuned_merged": "base_few_shot"}'
     assert predictions_file(TUNED) == "predictions/tuned_merged.jsonl"
-    assert Contender.ZERO_SHOT not in OPPONENTS  # it has no examples
     assert len({contender.heading for contender in Contender}) == len(Contender)
     assert Contender.LABEL_SCORING.is_expected(with_labels=True)
     assert not Contender.LABEL_SCORING.is_expected(with_labels=False)
@@ -79,6 +78,16 @@ def test_each_metric_has_its_mean_and_each_opponent_its_gain(finished_run: Run) 
     }
     assert gain_over_best(found)["over"] == "base_label_scoring"
     assert found["contenders"][TUNED]["labels"]["refund"] == {"rows": 1, "given": 2, "right": 1}
+
+
+def test_the_base_at_its_best_may_be_the_base_without_examples() -> None:
+    """A model that follows instructions can be worse with the examples than without."""
+    answers = answered(ZERO_SHOT="refund login", FEW_SHOT="login login", TUNED_MERGED="refund refund")
+    gain = gain_over_best(evaluation_of(TASK, answers, SERVED, "the task's test file"))
+    assert (gain["over"], gain["mean"]) == ("base_zero_shot", -0.5)
+    answers = answered(ZERO_SHOT="login login", FEW_SHOT="login login", TUNED_MERGED="refund refund")
+    gain = gain_over_best(evaluation_of(TASK, answers, SERVED, "the task's test file"))
+    assert gain["over"] == BASELINE  # it scores alike, and is the baseline of every run
 
 
 def test_a_file_from_before_a_metric_came_is_shown_without_it(finished_run: Run) -> None:

@@ -145,6 +145,19 @@ def test_of_an_answer_that_goes_on_the_first_line_counts(
     assert json.loads(answered.stdout)["output"] == finished_run.model.path.name
 
 
+def test_the_base_may_be_best_without_examples(
+    sg: Call, finished_run: Run, task: Path, engine: ScriptedEngine
+) -> None:
+    score(finished_run, {**FEW_SHOT_BEST, "base_zero_shot": 0.9})
+    result = sg(*given(finished_run, task), "--fallback")
+    assert_says(result.stdout, "the base by zero-shot", "0.900")
+    example = finished_run.task.examples[0].input
+    assert example not in finished_run.file("fallback/chat_template.jinja").read_text()
+    answered = sg("predict", "--model", finished_run.path, "-", input="Where?\n")
+    assert json.loads(answered.stdout)["output"].startswith(finished_run.model.path.name)
+    assert example not in engine.asked[-1]
+
+
 def test_a_tuned_model_that_scored_higher_stays(
     sg: Call, finished_run: Run, task: Path, engine: ScriptedEngine
 ) -> None:
