@@ -12,8 +12,8 @@
 RUN is a finished run with recorded answers. Each program that is named is started on a free port of this machine, as
 the manual says, and gets the recorded rows by HTTP, temperature 0. node-llama-cpp has no server of its own: the script
 below puts its chat session behind the same address, with the file's template and the instruction as system prompt,
-since it would take a chat format of its own. Where an answer differs, our engine tells by how much the token at
-which the two part was preferred to the server's. Exits with 1 where that is no tie: NEAR_NATS or more.
+since it would take a chat format of its own. Where an answer differs, our engine tells how far apart in
+probability the two tokens are at which they part. Exits with 1 where that is no tie: NEAR_NATS or more.
 """
 
 import argparse
@@ -62,7 +62,7 @@ import {getLlama, LlamaChatSession, JinjaTemplateChatWrapper} from "node-llama-c
 const [port, modelPath, instruction] = process.argv.slice(2);
 const llama = await getLlama({gpu: false, build: "never"});
 const model = await llama.loadModel({modelPath});
-const context = await model.createContext({contextSize: 2048});
+const context = await model.createContext({contextSize: 2048, threads: 1}); // more would spin
 const contextSequence = context.getSequence();
 const chatWrapper = new JinjaTemplateChatWrapper({template: model.fileInfo.metadata.tokenizer.chat_template});
 
@@ -130,7 +130,7 @@ def main() -> None:
             with started(server) as url:
                 check = check_server(run, ChatServer(url, 120), None, 100)
             found = check.comparison
-            apart = [nats for _, _, nats in ties(run, found)]
+            apart = ties(run, found)
             is_right &= all(nats < NEAR_NATS for nats in apart)
             prompt = {True: "the trained", False: "ANOTHER", None: "not known"}[check.prompt.is_trained]
             equal = f"{found.equal[found.tuned]} of {len(found.rows)}"
@@ -198,8 +198,11 @@ def started(server: Server) -> Iterator[str]:
             process.kill()
 
 
-def ties(run: Run, found: Comparison) -> list[tuple[str, str, float]]:
-    """Recorded and served answers that differ, and log p of the recorded token at which they part, over the served."""
+def ties(run: Run, found: Comparison) -> list[float]:
+    """Of each served answer that differs from the recorded one: how far apart the tokens at which they part are, nats.
+
+    By our engine, which computes this prompt alone here: it, too, may prefer the server's token by as little.
+    """
     if not found.differing:
         return []
     is_merged = found.tuned is Contender.TUNED_MERGED
@@ -221,7 +224,7 @@ def ties(run: Run, found: Comparison) -> list[tuple[str, str, float]]:
             shared = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0)
             nexts = [tuple(ours[shared : shared + 1]), tuple(theirs[shared : shared + 1])]
             [[of_ours, of_theirs]] = label_logprobs(engine, [(*prompt, *ours[:shared])], nexts)
-            parted.append((recorded["prediction"], row["prediction"], of_ours - of_theirs))
+            parted.append(abs(of_ours - of_theirs))
     return parted
 
 
