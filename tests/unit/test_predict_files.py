@@ -192,9 +192,10 @@ def test_answers_are_written_as_they_come_and_all_of_them_when_it_ends_early(
 
 
 INTERRUPTED = """
-import os, sys, time
+import os, signal, sys, time
 import sg_local.child_process as child_process
 from sg_local.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts with &
 def values(*_arguments, **_options):
     for index in range(1, 31):
         yield [index, f"Café {index}", None]
