@@ -9,34 +9,31 @@ handed out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sg_local import child_process
-from sg_local.chat.template import VICUNA_TEMPLATE, ChatTemplate, without_template
+from sg_local.chat.template import VICUNA_TEMPLATE, without_template
 from sg_local.errors import InputError
 from sg_local.escape import one_line
 from sg_local.files import Faults
 from sg_local.gguf_header import GgufHeader, read_header, read_model_header
 from sg_local.inputs import Answer, AskedRow
 from sg_local.models import find_by_path, resolve_model
-from sg_local.progress import progress, say
+from sg_local.progress import say
 from sg_local.report.tables import counted
 from sg_local.runs.directory import open_run
 from sg_local.runs.given import check_task
 from sg_local.selfguide.contenders import TUNED, Contender
 from sg_local.settings import Settings
-from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
+from sg_local.task import CarriedTask, Task, carried_task, load_task
 from sg_local.task_files.texts import Texts
 
-if TYPE_CHECKING:
-    from sg_local.llama.engine import Engine
-    from sg_local.llama.generation import Completion
-
 T = TypeVar("T")
+_IN_CHILD = "sg_local.llama.serving"
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,9 @@ class ServedModel:
             )
         for values in child_process.values_from_child(
             "predict",
-            f"{__name__}.answers_of_engine",
+            f"{_IN_CHILD}.answers_of_engine",
             texts=_checked(texts),
-            **self.for_child(),
+            served=self.for_child(),
             scores_labels=scores_labels,
             shows_progress=shows_progress,
         ):
@@ -296,120 +293,12 @@ def serve_base(run_dir: Path, settings: Settings) -> ServedModel:
 @contextmanager
 def conversation(served: ServedModel) -> Iterator[Callable[[str], str | None]]:
     """A function that answers one input after another, each as if it were the first; None for one that is too long."""
-    values = child_process.values_from_child("chat", f"{__name__}.answers_one_by_one", **served.for_child())
+    values = child_process.values_from_child(
+        "chat", f"{_IN_CHILD}.answers_one_by_one", served=served.for_child()
+    )
     with closing(values):
         next(values)  # the model is loaded
         yield values.send
-
-
-def answers_one_by_one(
-    model: str,
-    adapter: str | None,
-    settings: dict[str, Any],
-    template_source: str,
-    instruction: str,
-    labels: list[str],
-    examples: list[dict[str, Any]],
-    max_new_tokens: int,
-    way: str | None,
-) -> Iterator[str | None]:
-    """The same in the process that was made for it; first "" when the model is loaded."""
-    from sg_local.llama.asking import answer_inputs, likeliest, longest_answer, open_with
-
-    with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
-        template = engine.tokenizer.chat_template(template_source)
-        yield ""
-        shown = tuple(Example(**example) for example in examples)
-        for text in child_process.received_values():
-            if way == Contender.LABEL_SCORING:
-                [scores] = _label_logprobs(
-                    engine, template, Task("task", instruction, shown, (*labels,)), [text]
-                )
-                yield likeliest(scores) if scores else None
-                continue
-            [completion] = answer_inputs(
-                engine,
-                template,
-                instruction,
-                [text],
-                demonstrations=shown,
-                max_new_tokens=longest_answer(engine.tokenizer, labels, max_new_tokens),
-                on_finished=lambda _n_inputs: None,
-            )
-            yield _text_of(completion, way)
-
-
-def _text_of(completion: "Completion | None", way: str | None) -> str | None:
-    """The answer that counts of what was generated."""
-    if completion is None:
-        return None
-    text = completion.text.strip()
-    return text.partition("\n")[0].strip() if way == Contender.FIRST_LINE else text
-
-
-def answers_of_engine(
-    texts: list[str],
-    model: str,
-    adapter: str | None,
-    settings: dict[str, Any],
-    template_source: str,
-    instruction: str,
-    labels: list[str],
-    examples: list[dict[str, Any]],
-    max_new_tokens: int,
-    way: str | None,
-    scores_labels: bool,
-    shows_progress: bool,
-) -> Iterator[tuple[int, str | None, dict[str, float] | None]]:
-    """What llama.cpp answers, in the process that was made for it: the fields of `Answered`."""
-    from sg_local.llama.asking import (
-        INPUTS_PER_CALL,
-        finished_answers,
-        has_room,
-        likeliest,
-        longest_answer,
-        open_with,
-        speed,
-    )
-
-    with open_with(Settings(**settings), Path(model), Path(adapter) if adapter else None) as engine:
-        template = engine.tokenizer.chat_template(template_source)
-        asked = Task("task", instruction, tuple(Example(**example) for example in examples), tuple(labels))
-        if not has_room(engine, template, instruction, asked.examples):
-            yield from (
-                (index, None, None) for index in range(len(texts))
-            )  # and no tokens are made of any of them
-            return
-        limit = longest_answer(engine.tokenizer, labels, max_new_tokens)
-        bar = progress("predict", len(texts), "inputs", detail=lambda: speed(engine))
-        with bar if shows_progress else nullcontext(lambda _n_inputs: None) as advance:
-            for start in range(0, len(texts), INPUTS_PER_CALL):
-                part = texts[start : start + INPUTS_PER_CALL]
-                scores: list[dict[str, float] | None] = [None] * len(part)
-                if scores_labels or way == Contender.LABEL_SCORING:
-                    scores = _label_logprobs(engine, template, asked, part)
-                if way == Contender.LABEL_SCORING:
-                    advance(len(part))
-                    for index, row in enumerate(scores):
-                        yield start + index, likeliest(row) if row else None, row if scores_labels else None
-                    continue
-                for index, completion in finished_answers(
-                    engine, template, instruction, part, demonstrations=asked.examples, max_new_tokens=limit
-                ):
-                    advance(1)
-                    yield start + index, _text_of(completion, way), scores[index]
-
-
-def _label_logprobs(
-    engine: "Engine", template: ChatTemplate, asked: Task, inputs: Sequence[str]
-) -> list[dict[str, float] | None]:
-    from sg_local.llama.asking import QUESTIONS_PER_CALL, score_labels
-
-    scores: list[dict[str, float] | None] = []
-    for start in range(0, len(inputs), QUESTIONS_PER_CALL):
-        part = inputs[start : start + QUESTIONS_PER_CALL]
-        scores += score_labels(engine, template, asked, part, lambda _n_inputs: None)
-    return scores
 
 
 def _checked(inputs: Iterable[str]) -> list[str]:

@@ -16,8 +16,8 @@ from finished_run import rewrite
 from messages import assert_says
 from scripted_engine import ScriptedEngine
 
-from sg_local import answers
 from sg_local.errors import SgLocalError
+from sg_local.llama import serving
 from sg_local.runs.directory import Run
 
 
@@ -185,7 +185,7 @@ def test_answers_are_written_as_they_come_and_all_of_them_when_it_ends_early(
             yield index, f"answer {index}", None
         raise SgLocalError("the card is on fire")
 
-    monkeypatch.setattr(answers, "answers_of_engine", lambda texts, **options: some(texts, **options))
+    monkeypatch.setattr(serving, "answers_of_engine", lambda texts, **options: some(texts, **options))
     result = sg("predict", "--model", tuned, "-", input="a\nb\nc\nd\n")
     assert result.exit_code == 1
     assert [json.loads(line)["input"] for line in result.stdout.splitlines()] == ["a", "b", "d"]
