@@ -25,7 +25,9 @@ MADE_LENGTH = 1.7  # tokens of a made input, for each of the examples'
 REQUEST_TOKENS = 18  # of a request for an input that no other request shares
 ROWS_PER_CALL = 64  # stages/generate.py
 TRIAL_INPUTS = 3 * 32
-DIFFERENT_SAMPLES = 0.6  # of the samples of an input, which are scored
+# Of the tokens of an input's samples: those that are decoded, since samples go on as one until they part, and those
+# that are scored, since many samples are equal or begin alike.
+DECODED_OF_SAMPLES, SCORED_OF_SAMPLES = 0.4, 0.23
 ZERO_SHOT_LENGTH = 3.0  # tokens of an answer without examples, for each of the examples'
 # Forward and backward in 32 bits, for a token of a prompt in llama.cpp; with checkpoints a third more.
 TRAINED_FOR_PROMPT = 2.5
@@ -139,10 +141,10 @@ def _annotate(settings: Settings, tokens: TaskTokens, n_answered: float, load: f
     scored = 0.0
     if settings.choose_by == "information" and not tokens.labels:
         # After the input, and with nothing in its place.
-        scored = 2 * DIFFERENT_SAMPLES * settings.n_samples * tokens.answer
+        scored = 2 * SCORED_OF_SAMPLES * settings.n_samples * tokens.answer
     return Work(
         prompt_tokens=prefix + n_answered * (tokens.input + TURN_TOKENS + scored),
-        generated_tokens=n_answered * settings.n_samples * tokens.answer,
+        generated_tokens=DECODED_OF_SAMPLES * n_answered * settings.n_samples * tokens.answer,
         other_seconds=load,
     )
 

@@ -67,6 +67,24 @@ def test_the_work_of_the_stages_is_what_a_real_run_counted() -> None:
         assert work.trained_tokens == pytest.approx(trained, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "decoded"),
+    [
+        ((60, 114, 10, 14), 13752, 8031),  # polite-request
+        ((88, 96, 17, 5), 10316, 4856),  # task036
+    ],
+)
+def test_samples_that_agree_are_computed_once(
+    tokens: tuple[int, int, int, int], prompt: int, decoded: int
+) -> None:
+    """Free answers with SmolLM2-135M and `quick`: unshared prompt tokens, and those that were evaluated beside them."""
+    instruction, demonstrations, of_input, answer = tokens
+    counted = TaskTokens(instruction, demonstrations, of_input, answer, 128, labels=0, test_rows=100)
+    work = stage_works(SMOLLM2, QUICK, counted)["annotate"]
+    assert work.prompt_tokens == pytest.approx(prompt, rel=0.25)
+    assert work.generated_tokens == pytest.approx(decoded, rel=0.35)
+
+
 def test_more_to_do_takes_longer() -> None:
     def seconds_of(stage: str, settings: Settings = QUICK, tokens: TaskTokens = INBOX, **given: Any) -> float:
         return seconds_by_speed(stage_works(SMOLLM2, settings, tokens, **given)[stage], SPEED)
