@@ -19,7 +19,7 @@ INSTALL_LLAMA = PIP_CACHE_DIR="$$($(BIN)/pip cache dir)/llama-$(LLAMA_BUILD)" $(
 	--force-reinstall "$$(grep '^llama-cpp-python==' requirements.lock)" && echo '$(LLAMA_BUILD)' > $(VENV)/llama-build
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt test-unit test-model bench readme tables lock clean
+.PHONY: help install run test check lint fmt test-unit test-model bench readme tables lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,15 +48,16 @@ run: install ## try it: the quick loop on a shipped example (TASK=... MODEL=...)
 	@$(SG) run $(TASK) --model $(MODEL) --preset quick
 
 test: install ## all tests: unit (no model) and model (a real small GGUF)
-	@echo "unit tests (seconds), then tests with a real model (minutes)"
+	@echo "unit tests (3 minutes on two cores), then tests with a real model (20 minutes)"
 	@$(BIN)/pytest -q -n auto tests/unit
 	@$(BIN)/pytest tests/model --durations=10
 
-check: install ## format, lint, types, unit tests; changes nothing
+check: lint test-unit ## format, lint, types, unit tests; changes nothing
+
+lint: install ## format, lint, types; changes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q -n auto tests/unit
 
 fmt: install ## format the code and mend what the linter can
 	@$(BIN)/ruff format .
