@@ -27,6 +27,14 @@ HELD_OUT_SHARE = 0.3
 MIN_HELD_OUT = 20
 MAX_HELD_OUT = 300
 
+# What people and programs write in different ways, or what nobody sees: arrows and minus signs, accents that stand
+# alone, also as apostrophes, skin tones; variation selectors, fillers and blanks that count as letters or signs.
+_NOT_COMPARED = re.compile(
+    "[\u00a8\u00af\u00b4\u00b8\u02b9-\u02df\u1fbd\u1fbf-\u1fc1\u1ffd\u1ffe\u2044\u2190\u2192\u2194\u21d0\u21d2\u21d4\u2212"
+    "\U0001f3fb-\U0001f3ff\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffc"
+    "\U000e0100-\U000e01ef]"
+)
+
 Item = TypeVar("Item", str, Example)
 
 
@@ -45,15 +53,32 @@ def text_key(text: str) -> str:
     if text.isascii():
         key = re.sub("[^a-z0-9]", "", text.lower())
     else:
-        folded = unicodedata.normalize("NFKC", text).casefold()
-        # Marks are vowel signs in many scripts, "So" are emoji.
-        key = "".join(char for char in folded if char.isalnum() or unicodedata.category(char)[0] in "MS")
+        folded = unicodedata.normalize("NFKC", _NOT_COMPARED.sub("", text)).casefold()
+        folded = folded.replace("i\u0307", "i").replace("\u0131", "i")  # of Turkish, with a dot and without
+        folded = _NOT_COMPARED.sub("", unicodedata.normalize("NFKC", folded))
+        # Marks are vowel signs in many scripts, signs are emoji and currencies; those of ASCII count as punctuation.
+        key = "".join(
+            char
+            for char in folded
+            if char.isalnum() or (not char.isascii() and unicodedata.category(char)[0] in "MS")
+        )
     return key or " ".join(text.lower().split())
 
 
 def without_known(items: Iterable[Item], known: set[str]) -> list[Item]:
     """The texts, or examples by their inputs, whose key is not known."""
     return [item for item in items if text_key(item if isinstance(item, str) else item.input) not in known]
+
+
+def first_of_each(rows: Iterable[Example]) -> list[Example]:
+    """The rows without those that repeat the input of an earlier one."""
+    return list({text_key(row.input): row for row in reversed(list(rows))}.values())[::-1]
+
+
+def n_contradicting(rows: Iterable[Example]) -> int:
+    """How many rows repeat the input of an earlier one with an output that is none of its right ones."""
+    first: dict[str, Example] = {}
+    return sum(row.output not in first.setdefault(text_key(row.input), row).outputs for row in rows)
 
 
 def real_rows(
@@ -111,11 +136,12 @@ def made_like_real(rows: Iterable[InputRow]) -> set[int | str]:
 
 
 def choose_examples(labelled: Sequence[Example], labels: Sequence[str]) -> list[Example]:
-    """At most three of the labelled rows, to stand as the task's examples.
+    """At most three of the labelled rows, to stand as the task's examples; of equal inputs the first counts.
 
     With labels one of each of the first three, in their order, else of the shortest, the middle and the longest third;
     each time the one whose input is of median length.
     """
+    labelled = first_of_each(labelled)
     if labels:
         groups = [[row for row in labelled if row.output == label] for label in labels]
     else:

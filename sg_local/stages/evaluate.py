@@ -60,6 +60,7 @@ from sg_local.selfguide.evaluation import (
     predictions_note,
     references_of,
 )
+from sg_local.selfguide.given import labelled_id
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import DEMONSTRATION, DropReason, Source, is_kept, source_of
 from sg_local.selfguide.selection import in_turns
@@ -200,9 +201,17 @@ def _scored_rows(run: Run) -> tuple[list[Example], str]:
         row for row in read_pairs(run) if row["drop"] == DropReason.HELD_OUT and row["output"] is not None
     ]
     labelled = [row for row in pairs if source_of(row) == Source.LABELLED]
-    held_out = [Example(row["input"], str(row["output"])) for row in labelled or pairs]
     if labelled:
-        return held_out, FROM_LABELLED
+        also_right = {
+            (labelled_id(number), row.output): row.other_outputs
+            for number, row in enumerate(run.labelled_rows, 1)
+        }
+        return [
+            Example(row["input"], output, also_right.get((str(row["id"]), output), ()))
+            for row in labelled
+            for output in [str(row["output"])]
+        ], FROM_LABELLED
+    held_out = [Example(row["input"], str(row["output"])) for row in pairs]
     if not held_out:
         raise InputError(
             f"{run.path} has no test rows and no made pair was held out: begin a new run with a test "

@@ -103,8 +103,33 @@ def test_texts_are_compared_without_case_space_and_punctuation(text: str) -> Non
     assert without_known([text, "Pay me."], {text_key("Pay me back.")}) == ["Pay me."]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("It's $5", "It\u2019s $5"),  # a sign of ASCII beside one that is not
+        ("costs $5", "costs\u00a0$5"),
+        ("it's 5 > 4", "\uff49\uff54's 5 \uff1e 4"),  # of full width
+        ("I can't", "I can\u00b4t"),  # accents and letters in the place of an apostrophe
+        ("I can't, José", "I can`t, José"),
+        ("I can't", "I can\u02bct"),
+        ("a -> b", "a \u2192 b"),  # what a word processor makes of it
+        ("-5 °C", "\u22125 °C"),
+        ("I \u2764 it", "I \u2764\ufe0f it"),  # characters that are not seen
+        ("Pay me", "\u3164Pay\u2800me"),
+        ("👍", "👍🏽"),
+        ("istanbul", "İSTANBUL"),
+        ("\u0131ş\u0131k", "IŞIK"),
+        ("ΐ", "\u03aa\u0301"),
+        ("Straße", "STRASSE"),
+    ],
+)
+def test_texts_are_compared_however_they_were_typed(one: str, other: str) -> None:
+    assert text_key(one) == text_key(other)
+
+
 def test_texts_of_other_scripts_are_told_apart() -> None:
     texts = ["金を返して", "金を返せ", "पैसे", "पैसा", "😀", "😡", "?!", "...", "C", "C++ é", "C++ e"]
+    texts += ["£5", "€5", "5 ↑", "5 ↓", "∀x", "∃x", "→", "\u00b4"]
     assert len({text_key(text) for text in texts}) == len(texts)
     assert text_key("\uff30\uff21\uff39") == text_key("pay")  # of full width
 
@@ -175,6 +200,39 @@ def test_examples_of_free_answers_are_chosen_by_length() -> None:
     rows = [Example("x" * length, str(length)) for length in (9, 1, 8, 2, 7, 3, 6, 4, 5)]
     assert [row.output for row in choose_examples(rows, ())] == ["2", "5", "8"]
     assert choose_examples(rows[:2], ()) == [Example("x", "1"), Example("x" * 9, "9")]
+
+
+def test_a_test_row_that_is_an_example_is_not_scored_on(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = {"input": "i want my money BACK", "output": "refund"}
+    run = begun(tmp_path, model, test=[example, *pairs(2)], inputs=inputs("Real message number 1"))
+    assert [row.input for row in run.test_rows] == [row["input"] for row in pairs(2)]
+    assert_says(
+        capsys.readouterr().err, "1 of 3 test rows are examples of the task", "1 of 1 inputs are test"
+    )
+    with pytest.raises(InputError, match="all test rows of task inbox are its examples"):
+        begun(tmp_path / "other", model, test=[example])
+
+
+def test_labelled_rows_that_contradict_each_other_are_told_and_never_examples_of_both(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gold = [
+        ("Pay me.", "refund"),
+        ("pay me", "login"),
+        ("Pay me.", "refund"),
+        ("I want my money back", "login"),
+    ]
+    rows = [{"input": text, "output": output} for text, output in gold]
+    run = begun(tmp_path, model, TASK.split("[[examples]]")[0], labelled=rows[:3])
+    assert run.task.examples == (Example("Pay me.", "refund"),)
+    assert_says(capsys.readouterr().err, "1 of 3 labelled rows have the input of an earlier one")
+    begun(tmp_path / "other", model, labelled=rows)
+    assert_says(capsys.readouterr().err, "2 of 4 labelled rows", "with another output: the first one counts")
+    several = [{"input": "Pay me.", "outputs": ["Now.", "Soon."]}, {"input": "Pay me", "output": "Soon."}]
+    begun(tmp_path / "free", model, FREE_TASK, labelled=several)
+    assert "another output" not in capsys.readouterr().err
 
 
 # Real inputs.
@@ -328,6 +386,19 @@ def test_a_part_of_the_labelled_rows_is_scored_on_where_there_is_no_test_file(
     )
     given = next(row for row in read_rows(run.file("inputs.jsonl")) if row["id"] == "given-2")
     assert given["drop"] == "duplicate"
+
+
+def test_all_right_outputs_of_labelled_rows_that_are_held_out_count(
+    tmp_path: Path, model: Path, engine: ScriptedEngine
+) -> None:
+    del engine
+    gold = [{"input": f"Tell me {n}.", "outputs": [f"It is {n}.", f"{n}, it is."]} for n in range(40)]
+    run = begun(tmp_path, model, FREE_TASK, labelled=gold)
+    stage(run, *STAGES)
+    rows = read_rows(run.file("predictions/tuned_merged.jsonl"))
+    outputs = {row["input"]: row["outputs"] for row in gold}
+    assert len(rows) == 20
+    assert all(row["references"] == outputs[row["input"]] for row in rows)
 
 
 def test_how_many_labelled_rows_are_held_out() -> None:
