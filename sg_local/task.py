@@ -246,7 +246,8 @@ def _existing(path: Path, key: str, texts: Texts) -> Path | None:
     # os.path.isfile does not mind a path that is too long, or a directory that nobody may look into.
     if os.path.isfile(path):
         return path
-    texts.add(f"{key} file {str(path)[:MAX_SHOWN_PATH]} is missing: correct `{key}`, or remove it")
+    also = "; that is a directory: name one file" if os.path.isdir(path) else ""
+    texts.add(f"{key} file {str(path)[:MAX_SHOWN_PATH]} is missing: correct `{key}`, or remove it{also}")
     return None
 
 
@@ -290,7 +291,10 @@ def _parse_shares(value: object, labels: Sequence[str], texts: Texts) -> tuple[f
             part.add(f"that of {show(label)} is {share!r:.40}, not a number over 0")
     if part.faults.count > n_faults:
         return ()
-    total = math.fsum(value.values())
+    try:
+        total = math.fsum(value.values())
+    except OverflowError:  # an integer, or a sum, beyond all floats
+        total = math.inf
     if abs(total - 1) > SHARES_SLACK:
         part.add(f"they add up to {total:.4g}, not to 1: write them as in 0.2 for a fifth")
         return ()

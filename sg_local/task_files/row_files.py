@@ -28,6 +28,8 @@ Format: TypeAlias = Literal["plain lines", "JSON lines", "JSON array", "table"]
 
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}  # of tables, by the end of the name
+# Of .xlsx, .ods and .zip; of .xls; of .gz; of .pdf.
+_NO_TEXTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1", b"\x1f\x8b\x08", b"%PDF-")
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAX_SHOWN_COLUMNS = 10
 
@@ -97,6 +99,10 @@ def open_row_file(file: RowFile, *, is_labelled: bool = False, takes_stdin: bool
             raise InputError(f"{name} is over the limit of {MAX_ROW_FILE_BYTES} bytes: make it smaller")
     else:
         name, data = str(file.path), read_bytes(file.path, MAX_ROW_FILE_BYTES)
+    if data.startswith(_NO_TEXTS):
+        raise InputError(
+            f"{name} is a spreadsheet, an archive or a PDF, and no text: export it as CSV or plain text"
+        )
     text = decoded(data, name, encoding=file.encoding, remedy=_encoding_remedy(file, data))
     found = _format(file, text, is_labelled=is_labelled)
     if found == "table":
@@ -141,7 +147,8 @@ def _encoding_remedy(file: RowFile, data: bytes) -> str:
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, from 1."""
     # Not splitlines(), which would also break an input at a form feed or U+2028.
-    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    line_end = "\n" if "\n" in text else "\r"  # as some programs end lines for an old Macintosh
+    return ((number, line) for number, line in enumerate(text.split(line_end), 1) if line.strip())
 
 
 def _plain_rows(name: str, text: str) -> Iterator[FoundRow]:

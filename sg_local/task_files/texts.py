@@ -7,6 +7,7 @@ suggestion("Refunds", ["refund"])        ", did you mean 'refund'?"
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ class Texts:
 
 
 def normal_label(label: str) -> str:
-    return label.strip().lower()
+    """As labels are compared: without case and surrounding white space, accents as one character with their letter."""
+    return unicodedata.normalize("NFC", label).strip().lower()
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from sg_local.inputs import read_inputs
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.task import Example, Task, load_task, task_to_toml
 from sg_local.task_files.row_files import RowFile
+from sg_local.task_files.rows import load_labelled
 
 TASK = """name = "inbox"
 instruction = "Which box?"
@@ -235,6 +236,14 @@ shares = {refund = 0.3, "log in" = 0.3}"""
         ('shares = {refund = 0.5, "log in" = 0}', {}, ["'log in' is 0, not a number over 0"]),
         ('shares = {refund = 0.5, "log in" = true}', {}, ["'log in' is True"]),
         ('shares = {refund = 50, "log in" = 50}', {}, ["add up to 100"]),
+        (f'shares = {{refund = 1{"0" * 400}, "log in" = 0.5}}', {}, ["add up to inf"]),
+        ('inputs = "."', {}, ["that is a directory: name one file"]),
+        ('inputs = "a.xlsx"', {"a_xlsx": b"PK\x03\x04\x14\x00\x9c"}, ["a.xlsx is a spreadsheet", "as CSV"]),
+        (
+            'labelled = {file = "a.xls", encoding = "cp1252"}',
+            {"a_xls": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"},
+            ["a.xls is a spreadsheet", "as CSV"],
+        ),
     ],
 )
 def test_each_fault_has_one_line(
@@ -242,6 +251,19 @@ def test_each_fault_has_one_line(
 ) -> None:
     (line,) = told(tmp_path, more, **files)
     assert_says(line, *expected)
+
+
+def test_lines_may_end_as_on_an_old_macintosh(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo\r\rthree\r")
+    (tmp_path / "b.txt").write_bytes(b"one\rstill one\ntwo\r\n")
+    found = [checked(tmp_path, f"inputs = '{name}'")[1].inputs for name in ("a.txt", "b.txt")]
+    assert found == [["one", "two", "three"], ["one\rstill one", "two"]]
+
+
+def test_labels_are_the_same_however_their_accents_are_written(tmp_path: Path) -> None:
+    (tmp_path / "gold.csv").write_text("input,output\nA coffee.,CAFE\u0301\n")
+    task = Task("a", "a", (), ("caf\u00e9", "tea"), labelled=RowFile(tmp_path / "gold.csv"))
+    assert load_labelled(task) == [Example("A coffee.", "caf\u00e9")]
 
 
 def test_shares_that_were_rounded_add_up(tmp_path: Path) -> None:
