@@ -1,10 +1,14 @@
 """`sg-local init`: a task file, by questions."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from sg_local.task_files.row_files import RowFile
 
 Answer = TypeVar("Answer")
 
@@ -34,14 +38,21 @@ def init(
     from sg_local.files import write_text
     from sg_local.progress import say
     from sg_local.runs.given import check_task
-    from sg_local.task_files.draft import draft
+    from sg_local.task import example_names
+    from sg_local.task_files.draft import draft, labelled_rows
     from sg_local.task_files.row_files import RowFile, encoding_fault
 
     values: dict[str, object] = {}
+    gold: RowFile | None = None
     if labelled:
         if fault := encoding_fault(encoding):
             raise InputError(fault)
-        values["labelled"] = RowFile(labelled, column, output_column, encoding)
+        values["labelled"] = gold = RowFile(labelled, column, output_column, encoding)
+        labelled_rows(gold)  # what is wrong with them is said before anything is asked
+    if out is not None and (out.suffix == ".json" or str(out) in example_names()):
+        raise InputError(
+            f"{out} is no name that `sg-local run` takes for a file of yours: call it {out.stem}.toml"
+        )
     if out is not None and out.exists():
         raise InputError(f"{out} exists: move it away, or give another name")
     values["name"] = _ask("Name of the task", "name", default=out.stem if out else "my-task")
@@ -51,16 +62,17 @@ def init(
     if not path.parent.is_dir():
         raise InputError(f"there is no directory {path.parent}: make it first")
     values["instruction"] = _ask("Instruction: what to do with an input", "instruction")
-    values["labels"] = _labels(values.get("labelled"))
+    values["labels"] = labels = _labels(gold)
     if not labelled:
-        values["examples"] = _examples(values["labels"])
+        values["examples"] = _examples(labels)
     values["inputs"] = _inputs()
     drafted, text = draft(values, path)
     _, rows = check_task(drafted)
     write_text(path, text)
     for note in rows.notes:
         say(note)
-    click.echo(printable(f"wrote {path}; now\n  sg-local run {path} --model smollm2-135m --preset quick"))
+    command = shlex.join(["sg-local", "run", str(path), "--model", "smollm2-135m", "--preset", "quick"])
+    click.echo(printable(f"wrote {path}; now\n  {command}"))
 
 
 def _ask(question: str, key: str, default: str | None = None) -> str:
@@ -70,6 +82,16 @@ def _ask(question: str, key: str, default: str | None = None) -> str:
     return _until_right(question, lambda text: (text, faults_of(**{key: text})), default=default)
 
 
+def _prompt(question: str, default: str | None = None) -> str:
+    """What is typed, stripped. Raises InputError where it is not in the encoding of the terminal."""
+    from sg_local.errors import InputError
+
+    try:
+        return str(click.prompt(question, default=default, err=True)).strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"what is typed is not {error.encoding.upper()}: set the terminal to it") from error
+
+
 def _until_right(
     question: str, read: Callable[[str], tuple[Answer, list[str]]], default: str | None = None
 ) -> Answer:
@@ -77,33 +99,33 @@ def _until_right(
     from sg_local.progress import say
 
     while True:
-        answer, faults = read(click.prompt(question, default=default, err=True).strip())
+        answer, faults = read(_prompt(question, default))
         if not faults:
             return answer
         for fault in faults:
             say(fault)
 
 
-def _labels(labelled: object) -> list[str]:
+def _labels(labelled: "RowFile | None") -> list[str]:
     """The labels, [] for free answers."""
     from sg_local.escape import one_line
     from sg_local.progress import say
-    from sg_local.task_files.draft import faults_of, found_labels, labelled_rows
-    from sg_local.task_files.row_files import RowFile
+    from sg_local.task_files.draft import faults_of, file_faults, found_labels, labelled_rows
 
-    if isinstance(labelled, RowFile) and (found := found_labels(labelled_rows(labelled))):
+    if labelled and (found := found_labels(labelled_rows(labelled))):
         say(f"outputs of the labelled rows: {', '.join(map(one_line, found))}")
         if click.confirm("Are these the labels?", default=True, err=True):
             return found
 
     def read(text: str) -> tuple[list[str], list[str]]:
         labels = [label.strip() for label in text.split(",") if label.strip()]
-        return labels, faults_of(labels=labels)
+        of_rows = file_faults(labelled=labelled, labels=tuple(labels)) if labels else []
+        return labels, faults_of(labels=labels) or of_rows
 
     return _until_right("Labels, separated by commas; empty: the answer is free text", read, default="")
 
 
-def _examples(labels: object) -> list[dict[str, str]]:
+def _examples(labels: list[str]) -> list[dict[str, str]]:
     """One to three examples."""
     from sg_local.task import MAX_EXAMPLES
     from sg_local.task_files.draft import faults_of
@@ -111,7 +133,12 @@ def _examples(labels: object) -> list[dict[str, str]]:
     examples: list[dict[str, str]] = []
     for number in range(1, MAX_EXAMPLES + 1):
         question = f"Example {number}, input" + ("; empty: no more" if examples else "")
-        text = click.prompt(question, default="" if examples else None, err=True).strip()
+
+        def read_input(text: str) -> tuple[str, list[str]]:
+            example = {"input": text, "output": labels[0] if labels else "a"}
+            return text, faults_of(labels=labels, examples=[example]) if text else []
+
+        text = _until_right(question, read_input, default="" if examples else None)
         if not text:
             break
 
@@ -124,17 +151,22 @@ def _examples(labels: object) -> list[dict[str, str]]:
 
 
 def _inputs() -> object:
-    """A file of real inputs, or None."""
-    from sg_local.task_files.draft import faults_of
+    """A file of real inputs that can be read, or None."""
+    from sg_local.progress import say
+    from sg_local.task_files.draft import faults_of, file_faults
     from sg_local.task_files.row_files import INPUT, RowFile, holds_plain_lines
 
     def read(text: str) -> tuple[str, list[str]]:
         return text, faults_of(inputs=text) if text else []
 
-    name = _until_right("File of real inputs without answers; empty: none", read, default="")
-    if not name:
-        return None
-    if holds_plain_lines(Path(name)):
-        return RowFile(Path(name))
-    column = click.prompt("Its column, or key, of the inputs", default=INPUT, err=True)
-    return RowFile(Path(name), None if column == INPUT else column)
+    while name := _until_right("File of real inputs without answers; empty: none", read, default=""):
+        file = RowFile(Path(name))
+        if not holds_plain_lines(file.path):
+            column = _prompt("Its column, or key, of the inputs", INPUT)
+            file = RowFile(file.path, None if column == INPUT else column)
+        faults = file_faults(inputs=file)
+        if not faults:
+            return file
+        for fault in faults:
+            say(fault)
+    return None

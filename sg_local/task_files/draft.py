@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sg_local.errors import InputError
-from sg_local.files import toml_text
+from sg_local.files import Faults, toml_text
 from sg_local.task import TASK_KEYS, Example, Task, parse_task
 from sg_local.task_files.importing import labels_among
 from sg_local.task_files.row_files import RowFile
-from sg_local.task_files.rows import load_labelled
+from sg_local.task_files.rows import load_inputs, load_labelled
 
 
 def faults_of(**values: object) -> list[str]:
@@ -28,6 +28,19 @@ def faults_of(**values: object) -> list[str]:
     except InputError as error:
         return [line.removeprefix(f"{place}: ") for line in str(error).splitlines()]
     return []
+
+
+def file_faults(
+    inputs: RowFile | None = None, labelled: RowFile | None = None, labels: tuple[str, ...] = ()
+) -> list[str]:
+    """What is wrong with the files of a task with these labels."""
+    task, faults = Task("a", "a", (), labels, inputs=inputs, labelled=labelled), Faults()
+    for load in (load_inputs, load_labelled):
+        try:
+            load(task)
+        except InputError as error:
+            faults.add_of(error)
+    return faults.first
 
 
 def labelled_rows(file: RowFile) -> list[Example]:

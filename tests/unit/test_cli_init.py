@@ -112,6 +112,53 @@ def test_a_task_whose_labels_cannot_be_told_apart_is_not_written(sg: Call) -> No
     assert not Path("a.toml").exists()
 
 
+def test_a_file_of_inputs_that_cannot_be_read_so_is_asked_for_again(sg: Call) -> None:
+    Path("real.csv").write_text("text,from\nPay me.,Ann\n")
+    Path("old.csv").write_bytes(b"text\ncaf\xe9\n")
+    answers = lines(
+        "", "Say it.", "", "Pay.", "Paid.", "", "real.csv", "txt", "old.csv", "text", "real.csv", "text"
+    )
+    result = sg("init", "a.toml", input=answers)
+    assert result.exit_code == 0, result.stderr
+    assert_says(result.stderr, "has no column 'txt': its columns are 'text', 'from'", "old.csv is not UTF-8")
+    assert load_inputs(load_task(Path("a.toml"))) == ["Pay me."]
+
+
+def test_labels_that_are_not_those_of_the_labelled_rows_are_asked_for_again(sg: Call) -> None:
+    write_rows(Path("gold.jsonl"), [{"input": f"Message {n}.", "output": "ab"[n % 2]} for n in range(8)])
+    result = sg(
+        "init", "a.toml", "--labelled", "gold.jsonl", input=lines("", "Which?", "n", "x, y", "A, B", "")
+    )
+    assert result.exit_code == 0, result.stderr
+    assert_says(result.stderr, "output 'a' is not one of the labels ('x', 'y')")
+    assert load_task(Path("a.toml")).labels == ("A", "B")
+
+
+def test_an_input_of_an_example_that_cannot_be_one_is_asked_for_again(sg: Call) -> None:
+    result = sg("init", "a.toml", input=lines("", "Say it.", "a, b", "Up\x1b[A", "Up", "a", "\x00", "", ""))
+    assert result.exit_code == 0, result.stderr
+    assert_says(result.stderr, "control character U+001B", "control character U+0000")
+    assert load_task(Path("a.toml")).examples == (Example("Up", "a"),)
+
+
+def test_what_is_typed_in_another_encoding_is_said(monkeypatch: pytest.MonkeyPatch, sg: Call) -> None:
+    def prompt(*_arguments: object, **_options: object) -> str:
+        return b"\xff".decode()
+
+    monkeypatch.setattr("click.prompt", prompt)
+    assert "what is typed is not UTF-8" in one_line(sg("init", "a.toml"), 2)
+
+
+@pytest.mark.parametrize("name", ["a.json", "support-inbox"])
+def test_a_name_that_run_would_not_find_is_refused(sg: Call, name: str) -> None:
+    assert f"call it {Path(name).stem}.toml" in one_line(sg("init", name), 2)
+
+
+def test_the_next_command_can_be_copied(sg: Call) -> None:
+    result = sg("init", "my task.toml", input=lines("a", "Say it.", "", "Pay.", "Paid.", "", ""))
+    assert "sg-local run 'my task.toml' --model" in result.stdout
+
+
 def test_answers_that_end_early_write_nothing(sg: Call) -> None:
     write_rows(Path("gold.jsonl"), [{"input": "a", "output": "b"}])
     assert sg("init", "a.toml", input=lines("", "Say it.")).exit_code == 1
