@@ -53,7 +53,7 @@ def _show(line: str) -> None:
 
 
 def _read_key() -> str:
-    """One key that is no space, or "" at the end of what is typed, or comes through a pipe."""
+    """One key that is no space, or "" at the end of what is typed, or comes through a pipe, or is no text."""
     import sys
 
     try:
@@ -61,7 +61,7 @@ def _read_key() -> str:
             key = click.getchar() if sys.stdin.isatty() else sys.stdin.read(1)
             if not key.isspace():
                 return key
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, KeyboardInterrupt, UnicodeDecodeError):
         return ""
 
 

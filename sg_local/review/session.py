@@ -133,6 +133,8 @@ class Session:
             raise InputError(f"row {row_id!r:.40} is not the one that is shown: look at it first")
         if word == Word.ACCEPT:
             output = current.output
+            if not output.strip():
+                raise InputError("the model's answer is empty: give the right one, or drop the row")
             if self.run.task.labels and output not in self.run.task.labels:
                 raise InputError(
                     f"the model's answer {output!r:.80} is no label of the task: give one, or drop it"

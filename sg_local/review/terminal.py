@@ -14,6 +14,7 @@ from collections.abc import Callable
 from sg_local.errors import SgLocalError
 from sg_local.review.session import Session, State
 from sg_local.selfguide.rows import Word
+from sg_local.task_files.texts import normal_label
 
 KEYS = "a right  e another answer  d drop  b back  f forward  u undo  ? what this does  q end"
 MAX_LABEL_KEYS = 9
@@ -63,7 +64,8 @@ def _act(
     elif key == "e":
         text = read_line("label" if labels else "answer").strip()
         if text:
-            session.say_word(row["id"], Word.ANSWER, text)
+            spellings = {normal_label(label): label for label in labels}
+            session.say_word(row["id"], Word.ANSWER, spellings.get(normal_label(text), text))
     elif "1" <= key <= "9" and len(key) == 1 and int(key) <= len(labels):
         session.say_word(row["id"], Word.ANSWER, labels[int(key) - 1])
     else:

@@ -30,6 +30,7 @@ DRAW_EVERY = 4  # of so many rows one is drawn at random, the others are the lea
 _WEIGHT_OF_A_LONELY_ROW = 0.5
 # Reasons of curate: the row has an answer. What another stage dropped has none, or was dropped by hand.
 _DROPPED_BY_CURATE = {
+    DropReason.EMPTY,
     DropReason.NOISE,
     DropReason.LENGTH,
     DropReason.MARKS,
@@ -38,6 +39,7 @@ _DROPPED_BY_CURATE = {
     DropReason.LOW_SHARE,
     DropReason.COPY,
     DropReason.UNRELATED,
+    DropReason.SHAPE,
     DropReason.DISAGREEMENT,
     DropReason.LOW_CONFIDENCE,
     DropReason.REVIEW,

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 from command_line import Call, one_line
-from finished_run import ScriptedStages, review_row, write_inputs, write_outputs, write_stage
+from finished_run import (
+    ScriptedStages,
+    review_row,
+    write_inputs,
+    write_outputs,
+    write_stage,
+    write_train_rows,
+)
 from messages import assert_says
 
 import sg_local.runs.lock as lock
@@ -631,6 +638,40 @@ def test_a_free_answer_is_edited_and_checked(free_run: Run) -> None:
     assert curated(free_run)[first]["output"] == "Would you mind?"
 
 
+def test_an_empty_answer_cannot_be_accepted(free_run: Run) -> None:
+    rows = [{**row, "output": " ", "drop": "low_confidence"} for row in curated(free_run).values()]
+    write_train_rows(free_run, [row for row in rows if row["source"] == "made"])
+    with open_session(free_run.path) as session:
+        with pytest.raises(InputError, match="the model's answer is empty"):
+            session.say_word(shown(session), Word.ACCEPT)
+        session.say_word(shown(session), Word.DROP)
+    assert words(free_run) == ["drop"]
+
+
+@pytest.mark.parametrize(("output", "reason"), [("none at all", "shape"), ("?!", "empty")])
+def test_every_answer_that_curate_drops_can_be_corrected(
+    tmp_path: Path, task: Path, model: Path, output: str, reason: str
+) -> None:
+    examples = "".join(
+        f"[[examples]]\ninput = 'Box {n} is full.'\noutput = '{{\"box\": {n}}}'\n" for n in (1, 2)
+    )
+    task.write_text(f"name = 'boxes'\ninstruction = 'Which box?'\n{examples}")
+    run, _ = create_or_open_run(tmp_path / "run", load_task(task), model, Settings(choose_by="consensus"))
+    write_inputs(run, [{"id": n, "input": f"Box {n} is full."} for n in range(3, 9)])
+    answers = [f'{{"box": {n}}}' for n in range(3, 8)] + [output]
+    write_outputs(
+        run, [{"id": n, "samples": ["x"], "output": text, "share": 0.9} for n, text in enumerate(answers, 3)]
+    )
+    run_curate(run)
+    assert curated(run)["8"]["drop"] == reason
+    with open_session(run.path) as session:
+        while shown(session) != "8":
+            session.say_word(shown(session), Word.ACCEPT)
+        session.say_word("8", Word.ANSWER, '{"box": 8}')
+    run_curate(run)
+    assert (curated(run)["8"]["drop"], curated(run)["8"]["output"]) == (None, '{"box": 8}')
+
+
 # The shell
 
 
@@ -667,6 +708,10 @@ def test_a_label_that_is_none_is_told_and_asked_again(run: Run, typed: Callable[
     result = typed("edelivery\n9q")
     assert_says(result.stderr, "Error: 'delivery' is no label of the task")
     assert not run.file("review.jsonl").exists()
+    assert (
+        typed("eREFUND\nelOgIn\nq").exit_code == 0
+    )  # what a person types need not have the label's spelling
+    assert [row["output"] for row in read_rows(run.file("review.jsonl"))] == ["refund", "login"]
 
 
 HOSTILE = (

@@ -231,6 +231,16 @@ def test_every_answer_forbids_what_the_page_does_not_need(server: ReviewServer) 
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "HEAD", "<script>"])
+def test_what_the_library_refuses_is_no_page_of_its_own(server: ReviewServer, run: Run, method: str) -> None:
+    status, headers, body = ask(server, method, f"/{server.token}/act")
+    assert (status, n_words(run)) == (501, 0)
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert body == (b"" if method == "HEAD" else b'{"error": "Not Implemented"}')
+    status, headers, body = ask(server, "GET", f"/{server.token}/{'a' * 70_000}")
+    assert (status, headers["Content-Type"].partition(";")[0]) == (414, "application/json")
+
+
 def test_hostile_text_is_data(server: ReviewServer) -> None:
     status, headers, body = ask(server, "GET", f"/{server.token}/state")
     assert status == 200
