@@ -136,23 +136,29 @@ def task_to_toml(task: Task) -> str:
 
 
 def _table(task: Task) -> dict[str, object]:
-    """A task as a task file has it."""
+    """A task as a task file has it; what a caller in Python gave in another form is left to be read, or refused."""
+    labels, shares = task.labels, task.shares
     values: dict[str, object] = {
         "name": task.name,
         "instruction": task.instruction,
-        "labels": list(task.labels),
+        "labels": labels if isinstance(labels, str) else list(labels),
         "test": task.test and str(task.test),
         "licence": task.licence,
         "inputs": task.inputs and _file_table(task.inputs),
         "labelled": task.labelled and _file_table(task.labelled),
-        "shares": dict(zip(task.labels, task.shares, strict=False)),
-        "examples": [example.as_row() for example in (*task.examples, *task.more_examples)],
+        "shares": dict(shares if isinstance(shares, Mapping) else zip(labels, shares, strict=False)),
+        "examples": [
+            example.as_row() if isinstance(example, Example) else example
+            for example in (*task.examples, *task.more_examples)
+        ],
     }
     return {key: value for key, value in values.items() if value}
 
 
-def _file_table(file: RowFile) -> dict[str, object]:
+def _file_table(file: object) -> dict[str, object]:
     """A file of rows as a task file has it, without what is as by default."""
+    if not isinstance(file, RowFile):
+        return {"file": str(file) if isinstance(file, Path) else file}
     default = RowFile(file.path)
     keys = [key for key in ROW_FILE_KEYS if key != "file" and getattr(file, key) != getattr(default, key)]
     return {"file": str(file.path), **{key: getattr(file, key) for key in keys}}

@@ -82,7 +82,8 @@ def _cut(text: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    names = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+    names = {str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    names |= {list: "a list", tuple: "a list"}
     return names.get(
         type(value), "nothing" if value is None else "a table" if isinstance(value, dict) else "a date"
     )

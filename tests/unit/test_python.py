@@ -147,6 +147,26 @@ def test_a_task_of_ones_own_making_is_checked_as_one_from_a_file(model: Path, st
     assert not Path("runs/No name").exists()
 
 
+def test_a_task_from_python_may_say_it_as_a_file_does(tmp_path: Path) -> None:
+    example = sg_local.Example("Pay me.", "refund")
+    told: dict[str, Any] = {"name": "inbox", "instruction": "Which?", "labels": ["refund", "login"]}
+    (tmp_path / "in.txt").write_text("Let me in.")
+    file = sg_local.RowFile(tmp_path / "in.txt")
+    right = sg_local.load_task(sg_local.Task(**told, examples=(example,), inputs=file, shares=(0.2, 0.8)))
+    shares = {"login": 0.8, "refund": 0.2}
+    for inputs in (str(file.path), file.path):
+        task = sg_local.Task(**told, examples=[example.as_row()], inputs=inputs, shares=shares)  # type: ignore[arg-type]
+        assert sg_local.load_task(task) == right
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"inputs": ["Let me in."]}, "file must be a text in quotes, not a list"),
+        ({"examples": [("Pay me.", "refund")]}, "must be a table with input and output, not a list"),
+        ({"labels": "refund"}, "labels must be a list of texts, not a text"),
+    ]
+    for values, fault in wrong:
+        with pytest.raises(sg_local.InputError, match=fault):
+            sg_local.load_task(sg_local.Task(**{**told, "examples": (example,), **values}))
+
+
 def test_why_a_stage_failed_is_a_note_on_the_error(
     task: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
