@@ -19,7 +19,7 @@ from sg_local.files import Faults, append_rows, recover_rows
 from sg_local.report.review import review_lines
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
-from sg_local.runs.review import summary_of, words_on
+from sg_local.runs.review import words_on
 from sg_local.runs.rows import read_inputs, read_pairs
 from sg_local.runs.stage_files import REVIEW
 from sg_local.selfguide.review import (
@@ -30,6 +30,8 @@ from sg_local.selfguide.review import (
     input_sha256,
     is_reviewable,
     review_order,
+    review_sample,
+    summary,
 )
 from sg_local.selfguide.rows import DropReason, ReviewRow, Word
 from sg_local.task_files.texts import Texts
@@ -72,9 +74,9 @@ class Session:
         """Reads the rows and what was said of them; a line that a kill tore is cut off."""
         self.run = run
         inputs = read_inputs(run)
-        self._pairs = read_pairs(run)
+        pairs = read_pairs(run)
         self._last = words_on(run, recover_rows(run.file(REVIEW), ReviewRow), inputs)
-        taken = [row["id"] for row in self._pairs if row.get("reviewed") or row["drop"] == DropReason.REVIEW]
+        taken = [row["id"] for row in pairs if row.get("reviewed") or row["drop"] == DropReason.REVIEW]
         if lost := [row_id for row_id in taken if row_id not in self._last]:
             raise InputError(
                 f"{run.file(REVIEW)} has no word on row {lost[0]} any more, and curate had taken one in: "
@@ -82,7 +84,7 @@ class Session:
             )
         texts = {row["id"]: row["input"] for row in inputs}
         answers = []
-        for pair in self._pairs:
+        for pair in pairs:
             if is_reviewable(pair) and pair["id"] in texts:
                 text, output = texts[pair["id"]], pair["output"] or ""
                 said = self._last.get(pair["id"])
@@ -96,6 +98,9 @@ class Session:
                 )
         self._answers = {answer.id: answer for answer in answers}
         self._last = {row_id: row for row_id, row in self._last.items() if row_id in self._answers}
+        self._sample = review_sample(
+            self._answers, run.settings.seed
+        )  # once: of 5000 rows it takes a quarter second
         self._order = review_order(answers, by_label=run.task.is_classification, seed=run.settings.seed)
         self._visited: list[RowId] = [*in_force(self._last)]
         self._place = len(self._visited)
@@ -104,7 +109,7 @@ class Session:
     @property
     def summary(self) -> ReviewSummary:
         """What all words come to, those of earlier sittings among them."""
-        return summary_of(self.run, in_force(self._last), self._pairs)
+        return summary(in_force(self._last), self._sample)
 
     def state(self) -> State:
         """What there is to see now."""

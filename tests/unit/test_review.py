@@ -248,6 +248,14 @@ def die_in_the_middle(run_dir: str, n_words: int) -> None:
         os._exit(9)
 
 
+def test_a_word_costs_no_new_draw_of_all_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_session(run.path) as session:
+        monkeypatch.setattr("sg_local.selfguide.review.row_seed", None)
+        for _ in range(N_ROWS):
+            session.say_word(shown(session), Word.ACCEPT)
+        assert session.summary["n_drawn"] == N_ROWS
+
+
 def test_a_killed_sitting_loses_nothing_and_holds_nothing(run: Run) -> None:
     for n_words in (1, 3):
         process = multiprocessing.get_context("fork").Process(
