@@ -243,12 +243,18 @@ def _of_the_page(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg)
     used = set(re.findall(r'(?:href="#|url\(#)([\w.-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r'xlink:href="#', f'href="#{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family: [^;\"]*;? ?", _font_size, svg)
-    for stand_in, colour in _COLOURS.items():
-        svg = svg.replace(stand_in, colour)
+
+    def of_the_page(found: re.Match[str]) -> str:
+        tag = re.sub(
+            r' id="([^"]*)"', lambda own: f' id="{name}-{own[1]}"' if own[1] in used else "", found[0]
+        )
+        tag = re.sub(r'xlink:href="#', f'href="#{name}-', tag).replace("url(#", f"url(#{name}-")
+        tag = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family: [^;\"]*;? ?", _font_size, tag)
+        for stand_in, colour in _COLOURS.items():
+            tag = tag.replace(stand_in, colour)
+        return tag
+
+    svg = re.sub(r"<[^>]*>", of_the_page, svg)  # its texts stay: a label may be the name of a colour
     return re.sub(r"\s*\n\s*", " ", svg).strip()
 
 

@@ -26,7 +26,7 @@ from sg_local.files import write_json, write_rows
 from sg_local.report import html, page_data
 from sg_local.report.bench import summary as bench_summary
 from sg_local.report.bench_page import bench_page
-from sg_local.report.charts import interval_chart, loss_chart
+from sg_local.report.charts import interval_chart, loss_chart, share_chart
 from sg_local.report.html import MAX_PAGE_BYTES
 from sg_local.report.page import page_of, write_report
 from sg_local.report.page_data import Kind
@@ -493,6 +493,13 @@ def test_a_picture_takes_its_colours_from_the_page_and_its_texts_as_they_are() -
     ids, other = (set(re.findall(r'id="([^"]*)"', loss_chart([2.0, 1.0], name))) for name in ("b", "c"))
     assert ids
     assert not ids & other
+
+
+def test_a_label_may_look_like_a_part_of_a_picture() -> None:
+    names = ["#010101", "#050505", 'url(#a) id="b"', "font: 9px bold", 'xlink:href="#c']
+    svg = share_chart(names, {"truth": [0.2] * 5}, "share", "labels")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert {*names} <= {*texts}
 
 
 def test_a_task_without_labels_has_no_part_about_labels(tmp_path: Path, model: Path) -> None:
