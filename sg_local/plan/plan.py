@@ -1,7 +1,7 @@
 """What a run will need before it starts, beside what this machine has, and what to change where it does not fit.
 
     plan_run("support-inbox", "vicuna-7b-v1.5", None, settings, gpu_bytes=6 * GIB).faults
-    -> ["train: 13.9 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: add --load-in-4bit", ...]
+    -> [..., "train: 13.8 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: add --load-in-4bit"]
 
 The numbers are those of memory.py: estimated.
 """
