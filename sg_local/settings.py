@@ -406,7 +406,7 @@ def without_removed(values: dict[str, Any], path: Path) -> dict[str, Any]:
 def input_limit(max_input_tokens: int, n_tokens: Sequence[int]) -> int:
     """Tokens that a made input may have; n_tokens: of the examples' inputs.
 
-    0 means 1.5 times the longest example. An input that is longer is mostly caught in a loop.
+    0 means 1.5 times the longest example, at least LEAST_INPUT_LIMIT. A longer one is mostly caught in a loop.
     """
     return max_input_tokens or max(LEAST_INPUT_LIMIT, max(n_tokens) * 3 // 2)
 

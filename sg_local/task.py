@@ -99,7 +99,7 @@ def shipped_names() -> list[str]:
 
 
 def load_task(source: str | Path | Task) -> Task:
-    """The task in a .toml file, or the shipped example of that name; a Task is checked as one from a file is.
+    """The task in a .toml file, or the shipped one of that name; a Task is checked as one from a file is.
 
     Raises InputError with all faults at once, one a line.
     """

@@ -38,7 +38,7 @@ _TRIED_TO_FIT = (("load_in_4bit",), ("load_in_4bit", "n_ctx"))
 
 @dataclass(frozen=True)
 class Plan:
-    """The needs of all steps, what this machine has, what is worth knowing, and what is too little, a line each."""
+    """The needs of all stages, what this machine has, what is worth knowing, and what is too little, a line each."""
 
     title: str
     settings: Settings
