@@ -38,7 +38,7 @@ def init(
     from sg_local.files import write_text
     from sg_local.progress import say
     from sg_local.runs.given import check_task
-    from sg_local.task import example_names
+    from sg_local.task import shipped_names
     from sg_local.task_files.draft import draft, labelled_rows
     from sg_local.task_files.row_files import RowFile, encoding_fault
 
@@ -49,7 +49,7 @@ def init(
             raise InputError(fault)
         values["labelled"] = gold = RowFile(labelled, column, output_column, encoding)
         labelled_rows(gold)  # what is wrong with them is said before anything is asked
-    if out is not None and (out.suffix == ".json" or str(out) in example_names()):
+    if out is not None and (out.suffix == ".json" or str(out) in shipped_names()):
         raise InputError(
             f"{out} is no name that `sg-local run` takes for a file of yours: call it {out.stem}.toml"
         )
