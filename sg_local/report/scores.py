@@ -6,6 +6,7 @@ base_few_shot               0.340  0.255 - 0.437
 tuned_merged                0.710  0.615 - 0.790
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -35,7 +36,7 @@ from sg_local.selfguide.evaluation import (
     predictions_file,
 )
 from sg_local.selfguide.fallback import choice_of, mean
-from sg_local.selfguide.metrics import METRICS, LabelCounts
+from sg_local.selfguide.metrics import METRICS, LabelCounts, metric_of
 from sg_local.selfguide.statistics import Verdict
 
 MAX_EVALUATION_BYTES = 1 << 20
@@ -79,9 +80,25 @@ def score_table(run: Run) -> str:
 
 def scores_with_advice(run: Run) -> str:
     """The same, above it that no gain is shown where that is so, and below it what is worth doing next."""
-    advice = [next_step(run.task, read_evaluation(run)), about_a_classifier(run.task, run.labelled_rows)]
+    evaluation = read_evaluation(run)
+    advice = [
+        _judged_anew(run, evaluation),
+        next_step(run.task, evaluation),
+        about_a_classifier(run.task, run.labelled_rows),
+    ]
     lines = [*no_gain_lines(run), score_table(run), *(f"next: {text}" for text in advice if text)]
     return "\n".join(lines)
+
+
+def _judged_anew(run: Run, evaluation: Evaluation) -> str | None:
+    """Says so where an earlier version judged a run by another metric than its task is judged by."""
+    before, now = METRICS[evaluation["metric"]], metric_of(run.task)
+    if before == now:
+        return None
+    return (
+        f"an earlier version judged by {before.heading}, this one judges such a task by {now.heading}: "
+        f"`{shlex.join(['sg-local', 'evaluate', str(run.path), '--redo'])}` answers and scores the rows anew"
+    )
 
 
 def no_gain_lines(run: Run) -> list[str]:

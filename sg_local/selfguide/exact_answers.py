@@ -87,10 +87,13 @@ def share_of_fields_right(answer: str, reference: str) -> float:
     """The share of fields that answer and reference have in common, of all that either has, 0..1.
 
     A field is a text, number, truth value or null, or an empty list or object, with the keys and places that lead to
-    it; texts are compared folded. An answer that is no JSON has no field right. The reference must be JSON.
+    it; texts are compared folded. An answer that is no JSON has no field right. A reference that is no JSON is a single
+    field: an answer has to say the same.
     """
     right, given = parsed(reference), parsed(answer)
-    if right is None or given is None:
+    if right is None:
+        return float(answer_key(answer) == answer_key(reference))
+    if given is None:
         return 0.0
     expected, found = _fields(right), _fields(given)
     paths = expected.keys() | found.keys()

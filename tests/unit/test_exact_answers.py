@@ -154,3 +154,11 @@ def test_fields_lie_in_lists_and_objects() -> None:
     right = '{"guests": [{"name": "Ann", "age": 3}, {"name": "Ben", "age": 4}]}'
     assert share_of_fields_right('{"guests": [{"name": "Ann", "age": 3}]}', right) == 0.5
     assert share_of_fields_right(right.replace("Ben", "Bea"), right) == 0.75
+
+
+@pytest.mark.parametrize("reference", ["none", "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), '{"n": NaN}'])
+def test_a_right_output_that_is_no_json_is_one_field(reference: str) -> None:
+    assert share_of_fields_right(f" {reference.upper()}. ", reference) == 1
+    assert share_of_fields_right('{"n": 1}', reference) == 0
+    assert share_of_fields_right("", reference) == 0
+    assert all_fields_right(reference, reference) == 1
