@@ -13,6 +13,7 @@ is data: it is read up to MAX_CHARACTERS and MAX_DEPTH, with each key once in it
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
@@ -22,7 +23,8 @@ MAX_CHARACTERS = (
 )  # an answer has at most a few hundred tokens, a right output of a test file may be longer
 MAX_DEPTH = 32
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# One that does not end goes on to the end of all: to look on from its next quote would take the square of the length.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 # At the ends of a word; inside it "3.5" and "don't" keep theirs, and "-5" its sign.
 _AROUND_A_WORD = "\"'`.,;:!?()\u201c\u201d\u2018\u2019"
 
@@ -44,11 +46,12 @@ _ANYTHING = Shape("anything", may_be_null=True)
 
 
 def folded(text: str) -> str:
-    """Text in which two answers that say the same are equal: lower case, single spaces, no marks around words.
+    """Text in which two answers that say the same are equal: NFC, lower case, single spaces, no marks around words.
 
     Exact Match removes all punctuation, which makes 3.5 and 35 one answer; here they are two.
     """
-    parts = (word.strip(_AROUND_A_WORD) or word for word in text.lower().split())
+    plain = unicodedata.normalize("NFC", text).lower()
+    parts = (word.strip(_AROUND_A_WORD) or word for word in plain.split())
     return " ".join(parts)
 
 
@@ -191,7 +194,7 @@ def _depth(text: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    value = dict(pairs)
+    value = {unicodedata.normalize("NFC", key): part for key, part in pairs}
     if len(value) < len(pairs):
         raise ValueError("a key stands twice in an object")
     return value
