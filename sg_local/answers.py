@@ -265,7 +265,7 @@ def _handed_out(run_dir: Path, settings: Settings) -> ServedModel | None:
     fallback = read_fallback(run)
     if fallback is None:
         return None
-    say(f"{in_words(fallback)}; --model {run.file('model.gguf')} asks the tuned model all the same")
+    say(f"{in_words(fallback)}; give {run.file('model.gguf')} to ask the tuned model all the same")
     base = serve_base(run_dir, settings)
     # These have one prompt, so the same probabilities of labels. Of the others' none are recorded.
     of_one_prompt = (Contender.FEW_SHOT, Contender.FIRST_LINE, Contender.LABEL_SCORING)

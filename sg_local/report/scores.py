@@ -109,7 +109,8 @@ def no_gain_lines(run: Run) -> list[str]:
         return []
     tuned, base = (mean(evaluation, name) for name in (best["of"], best["over"]))
     opens = "worse than the base at its best" if best["verdict"] == Verdict.WORSE else "no gain is shown"
-    lines = [f"{opens}: {best['of']} {tables.score(tuned)}, {best['over']} {tables.score(base)}"]
+    scores = f"{best['of']} {tables.score(tuned)}, {best['over']} {tables.score(base)}"
+    lines = [f"{opens}: {scores}{_in_what(evaluation)}"]
     if fallback := read_fallback(run):
         lines += [in_words(fallback), *filter(None, [chat_note(fallback)])]
     elif choice := choice_of(evaluation):
@@ -151,10 +152,15 @@ def _gain_lines(evaluation: Evaluation) -> list[str]:
             f"(95 % interval {tables.gain(low)} to {tables.gain(high)}, p = {tables.p_value(gain['p'])}): "
             f"{gain['verdict']}"
         )
-    of_what = (
+    told = f"verdict, against the base's best way ({best['over']}): {best['verdict']}{_in_what(evaluation)}"
+    return [*lines, told]
+
+
+def _in_what(evaluation: Evaluation) -> str:
+    """What a verdict is about, where that is not how often an answer is right."""
+    return (
         "" if is_accuracy(evaluation) else " in agreement with the base's own answers, which is no accuracy"
     )
-    return [*lines, f"verdict, against the base's best way ({best['over']}): {best['verdict']}{of_what}"]
 
 
 def _label_lines(
@@ -211,7 +217,8 @@ def _calibration_lines(evaluation: Evaluation) -> list[str]:
 
 def label_temperature(run: Run, contender: Contender) -> float:
     """At which a contender's label probabilities are as right as they are sure; 1 where no test rows say so."""
-    if not run.file("evaluation.json").exists():
+    is_evaluated = "evaluate" in run.manifest()["stages"]  # not while it is done anew
+    if not is_evaluated or not run.file("evaluation.json").exists():
         return 1.0
     evaluation = read_evaluation(run)
     calibration = calibration_in(evaluation, contender)
@@ -221,6 +228,9 @@ def label_temperature(run: Run, contender: Contender) -> float:
 
 
 def worse_than(run: Run) -> str | None:
-    """The strongest of the base's ways where the tuned model is significantly worse than it, else None."""
-    best = gain_over_best(read_evaluation(run))
-    return best["over"] if best["verdict"] == Verdict.WORSE else None
+    """Which of the base's ways the tuned model is significantly worse than, the strongest, and in what; else None."""
+    evaluation = read_evaluation(run)
+    best = gain_over_best(evaluation)
+    if best["verdict"] != Verdict.WORSE:
+        return None
+    return f"{best['over']}, the base's best way{',' * (not is_accuracy(evaluation))}{_in_what(evaluation)}"
