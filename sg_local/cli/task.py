@@ -50,11 +50,10 @@ def check_command(task_source: str, as_json: bool) -> None:
         }
         echo_json(json_text(facts, indent=1))
         return
-    kind = kind_of(checked_task)
     if checked_task.labels:
-        kind += f", labels {', '.join(map(one_line, checked_task.labels))}"
-    elif kind == STRUCTURED:
-        kind += ", JSON of one shape"
+        kind = f"classification, labels {', '.join(map(one_line, checked_task.labels))}"
+    else:
+        kind = "free answers" + ", JSON of one shape" * (kind_of(checked_task) == STRUCTURED)
     lines = [
         f"{checked_task.name}: {kind}; {counted(len(checked_task.examples), 'example')}; "
         f"scored by {metric_of(checked_task)}"
