@@ -21,7 +21,7 @@ from sg_local.child_process import ChildDied
 from sg_local.errors import InputError, signal_name
 from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, list_pulled, model_store
-from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
+from sg_local.plan.machine import card_in_use, nvidia_gpus, total_memory_bytes
 from sg_local.report.checks import Finding
 from sg_local.report.tables import counted
 
@@ -63,18 +63,18 @@ _TRY_SECONDS = 120
 
 def examine() -> list[Finding]:
     """All findings, in the order in which a user should mend them."""
-    gpus = nvidia_gpus()
+    card = card_in_use()
     store = _store()
     return [
         _python(),
         *(_package(name, INSTALL) for name in ("gguf", "rapidfuzz", "rouge-score", "scipy")),
         *([store] if store else []),
-        _llama(bool(gpus), has_store=store is None),
-        _torch(bool(gpus)),
-        *_compiler(bool(gpus)),
+        _llama(bool(card), has_store=store is None),
+        _torch(bool(card)),
+        *_compiler(bool(card)),
         *(_package(name, INSTALL_TRAINING) for name in NEEDED if name != "torch"),
         _machine(),
-        _gpu(gpus),
+        _gpu(nvidia_gpus(), card),
         _disk(has_store=store is None),
         *([] if store else [_models()]),
     ]
@@ -205,10 +205,13 @@ def _machine() -> Finding:
     return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory" if total else processors)
 
 
-def _gpu(gpus: list[str]) -> Finding:
-    return _finding(
-        "GPU", "; ".join(gpus) or "no NVIDIA GPU: models up to about 1B can be trained on the CPU"
-    )
+def _gpu(gpus: list[str], card: str) -> Finding:
+    found = "; ".join(gpus) or "no NVIDIA GPU: models up to about 1B can be trained on the CPU"
+    if gpus and not card:
+        found += f" (not used: CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')})"
+    elif len(gpus) > 1:
+        found += f" (used: {card}; CUDA_VISIBLE_DEVICES chooses another)"
+    return _finding("GPU", found)
 
 
 def _store() -> Finding | None:
