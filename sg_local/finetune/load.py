@@ -101,7 +101,8 @@ def require_card(card: str, trainer: str) -> None:
             if card:
                 raise _unusable(card, reason) from error
             raise InputError(
-                f"training with Unsloth does not work on this machine ({reason}): start a run with --trainer peft"
+                f"training with Unsloth does not work on this machine ({reason}): start a run with --trainer peft, or, "
+                "where that is for a card that nothing can use, set CUDA_VISIBLE_DEVICES=-1 and call again"
             ) from error
     import torch
 
@@ -116,7 +117,7 @@ def try_card(card: str, trainer: str) -> None:
     """`require_card`, in a process that was made for it."""
     with tempfile.TemporaryDirectory() as place:
         here = os.getcwd()
-        prepare_process(Path(place), on_gpu=True)
+        prepare_process(Path(place), on_gpu=bool(card))
         try:
             with redirect_stdout(sys.stderr):
                 require_card(card, trainer)
@@ -125,14 +126,16 @@ def try_card(card: str, trainer: str) -> None:
 
 
 def card_fault() -> str:
-    """Why the card that torch has cannot compute a sum, or quantize with bitsandbytes; "" where it can.
+    """Why the card that torch has cannot compute a sum, or quantize with bitsandbytes, and which of them; "" if it can.
 
     Where bitsandbytes does not work, Unsloth loads 16-bit weights in place of 4-bit ones; the optimizer needs it too.
     """
     import torch
 
+    works_with = "torch"
     try:
         torch.zeros(8, device="cuda").add_(1).sum().item()
+        works_with = "bitsandbytes"
         from bitsandbytes.functional import quantize_4bit
 
         quantize_4bit(torch.ones(64, 64, device="cuda", dtype=torch.float16), quant_type="nf4")
@@ -140,7 +143,7 @@ def card_fault() -> str:
     except Exception as error:  # whatever a library says that was built for another card, driver or CUDA
         if no_card_memory(str(error)):
             raise
-        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        return f"{works_with}: {type(error).__name__}: {' '.join(str(error).split()):.200}"
     return ""
 
 

@@ -89,7 +89,8 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
 
 def _is_unsloths(decoder: Any) -> bool:
     """Whether the forward pass is Unsloth's own, as on GPUs."""
-    return type(decoder).forward.__module__.startswith("unsloth.")
+    module: str = type(decoder).forward.__module__
+    return module.startswith("unsloth.")
 
 
 def is_beyond_one_mask(model: Any, longest: int) -> bool:

@@ -109,7 +109,7 @@ def train_adapter(
         "losses": losses,  # of each step
         "rows_tokens": sum(row.n_tokens for row in rows),
         "computed_tokens": trainer.computed_tokens,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else trainer.args.device.type,
         **how,
     }
 

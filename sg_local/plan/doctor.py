@@ -44,9 +44,14 @@ TORCH_FOR_THE_DRIVER = (
 )
 COMPILER = "`apt install gcc python3-dev` on Debian and Ubuntu, `dnf install gcc python3-devel` on Fedora"
 
+BITSANDBYTES_FOR_CUDA = "pip install --upgrade bitsandbytes: it has to have kernels for torch's CUDA, `python -m bitsandbytes` says more"
+
 TRY_TORCH = """
-import torch
-torch.zeros(8, device="cuda").add_(1).sum().item()
+import sys
+sys.path.append(sys.argv[1])
+from sg_local.finetune.load import card_fault
+if fault := card_fault():
+    sys.exit(fault)
 """
 # In a process of its own: a llama.cpp that was built for another processor, or by a compiler with a fault, ends it.
 _TRY_PROGRAM = """
@@ -163,15 +168,17 @@ def _torch(has_gpu: bool) -> Finding:
     if has_gpu and "+cpu" in found:
         return _finding("torch", f"{found}, built for the CPU", TORCH_WITH_CUDA)
     if has_gpu and (fault := _torch_fault()):
-        return _finding("torch", f"{found}, but it cannot use the card: {fault}", TORCH_FOR_THE_DRIVER)
+        fix = BITSANDBYTES_FOR_CUDA if fault.startswith("bitsandbytes: ") else TORCH_FOR_THE_DRIVER
+        return _finding("torch", f"{found}, but it cannot use the card: {fault}", fix)
     return _finding("torch", found)
 
 
 def _torch_fault() -> str | None:
-    """Why torch cannot compute on the card, in its own words; None where it can. Its import takes seconds."""
-    try:
+    """Why torch and bitsandbytes cannot compute on the card, in their own words; None where they can."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    try:  # the import takes seconds
         done = subprocess.run(
-            [sys.executable, "-P", "-c", TRY_TORCH], capture_output=True, text=True, errors="replace",
+            [sys.executable, "-P", "-c", TRY_TORCH, package_parent], capture_output=True, text=True, errors="replace",
             timeout=_TRY_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 # Where Windows puts it for Linux beside it; PATH lacks that in a service, in cron and under sudo.
 _NVIDIA_SMI_OF_WSL = "/usr/lib/wsl/lib/nvidia-smi"
@@ -60,6 +62,11 @@ def _ask_nvidia(what: str, card: str = "") -> list[str]:
     except (OSError, subprocess.SubprocessError):  # the program is there, its driver or device is not
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def may_have_another_card() -> bool:
+    """Whether there is something to compute on that nvidia-smi does not know: of Apple, or of AMD on Linux."""
+    return sys.platform == "darwin" or Path("/dev/kfd").exists()
 
 
 def card_in_use() -> str:

@@ -12,7 +12,7 @@ from functools import cache
 
 from sg_local.child_process import result_from_child
 from sg_local.errors import InputError, SgLocalError, signal_in_words
-from sg_local.plan.machine import card_in_use
+from sg_local.plan.machine import card_in_use, may_have_another_card
 from sg_local.progress import PlaceInRun, at_place, say, working
 from sg_local.runs import process
 from sg_local.runs.directory import NOT_FINISHED, Run
@@ -113,7 +113,8 @@ def _require_training(run: Run) -> None:
     from sg_local.finetune.environment import require_trainer
 
     require_trainer(run.settings.trainer)
-    if card := card_in_use():
+    card = card_in_use()
+    if card or may_have_another_card():
         _try_card(card, run.settings.trainer)
     if run.settings.base_weights:
         from sg_local.proof.working_copies import check_given_weights
@@ -123,7 +124,7 @@ def _require_training(run: Run) -> None:
 
 @cache  # a bench has many runs
 def _try_card(card: str, trainer: str) -> None:
-    with working(f"trying whether the trainer can use {card}"):
+    with working(f"trying whether {trainer} can use {card or 'this machine'}"):
         result_from_child("trying the card", "sg_local.finetune.load.try_card", card=card, trainer=trainer)
 
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +27,18 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MIB = 2**20
 
+NEEDED_THERE = (
+    "trl",
+    "peft",
+    "datasets",
+    "bitsandbytes",
+    "unsloth",
+    "scipy",
+    "rich",
+    "filelock",
+    "absl",
+    "rouge_score",
+)
 MAX_WALL_OVER_DECODE = 1.10
 MIN_SHARE_OF_LLAMA_DECODE = 0.8
 MIN_SHARE_OF_BACKEND = 0.97  # of generation with backend samplers, that with numpy
@@ -169,25 +182,41 @@ class Acceptance:
         steps = json.loads(told.stdout)["steps"]
         return float(next(item["gpu_bytes"] for item in steps if item["step"] == step)) / MIB
 
-    def environment(self) -> None:
-        """Which versions, and that llama.cpp and torch see the card; waits for llama.cpp, where it is built here."""
-        started, ended = time.time(), os.environ.get("SG_LOCAL_LLAMA_ENDED")
-        while ended and not Path(ended).exists() and time.time() - started < MAX_BUILD_SECONDS:
+    def wait_for_llama(self) -> None:
+        """Until llama.cpp is built, where that is done meanwhile; what its build said, where it failed."""
+        started, mark = time.time(), os.environ.pop("SG_LOCAL_LLAMA_ENDED", "")
+        if not mark:
+            return
+        while not Path(mark).exists() and time.time() - started < MAX_BUILD_SECONDS:
             time.sleep(1)
+        log = Path(mark).with_suffix(".log")
+        place = find_spec("llama_cpp")
+        assert place
+        assert place.origin
+        self.results.check(
+            "llama.cpp is built",
+            (Path(place.origin).parent / "lib/libllama.so").exists(),
+            waited_seconds=round(time.time() - started),
+            said=" | ".join(log.read_text(errors="replace").splitlines()[-3:])[-500:] if log.exists() else "",
+        )
+
+    def environment(self) -> None:
+        """Which versions, and that llama.cpp and torch see the card."""
         import llama_cpp
         import torch
 
+        missing = [name for name in NEEDED_THERE if find_spec(name) is None]
         offers = bool(llama_cpp.llama_supports_gpu_offload())
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         self.results.check(
             "llama.cpp and torch see the card",
-            self.on_cpu or (offers and torch.cuda.is_available()),
+            not missing and (self.on_cpu or (offers and torch.cuda.is_available())),
+            missing=missing,
             card=card,
             torch=torch.__version__,
             llama_cpp=llama_cpp.__version__,
             cuda_libraries=mapped_cuda_libraries(),
             offers_gpu=offers,
-            waited_seconds=round(time.time() - started),
         )
 
     def agreement(self) -> None:
@@ -373,6 +402,7 @@ class Acceptance:
             is_good = (
                 found["batches"] == batches
                 and rope.get("rope_type", "default") == "default"
+                and found["rope_difference"] < 1e-3  # of the module itself, whatever its configuration says
                 and (n_linear > 0) == (kind == "4 bit")
                 and (kind != "float16" or found["dtype"] == "torch.float16")
                 and found["first_loss"] is not None
@@ -387,7 +417,16 @@ class Acceptance:
                 **{
                     key: found[key]
                     for key in (
-                        *("batches", "padded_because", "tree_check", "rope", "dtype", "attention", "forward"),
+                        *(
+                            "batches",
+                            "padded_because",
+                            "tree_check",
+                            "rope",
+                            "rope_difference",
+                            "dtype",
+                            "attention",
+                            "forward",
+                        ),
                         *("device", "n_linear_4bit", "first_loss", "last_loss", "step_seconds", "loaded_mib"),
                         *("n_checkpointing", "peak_mib", "peak_allocated_mib", "seconds"),
                     )
@@ -464,6 +503,9 @@ PARTS: dict[str, Callable[[Acceptance], None]] = {
 }
 
 
+WITHOUT_LLAMA_CPP = ("training", "other_training")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -479,6 +521,8 @@ def main() -> int:
     for name in given.only:
         started = time.time()
         try:
+            if name not in WITHOUT_LLAMA_CPP:
+                acceptance.wait_for_llama()
             PARTS[name](acceptance)
         except Exception as error:  # the other parts still run
             acceptance.results.check(name, False, error=f"{type(error).__name__}: {error}"[:500])

@@ -264,7 +264,11 @@ def train(
     def look(*arguments: Any, **named: Any) -> Any:
         model, tokenizer = load(*arguments, **named)
         causal = model.get_base_model()
+        expected = (getattr(causal.config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+        frequencies = getattr(causal, causal.base_model_prefix).rotary_emb.inv_freq.float().cpu()
+        exponents = torch.arange(len(frequencies)) / len(frequencies)
         seen.update(
+            rope_difference=float((frequencies * expected**exponents - 1).abs().max()),
             modules=list(model.modules()),
             rope=getattr(causal.config, "rope_parameters", None)
             or getattr(causal.config, "rope_scaling", None),

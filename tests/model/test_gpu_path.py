@@ -5,6 +5,7 @@ Each of these was seen on Unsloth's GPU stack; on a card itself tests/gpu/run tr
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,7 @@ def test_a_card_is_tried_and_not_only_looked_for(monkeypatch: pytest.MonkeyPatch
     if torch.cuda.is_available():
         pytest.skip("torch has a card here")
     fault = card_fault()  # of a torch without CUDA
+    assert fault.startswith("torch: ")
     assert "CUDA" in fault
     assert "\n" not in fault
     # A card that torch was not built for is there all the same, and so is one that no one asked nvidia-smi for.
@@ -238,10 +240,11 @@ def test_what_no_tree_can_be_computed_with_is_padded_but_a_full_card_is_full(
     settings: Any = SimpleNamespace(prompt_tree=True, lora_dropout=0.0, batch_size=1)
     rows = [TrainRow((1, 5, 6), (7, 2))]
     if is_memory:
+        monkeypatch.setattr(train, "_torch_has_gpu", lambda: True)
         with pytest.raises(RuntimeError, match="CUDA error"):
             train._choose_batches(trainer, rows, settings)
         with (
-            pytest.raises(SgLocalError, match="memory ran out in training"),
+            pytest.raises(SgLocalError, match=r"close other programs.*--batch-size 4"),
             train.memory_error_explained(
                 TrainSettings(load_in_4bit=True, batch_size=8, gradient_checkpointing="auto")
             ),
@@ -274,3 +277,17 @@ def test_the_card_is_tried_in_a_process_of_its_own() -> None:
         result_from_child(
             "trying the card", "sg_local.finetune.load.try_card", card="NVIDIA X", trainer="peft"
         )
+
+
+def test_doctor_tries_the_card_in_the_same_way() -> None:
+    from sg_local.plan.doctor import TRY_TORCH
+
+    go_offline()
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch has a card here")
+    root = Path(load.__file__).parents[2]
+    command = [sys.executable, "-P", "-c", TRY_TORCH, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1][:7]) == (1, "torch: ")

@@ -291,6 +291,11 @@ def test_the_card_is_tried_before_any_data_is_made(new_run: Run, monkeypatch: py
     trainer = new_run.settings.trainer
     assert tried == [("sg_local.finetune.load.try_card", {"card": "NVIDIA Z", "trainer": trainer})]
     assert not stages
+    monkeypatch.setattr("sg_local.runs.pipeline.card_in_use", lambda: "")
+    monkeypatch.setattr("sg_local.runs.pipeline.may_have_another_card", lambda: True)
+    with pytest.raises(InputError, match="training cannot use it"):  # as Unsloth on a Mac
+        run_pipeline(new_run, start_stage=lambda _run, _stage: 1)
+    assert tried.pop()[1] == {"card": "", "trainer": trainer}
     with pytest.raises(SgLocalError):  # what does not train needs no card
         run_pipeline(new_run, "curate", start_stage=lambda _run, _stage: 1)
     assert len(tried) == 1
