@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from sg_local.child_process import no_card_memory
+from sg_local.child_process import card_is_full, no_card_memory
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.environment import prepare_process
 from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
@@ -142,7 +142,7 @@ def card_fault() -> str:
         torch.cuda.synchronize()
     except Exception as error:  # whatever a library says that was built for another card, driver or CUDA
         if no_card_memory(str(error)):
-            raise
+            raise card_is_full(str(error)) from error
         return f"{works_with}: {type(error).__name__}: {' '.join(str(error).split()):.200}"
     return ""
 

@@ -44,7 +44,10 @@ TORCH_FOR_THE_DRIVER = (
 )
 COMPILER = "`apt install gcc python3-dev` on Debian and Ubuntu, `dnf install gcc python3-devel` on Fedora"
 
-BITSANDBYTES_FOR_CUDA = "pip install --upgrade bitsandbytes: it has to have kernels for torch's CUDA, `python -m bitsandbytes` says more"
+BITSANDBYTES_FOR_CUDA = (
+    "pip install --upgrade bitsandbytes: it needs kernels for the CUDA of torch; "
+    "`python -m bitsandbytes` says more"
+)
 
 TRY_TORCH = """
 import sys
@@ -215,7 +218,7 @@ def _machine() -> Finding:
 def _gpu(gpus: list[str], card: str) -> Finding:
     found = "; ".join(gpus) or "no NVIDIA GPU: models up to about 1B can be trained on the CPU"
     if gpus and not card:
-        found += f" (not used: CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')})"
+        found += f" (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')} is none of them)"
     elif len(gpus) > 1:
         found += f" (used: {card}; CUDA_VISIBLE_DEVICES chooses another)"
     return _finding("GPU", found)

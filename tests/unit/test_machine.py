@@ -107,4 +107,4 @@ def test_plan_and_doctor_look_at_the_card_that_is_used(
     assert "other programs" not in sg("plan", task, "--model", model, "--gpu-memory", 24).stdout
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert "on the CPU" in sg("plan", task, "--model", model).stdout.splitlines()[0]
-    assert_says(sg("doctor").stdout, "not used: CUDA_VISIBLE_DEVICES=-1")
+    assert_says(sg("doctor").stdout, "CUDA_VISIBLE_DEVICES=-1 is none of them")
