@@ -256,7 +256,7 @@ class Acceptance:
         off = self._child("answers", self.small, "0")
         for layers, where in (
             (self.layers, "card"),
-            *([] if self.on_cpu else [("1", "a card with one layer")]),
+            *([] if self.on_cpu else [("2", "a card with one layer of two")]),
         ):
             self._same_answers(where, self._child("answers", self.small, layers), off)
 
