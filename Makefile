@@ -43,7 +43,7 @@ $(VENV)/installed: requirements.lock pyproject.toml .ci/llama-lean.cmake
 	@$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
-run: install ## try it: the quick loop on a shipped example (TASK=... MODEL=...)
+run: install ## try it: a quick run of a shipped task (TASK=... MODEL=...)
 	@$(SG) models pull $(MODEL)
 	@$(SG) run $(TASK) --model $(MODEL) --preset quick
 

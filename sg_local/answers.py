@@ -64,7 +64,7 @@ class ServedModel:
         """The answers, greedily, each as soon as it is there."""
         if scores_labels and not self.task.labels:
             raise InputError(
-                f"the task {self.task.name} has no labels, and free answers have no probabilities"
+                f"the task {self.task.name} has no labels, and free answers have no probabilities: do not ask for them"
             )
         for values in child_process.values_from_child(
             "predict",
@@ -128,37 +128,13 @@ def predict(
 ) -> list[str | None]:
     """The model's answers, greedily, in the order of the inputs; None for an input that does not fit the context.
 
-    model: a GGUF file, or a name or reference of `sg-local models list`. adapter: a LoRA adapter (GGUF). task: a file,
-    the name of a shipped one, or a Task; the task that the tuned GGUF was made for where none is given. settings: of
-    the engine, n_ctx and the like. prompt_format, max_new_tokens: those of the tuned GGUF where none are given.
+    model: a run's directory, a GGUF file, or a name or reference of `sg-local models list`. adapter: a LoRA adapter
+    (GGUF). task: a file, the name of a shipped one, or a Task; the task that the tuned GGUF was made for where none is
+    given. settings: of the engine, n_ctx and the like. prompt_format, max_new_tokens: the tuned GGUF's where none are
+    given.
 
     Raises InputError for a wrong model, adapter, task or input.
     """
-    return list(
-        answers(
-            inputs,
-            model=model,
-            adapter=adapter,
-            task=task,
-            settings=settings,
-            prompt_format=prompt_format,
-            max_new_tokens=max_new_tokens,
-        )
-    )
-
-
-def answers(
-    inputs: Iterable[str],
-    *,
-    model: str | Path,
-    adapter: str | Path | None = None,
-    task: str | Path | Task | None = None,
-    settings: Settings | None = None,
-    prompt_format: str | None = None,
-    max_new_tokens: int | None = None,
-    shows_progress: bool = True,
-) -> Iterator[str | None]:
-    """The same one by one."""
     served = serve(
         model,
         adapter=adapter,
@@ -167,8 +143,8 @@ def answers(
         prompt_format=prompt_format,
         max_new_tokens=max_new_tokens,
     )
-    results = ((item.index, item.text) for item in served.answered([*inputs], shows_progress=shows_progress))
-    yield from (text for _, text in in_order(results, {}))
+    results = ((item.index, item.text) for item in served.answered([*inputs]))
+    return [text for _, text in in_order(results, {})]
 
 
 def in_order(results: Iterable[tuple[int, T]], waiting: dict[int, T]) -> Iterator[tuple[int, T]]:

@@ -1,4 +1,4 @@
-"""The program of a child process: `python -P .../sg_local/child.py FUNCTION`, started by child_process.py alone."""
+"""The program of a child process: `python -P .../sg_local/child.py FUNCTION FD`, started by child_process.py alone."""
 
 import sys
 from importlib.machinery import PathFinder

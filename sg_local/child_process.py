@@ -1,7 +1,7 @@
 """A function of this package in a process of its own, so that native code can end that process, not the command.
 
-    for line in values_from_child("predict", "sg_local.predict.answer_lines", inputs=["one a"], ...):   # as they come
-    result_from_child("generate", "sg_local.run.process.work_on_stage", run_dir="runs/a", stage="generate", ...)
+    for values in values_from_child("predict", "sg_local.llama.serving.answers_of_engine", texts=["one a"], ...):
+    result_from_child("generate", "sg_local.runs.process.work_on_stage", run_dir="runs/a", stage="generate", ...)
 
 Arguments and values are JSON. An error of the function is raised here with its own text and exit code; a process that
 a signal ended is a ChildDied, which says what llama.cpp had open and its last words.

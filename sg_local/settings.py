@@ -106,7 +106,7 @@ class GenerateSettings(CommonSettings):
     )
     n_inputs: int = _setting(
         400,
-        "Inputs, real ones first, after the filters (paper: 40 x 10 before).",
+        "Inputs that pass the filters, real ones first (paper: 40 x 10 before them).",
         low=1,
         everyday=True,
     )
@@ -139,7 +139,7 @@ class GenerateSettings(CommonSettings):
         "Drop inputs whose form is not that of your examples: marks such as colons and question marks, repeated "
         "words. If no trial input has that form, all forms pass. In tasks without labels, answers are held to it too. "
         "Answers that copy the input are dropped, unless your examples do so too; so are answers that share too few "
-        "words with the input, and, where your examples are JSON of one shape, those that are not (paper: no).",
+        "words with the input, and, where your examples are JSON of one shape, those of another (paper: no).",
     )
 
 
@@ -163,9 +163,9 @@ class AnnotateSettings(GenerateSettings):
     n_samples: int = _setting(10, "Answers sampled for each input, if labels are not scored.", low=1)
     choose_by: str = _setting(
         "information",
-        "How one of the samples is chosen in tasks without labels. information: the answer is kept whose probability "
-        "the input raises most, of those that most samples say where many say the same; consensus: the one most like "
-        "the others in ROUGE-L; votes: the most frequent (paper).",
+        "How one of the samples is chosen in tasks without labels. information: the one whose probability the input "
+        "raises most; where many samples say the same, one of these; consensus: the one most like the others in "
+        "ROUGE-L; votes: the most frequent (paper).",
         choices=("information", "consensus", "votes"),
     )
     output_temperature: float = _setting(0.7, "Sampling temperature of answers (paper: 0.2).", low=0, high=5)
@@ -215,9 +215,9 @@ class CurateSettings(AnnotateSettings):
     )
     agreement: str = _setting(
         "evidence",
-        "How to use the label that an input was generated for. evidence: it is prior evidence, weighted by how often "
-        "generated and scored labels agree. always: drop rows with another label; auto: drop them only if the base "
-        "clearly follows labels. never: ignore it (paper).",
+        "How to use the label that an input was made for. evidence: it is prior evidence, weighted by how often it is "
+        "the scored label. always: drop rows with another label; auto: drop them only if the base clearly follows "
+        "labels. never: ignore it (paper).",
         choices=("evidence", "auto", "always", "never"),
     )
     max_copies: int = _setting(
@@ -406,7 +406,7 @@ def without_removed(values: dict[str, Any], path: Path) -> dict[str, Any]:
 def input_limit(max_input_tokens: int, n_tokens: Sequence[int]) -> int:
     """Tokens that a made input may have; n_tokens: of the examples' inputs.
 
-    0 means 1.5 times the longest example. An input that is longer is mostly caught in a loop.
+    0 means 1.5 times the longest example, at least LEAST_INPUT_LIMIT. A longer one is mostly caught in a loop.
     """
     return max_input_tokens or max(LEAST_INPUT_LIMIT, max(n_tokens) * 3 // 2)
 

@@ -1,8 +1,8 @@
-"""A task: what to do, up to three demonstrations and, for classification, the labels to choose from.
+"""A task: what to do, up to three examples and, for classification, the labels to choose from.
 
     name = "support-or-undermine"
     instruction = "You will be given a claim and a perspective. Does it support or undermine the claim?"
-    labels = ["support", "undermine"]            # absent for generation tasks
+    labels = ["support", "undermine"]            # absent where the answer is free text
     test = "support-or-undermine.test.jsonl"     # optional, for scoring only: rows with input and output(s)
     inputs = "claims.txt"                        # optional: real inputs without answers
     labelled = {file = "gold.csv", column = "text", output_column = "label"}    # optional: real pairs
@@ -29,7 +29,7 @@ from sg_local.files import Faults, read_toml, toml_text
 from sg_local.task_files.row_files import RowFile, encoding_fault
 from sg_local.task_files.texts import Texts, kind_of, listing, normal_label, show, suggestion
 
-EXAMPLES_DIR = Path(__file__).parent / "tasks"
+SHIPPED_DIR = Path(__file__).parent / "tasks"
 TASK_KEYS = ("name", "instruction", "labels", "test", "inputs", "labelled", "shares", "licence", "examples")
 FILE_KEYS = ("test", "inputs", "labelled")  # of which a run keeps copies
 EXAMPLE_KEYS = ("input", "output")
@@ -93,13 +93,13 @@ class CarriedTask:
     prompt_format: str  # "gguf" or "vicuna"
 
 
-def example_names() -> list[str]:
+def shipped_names() -> list[str]:
     """The names of the tasks that ship with the package, sorted."""
-    return sorted(path.stem for path in EXAMPLES_DIR.glob("*.toml"))
+    return sorted(path.stem for path in SHIPPED_DIR.glob("*.toml"))
 
 
 def load_task(source: str | Path | Task) -> Task:
-    """The task in a .toml file, or the shipped example of that name; a Task is checked as one from a file is.
+    """The task in a .toml file, or the shipped one of that name; a Task is checked as one from a file is.
 
     Raises InputError with all faults at once, one a line.
     """
@@ -115,14 +115,14 @@ def read_task(source: str | Path | Task) -> tuple[Task, Faults]:
     """
     if isinstance(source, Task):
         return _parse(_table(source), Path(f"task {source.name}"))
-    names = example_names()
+    names = shipped_names()
     if isinstance(source, str) and source in names:
-        path = EXAMPLES_DIR / f"{source}.toml"
+        path = SHIPPED_DIR / f"{source}.toml"
     elif Path(source).suffix in {".toml", ".json"} or os.sep in str(source) or os.path.isfile(source):
         path = Path(source)
     else:
         raise InputError(
-            f"no example task is named {show(str(source))}{suggestion(str(source), names)}: "
+            f"no shipped task is named {show(str(source))}{suggestion(str(source), names)}: "
             f"give the path of a .toml file, or one of {', '.join(names) or '(none are installed)'}"
         )
     if path.suffix == ".json":

@@ -79,7 +79,9 @@ def load_tasks(
                 faults.add(line if str(path) in line else f"{path}: {line}")
             continue
         if not rows.test:
-            faults.add(f"{path}: {task.name} has no test rows, and made ones would not measure accuracy")
+            faults.add(
+                f"{path}: {task.name} has no test rows, and made ones would not measure accuracy: give it some"
+            )
         elif task.name in _OWN_FILES:
             faults.add(f"{path}: the name {task.name} is taken by a file of the results: choose another")
         elif task.name in tasks:

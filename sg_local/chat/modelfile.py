@@ -39,7 +39,6 @@ def modelfile(
     stops: Sequence[str],
     licence: str,
     max_new_tokens: int | None = None,
-    model_file: str = "./model.gguf",
     adds_bos: bool = False,
 ) -> str:
     """The text of a Modelfile. Raises InputError as `ChatTemplate.render` does.
@@ -63,7 +62,7 @@ def modelfile(
     after = "".join(texts[last + 1 :])
     stated = f"{{{{ if .System }}}}{{{{ .System }}}}{{{{ else }}}}{_go_text(system)}{{{{ end }}}}"
     lines = [
-        f"FROM {model_file}",
+        "FROM ./model.gguf",
         *([f"SYSTEM {_quoted(system)}"] if _is_quotable(system) else []),
         f'TEMPLATE """{_go_text(first)}{stated}{_go_text(between)}{{{{ .Prompt }}}}{_go_text(after)}"""',
         "PARAMETER temperature 0",  # greedy, as it was scored
@@ -75,10 +74,10 @@ def modelfile(
     return "\n".join(lines) + "\n"
 
 
-def beside_base(text: str, base: Path, adapter_file: str = "./adapter.gguf") -> str:
+def beside_base(text: str, base: Path) -> str:
     """The same Modelfile for the base and its adapter, in the place of the merged model."""
     note = "# For Ollama before 0.34.1: newer ones make no models of adapters.\n"
-    return note + of_base(text, base, f"ADAPTER {adapter_file}\n")
+    return note + of_base(text, base, "ADAPTER ./adapter.gguf\n")
 
 
 def of_base(text: str, base: Path, and_then: str = "") -> str:

@@ -55,13 +55,13 @@ from sg_local.cli.output import echo_json
     "--gpus-per-run",
     type=click.IntRange(min=0),
     metavar="N",
-    help="GPUs of a run.  [default: 1, or 0 if the cluster has none]",
+    help="GPUs for each run.  [default: 1, or 0 if the cluster has none]",
 )
 @click.option(
     "--cpus-per-run",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processors of a run, and its threads.  [default: a GPU's part of a node, or a node]",
+    help="Processors for each run; its threads, too.  [default: a GPU's part of a node, or a node]",
 )
 @click.option(
     "--max-in-flight",

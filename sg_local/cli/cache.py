@@ -9,7 +9,7 @@ from sg_local.cli.output import echo_json
 
 @click.command()
 @click.option("--unused", is_flag=True, help="Free what no run under this directory has as its model.")
-@click.option("--all", "everything", is_flag=True, help="Free all, but what is being worked with.")
+@click.option("--all", "everything", is_flag=True, help="Free all but what is in use.")
 @click.option("--yes", is_flag=True, help="Free without asking.")
 @JSON_OPTION
 def cache(unused: bool, everything: bool, yes: bool, as_json: bool) -> None:

@@ -18,9 +18,9 @@ from sg_local.cli.options import SettingsCommand, complete_model, complete_task,
     "--task",
     "task_source",
     shell_complete=complete_task,
-    help="The task.  [default: the one in the tuned GGUF]",
+    help="A task file, or a shipped task.  [default: the one in the tuned GGUF]",
 )
-@click.option("--compare", is_flag=True, help="Show the base's answer above it; for a run.")
+@click.option("--compare", is_flag=True, help="Show the base's answer above each. Needs a run.")
 def chat(model: str, task_source: str | None, compare: bool, **settings: Any) -> None:
     """\b
     sg-local chat runs/support-inbox --compare

@@ -14,7 +14,7 @@ def doctor(as_json: bool) -> None:
 
     Checks packages, processor, memory, disk, GPU and models. If something is missing, the fix stands beside it.
 
-    Exit code 0: nothing that is needed is missing; 1: something is missing.
+    Exit code 1: something that is needed is missing.
     """
     from sg_local.errors import SgLocalError
     from sg_local.escape import json_text, printable

@@ -12,13 +12,13 @@ Answer = TypeVar("Answer")
 @click.command()
 @click.argument("out", metavar="[TASK]", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--labelled", type=click.Path(path_type=Path), help="Rows with their right outputs, .csv or .jsonl."
+    "--labelled", type=click.Path(path_type=Path), help="A table or JSON lines: inputs with right outputs."
 )
-@click.option("--column", help="Its column, or key, of the inputs.  [default: input]")
+@click.option("--column", help="The file's column, or key, of inputs.  [default: input]")
 @click.option(
-    "--output-column", default="output", show_default=True, help="Its column, or key, of the outputs."
+    "--output-column", default="output", show_default=True, help="The file's column, or key, of outputs."
 )
-@click.option("--encoding", default="utf-8", show_default=True, help="Its encoding.")
+@click.option("--encoding", default="utf-8", show_default=True, help="The file's encoding.")
 def init(
     out: Path | None, labelled: Path | None, column: str | None, output_column: str, encoding: str
 ) -> None:

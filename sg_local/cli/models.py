@@ -45,7 +45,7 @@ def list_command(as_json: bool) -> None:
         click.echo(printable(line))
 
 
-@models.command("pull", short_help="Fetch a model: the only command that uses the network.")
+@models.command("pull", short_help="Download a model. No other command does.")
 @click.argument("name", shell_complete=complete_model)
 def pull_command(name: str) -> None:
     """\b
@@ -53,7 +53,7 @@ def pull_command(name: str) -> None:
     sg-local models pull hf:OWNER/REPOSITORY:FILE.gguf
 
     Fetches a model into the store: one of `sg-local models list`, or a GGUF file on Hugging Face, whose header is read
-    first and which is refused if it cannot be tuned. This is the only command that uses the network.
+    first and which is refused if it cannot be tuned. No other command downloads anything.
     """
     from sg_local.escape import printable
     from sg_local.progress import say

@@ -31,9 +31,9 @@ def complete_task(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
     """The shipped tasks, and task files."""
-    from sg_local.task import example_names
+    from sg_local.task import shipped_names
 
-    return _completions(example_names(), ".toml", incomplete)
+    return _completions(shipped_names(), ".toml", incomplete)
 
 
 def complete_model(

@@ -24,7 +24,7 @@ from sg_local.cli.output import echo_utf8
     "--task",
     "task_source",
     shell_complete=complete_task,
-    help="The task.  [default: the one in the tuned GGUF]",
+    help="A task file, or a shipped task.  [default: the one in the tuned GGUF]",
 )
 @click.option("--column", help="Column of a table, or key of JSON, that holds the input.  [default: input]")
 @click.option("--encoding", default="utf-8", show_default=True, help="FILE's encoding; answers are in UTF-8.")

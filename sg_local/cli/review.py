@@ -16,12 +16,11 @@ def review(run_dir: Path, terminal: bool) -> None:
     sg-local review runs/support-inbox
     sg-local review runs/support-inbox --terminal
 
-    Shows rows one at a time, those first on which a word of yours changes most, and every fourth drawn at random. Say
-    whether the model's answer is right, give another, or drop the row. Each word is kept at once; stop when you like,
-    and go on later. Prints an address for the browser that this machine alone can open.
+    Shows rows one at a time, the least sure first and every fourth drawn at random. Say whether the model's answer is
+    right, give another, or drop the row. What you say is kept at once; stop when you like, and go on later. Prints an
+    address for the browser that this machine alone can open.
 
-    Afterwards `sg-local run` trains on what you said; of the rows drawn at random you learn how often the model is
-    right.
+    Afterwards `sg-local run` trains on what you said. The rows drawn at random tell how often the model is right.
     """
     from sg_local.escape import printable
     from sg_local.progress import say

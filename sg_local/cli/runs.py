@@ -16,7 +16,7 @@ def runs(directory: Path, as_json: bool) -> None:
     sg-local runs
     sg-local runs benches
 
-    Lists the runs under a directory, or under this one: how far each is, its score (of model.gguf, by the task's
+    Lists the runs under DIR, or under this directory: how far each is, its score (of model.gguf, by the task's
     metric) with the verdict against the base's best way, its size, its age, and its model. Changes nothing.
     """
     from sg_local.escape import json_text

@@ -53,7 +53,7 @@ def check_command(task_source: str, as_json: bool) -> None:
     kind = (
         f"classification, labels {', '.join(map(one_line, checked_task.labels))}"
         if checked_task.labels
-        else "generation"
+        else "free answers"
     )
     lines = [
         f"{checked_task.name}: {kind}; {counted(len(checked_task.examples), 'example')}; "

@@ -18,14 +18,9 @@ from sg_local.errors import InputError
 JsonObject: TypeAlias = dict[str, object]  # from outside: nobody has checked what its keys hold
 
 
-def read_text(
-    path: Path, max_bytes: int, *, encoding: str = "utf-8", remedy: str = "save it as UTF-8"
-) -> str:
-    """A text file. Raises InputError where it is missing, over `max_bytes`, unreadable or not in the encoding.
-
-    remedy: what helps where it is not.
-    """
-    return decoded(read_bytes(path, max_bytes), path, encoding=encoding, remedy=remedy)
+def read_text(path: Path, max_bytes: int) -> str:
+    """A text file. Raises InputError where it is missing, over `max_bytes`, unreadable or not UTF-8."""
+    return decoded(read_bytes(path, max_bytes), path)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -45,7 +40,10 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 def decoded(
     data: bytes, name: str | Path, *, encoding: str = "utf-8", remedy: str = "save it as UTF-8"
 ) -> str:
-    """The text of a file of this name, without a byte order mark. Raises InputError as `read_text`."""
+    """The text of a file of this name, without a byte order mark. Raises InputError where it is not in the encoding.
+
+    remedy: what helps then.
+    """
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:

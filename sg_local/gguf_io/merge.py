@@ -148,7 +148,7 @@ def _check_fit(
         if adapter_fingerprint != base_fingerprint:
             faults.add(
                 f"{adapter_path} was trained on another base (fingerprint {adapter_fingerprint!r:.16}…) than "
-                f"{base.path} ({base_fingerprint[:12]}…): give that base, or force the merge"
+                f"{base.path} ({base_fingerprint[:12]}…): give that base"
             )
     matrices = base_matrices(base)
     unmergeable = unmergeable_types(base, adapter.tensors.keys() - types.keys())

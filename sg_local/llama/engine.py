@@ -184,7 +184,9 @@ class Engine:
         """Applies a LoRA adapter (GGUF) at scale 1 and returns the function that frees it."""
         adapter = llama_cpp.llama_adapter_lora_init(self.model.pointer, os.fsencode(path))
         if not adapter:
-            raise SgLocalError(f"{path} does not fit this base model: {last_messages()}")
+            raise SgLocalError(
+                f"{path} does not fit this base ({last_messages()}): give the one it was trained on"
+            )
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
         scales = (llama_cpp.ctypes.c_float * 1)(1.0)
         if llama_cpp.llama_set_adapters_lora(self.context, adapters, 1, scales) != 0:

@@ -1,4 +1,4 @@
-"""How much memory and disk each step of a run takes, told from the model's header, the settings and the task.
+"""How much memory and disk each stage of a run takes, told from the model's header, the settings and the task.
 
     estimate(model_sizes(header), Settings(load_in_4bit=True), task_tokens(task, settings), on_gpu=True)
     -> [..., Need("train", gpu={"weights": 3.9e9, "LoRA weights": 1.6e8, ...}, host={...}, disk={...}), ...]
@@ -66,7 +66,7 @@ QUANT_BYTES = {"F16": 2.0, "Q8_0": 1.063, "Q6_K": 0.82, "Q5_K_M": 0.71, "Q4_K_M"
 
 @dataclass(frozen=True)
 class Need:
-    """What one step takes at its peak, in bytes by part. `tokens`: that it computes, about."""
+    """What one stage takes at its peak, in bytes by part. `tokens`: that it computes, about."""
 
     step: str
     gpu: dict[str, int] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Need:
 def estimate(
     model: ModelSizes, settings: Settings, tokens: TaskTokens, *, on_gpu: bool, memory_bytes: int = 0
 ) -> list[Need]:
-    """The needs of the steps in their order. memory_bytes: the machine's, which decides about 16-bit copies; 0: any."""
+    """The needs of the stages, in order. memory_bytes: the machine's, which decides about 16-bit copies; 0: any."""
     copies = (
         not on_gpu
         and model.is_quantized
@@ -402,7 +402,7 @@ _TRAINING_REMEDIES: tuple[tuple[str, tuple[Any, ...]], ...] = (
 def remedies(
     step: str, model: ModelSizes, settings: Settings, tokens: TaskTokens, *, on_gpu: bool
 ) -> Iterator[Settings]:
-    """Settings under which the step takes less and less memory, the least painful first."""
+    """Settings under which the stage takes less and less memory, the least painful first."""
     if step == "train":
         for name, values in _TRAINING_REMEDIES:
             if name == "gradient_checkpointing" and settings.uses_checkpointing(on_gpu):

@@ -1,7 +1,7 @@
 """What a run will need before it starts, beside what this machine has, and what to change where it does not fit.
 
     plan_run("support-inbox", "vicuna-7b-v1.5", None, settings, gpu_bytes=6 * GIB).faults
-    -> ["train: 13.9 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: add --load-in-4bit", ...]
+    -> [..., "train: 13.8 GiB of GPU memory needed, 5.5 GiB of 6.0 GiB can be used: add --load-in-4bit"]
 
 The numbers are those of memory.py: estimated.
 """
@@ -43,7 +43,7 @@ _TRIED_TO_FIT = (("load_in_4bit",), ("load_in_4bit", "n_ctx"))
 
 @dataclass(frozen=True)
 class Plan:
-    """The needs of all steps, what this machine has, what is worth knowing, and what is too little, a line each."""
+    """The needs of all stages, what this machine has, what is worth knowing, and what is too little, a line each."""
 
     title: str
     settings: Settings

@@ -2,7 +2,7 @@
 
 list_runs(Path("."))
 -> [{"run": "runs/inbox", "task": "inbox", "model": "SmolLM2-135M-Instruct.Q4_1.gguf", "state": "finished",
-     "stage": None, "reason": None, "metric": "exact_match", "score": 0.69, "verdict": "better", ...}]
+     "stage": None, "reason": None, "metric": "exact_match", "score": 0.71, "verdict": "better", ...}]
 """
 
 from collections.abc import Iterator

@@ -52,7 +52,7 @@ class RunHere(NamedTuple):
 
 
 def list_store(directory: Path) -> list[StoreItem]:
-    """All that lies in the store; as its users those runs count that lie under a directory."""
+    """All that lies in the store, each with those of the runs under a directory that use it."""
     runs = list(runs_under(directory))
     return [*_models(runs), *_copies(runs)]
 

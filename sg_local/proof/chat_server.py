@@ -4,7 +4,7 @@
     server.answer([{"role": "user", "content": "My parcel is late."}], model="inbox", max_new_tokens=12)
     -> ServerAnswer("delivery", n_prompt_tokens=43, thinks=False)
 
-Beside `models pull` this alone opens sockets. Requests go to that host alone: no proxy, no redirection. A reply is
+Requests go to that host alone: no proxy, no redirection. A reply is
 data: bounded in size and in time, also where it comes in drops, and checked. Sources: OpenAI's API reference,
 /v1/chat/completions and /v1/models; llama.cpp's tools/server/README.md, /apply-template.
 """

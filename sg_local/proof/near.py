@@ -3,7 +3,7 @@
     {"id": 31, "input": "Can I have it back?", "output": "refund", "confidence": 0.04, "drop": "low_confidence"}
     Kept(n_choices=48, n_equal=46, expected_share=0.963, mean_kl_nats=0.021)
 
-`curate` drops rows that the student is unsure of. The rows that it keeps lie far from a tie, where every file chooses
+`curate` drops rows that the base is unsure of. The rows that it keeps lie far from a tie, where every file chooses
 alike: of model.gguf in Q4_1 for `support-inbox`, the proof on kept rows said 98 % at a score of 0.69 instead of 0.71.
 
 What counts is the answer. With labels, a row is one choice: the same up to the token at which the trained model leaves

@@ -50,7 +50,7 @@ TEXTS = (
     "Water boils at a lower temperature on a mountain, because the air presses less on its surface.",
     "Sentiment: the room was clean and the staff kind, but the breakfast was cold. -> mixed",
 )
-MAX_LOGIT_DIFFERENCE = 0.1  # hot adapter on the 16-bit base
+MAX_LOGIT_DIFFERENCE = 0.1  # of adapter.gguf on the 16-bit base
 # The same as a share of what the adapter does, for one that does little. Measured on a tiny llama of two layers, with
 # adapters that move the logits by 0.11 to 8.7: right files differ by 0.002 to 0.094 of that (0.01 logits of rounding,
 # whatever the adapter does), files without one matrix of one layer by 0.157 and more, without a layer by 0.31 and more.
@@ -240,7 +240,7 @@ class Trained:
         on_cpu = replace(self._settings, n_gpu_layers=0)
         f16 = f16_gguf(base, settings.n_threads)
         untuned = _served(on_cpu, self._rows, f16)
-        hot = _served(on_cpu, self._rows, f16, adapter_gguf)
+        with_adapter = _served(on_cpu, self._rows, f16, adapter_gguf)
         weights = BaseWeights(base.path)
         with tempfile.TemporaryDirectory() as clean:
             peft_dir = directory_for_peft(adapter_dir, Path(clean))
@@ -248,8 +248,8 @@ class Trained:
             logits = reference_logits(weights, peft_dir, sequences, fields_for_peft(adapter_dir))
         self._logits, self._near_logits = logits[: len(rows)], logits[len(rows) :]
         self._alone = Parity(
-            max_logit_difference=_max_difference(hot, self._logits),
-            adapter_effect=_max_difference(hot, untuned),
+            max_logit_difference=_max_difference(with_adapter, self._logits),
+            adapter_effect=_max_difference(with_adapter, untuned),
             mean_kl_nats=0.0,
             base_mean_kl_nats=_mean_kl_nats(self._logits, untuned),
             argmax_equal_share=1.0,

@@ -28,7 +28,7 @@ def report_lines(report: DataReport, agreement: Agreement | None = None) -> list
     like = report["like_demonstrations"]
     outputs = f", {like['output_share']:.0%} of the answers" if "output_share" in like else ""
     lines.append(
-        f"{like['input_share']:.0%} of the inputs{outputs} resemble a demonstration (ROUGE-L from "
+        f"{like['input_share']:.0%} of the inputs{outputs} resemble an example (ROUGE-L from "
         f"{like['from_rouge_l']:.2f})"
     )
     if "labels" in report:
@@ -65,7 +65,7 @@ def _funnel_lines(report: DataReport) -> list[str]:
 
 
 def _length_lines(report: DataReport) -> list[str]:
-    lines = [f"{'characters':<18}{'least':>7}{'1/4':>6}{'1/2':>6}{'3/4':>6}{'most':>6}   demonstrations"]
+    lines = [f"{'characters':<18}{'least':>7}{'1/4':>6}{'1/2':>6}{'3/4':>6}{'most':>6}   examples"]
     for name, lengths in telling_lengths(report).items():
         made, examples = lengths["made"], lengths["demonstrations"]
         cells = "".join(f"{value:>6}" for value in (made["min"], *made["quartiles"], made["max"]))
@@ -76,11 +76,11 @@ def _length_lines(report: DataReport) -> list[str]:
 def _label_lines(labels: dict[str, LabelCounts]) -> list[str]:
     listed = list(labels.items())[:MAX_LABELS_IN_TABLE]
     width = max(len("label"), *(len(label) for label, _ in listed))
-    lines = [f"{'label':<{width}}{'made for':>11}{'annotated':>11}{'kept':>11}{'shown':>11}   demonstrations"]
+    lines = [f"{'label':<{width}}{'made for':>11}{'annotated':>11}{'kept':>11}{'shown':>11}   examples"]
     for label, counts in listed:
         cells = (counts["made_for"], counts["annotated"], counts["kept"], counts["shown"])
         numbers = "".join(f"{cell:>11}" for cell in cells)
-        lines.append(f"{label:<{width}}{numbers}   {counts['demonstrations']:>14}")
+        lines.append(f"{label:<{width}}{numbers}   {counts['demonstrations']:>8}")
     if len(labels) > len(listed):
         lines.append(f"and {counted(len(labels) - len(listed), 'label')} more, in manifest.json")
     return lines

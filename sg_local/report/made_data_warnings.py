@@ -57,11 +57,11 @@ def _input_warnings(report: DataReport) -> list[str]:
     if report["nearest_rouge_l"] > MAX_NEAREST_ROUGE_L:
         lines.append(
             f"inputs resemble each other (ROUGE-L {report['nearest_rouge_l']:.2f} with the nearest): raise "
-            "--input-temperature, or give demonstrations that differ more"
+            "--input-temperature, or give examples that differ more"
         )
     if report["like_demonstrations"]["input_share"] > MAX_LIKE_DEMONSTRATIONS:
         lines.append(
-            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble a demonstration: try another "
+            f"{report['like_demonstrations']['input_share']:.0%} of the inputs resemble an example: try another "
             "--input-prompt, or lower --near-duplicate-rouge-l"
         )
     return lines
@@ -77,8 +77,8 @@ def _length_warnings(report: DataReport) -> list[str]:
         if not least <= median <= most:
             lines.append(
                 f"half of the {name}s have {median} characters or {'less' if median < least else 'more'}, the "
-                f"demonstrations' {examples['min']} to {examples['max']}: --length-filter drops such rows; else give "
-                "demonstrations of the lengths that you expect"
+                f"examples' {examples['min']} to {examples['max']}: --length-filter drops such rows; else give "
+                "examples of the lengths that you expect"
             )
     return lines
 
@@ -89,8 +89,8 @@ def _rare_label_warnings(labels: dict[str, LabelCounts]) -> list[str]:
     rare = [label for label, counts in labels.items() if counts["kept"] < MIN_SHARE_OF_A_LABEL * equal]
     expected = f"{equal:.0f}" if equal >= 1 else "less than one for each"
     lines = [
-        f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {expected}: give a "
-        "demonstration of it, or a word that says more"
+        f"{labels[label]['kept']} made rows have the label {label!r}, equal numbers would be {expected}: give an "
+        "example of it, or a word that says more"
         for label in rare[:MAX_WARNED_LABELS]
     ]
     if len(rare) > MAX_WARNED_LABELS:
@@ -116,6 +116,6 @@ def _longer_label_warnings(labels: dict[str, LabelCounts]) -> list[str]:
         unequal = unequal[:1]
     return [
         f"inputs of {label!r} are {how} than the others in {share:.0%} of the pairs, and the model "
-        "may learn that: where real ones are not so, give demonstrations of equal lengths"
+        "may learn that: where real ones are not so, give examples of equal lengths"
         for label, how, share in unequal[:MAX_WARNED_LABELS]
     ]

@@ -1,4 +1,4 @@
-"""What a run will need, as a table to read: a line for each step, this machine, and what the numbers are made of.
+"""What a run will need, as a table to read: a line for each stage, this machine, and what the numbers are made of.
 
 plan_table(title, needs, machine, batch_size=16, batch_tokens=2100)
                 GPU memory  host memory            disk    tokens

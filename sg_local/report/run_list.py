@@ -1,7 +1,7 @@
 """The runs under a directory, as lines to read.
 
 run                          state         verdict  score    size     age  model
-runs/support-inbox           finished      better   0.690  98 MiB  2 days  SmolLM2-135M-Instruct.Q4_1
+runs/support-inbox           finished      better   0.710  98 MiB  2 days  SmolLM2-135M-Instruct.Q4_1
 runs/support-inbox-epochs=5  train failed  -            -   1 MiB   3 min  SmolLM2-135M-Instruct.Q4_1
 runs/support-inbox-epochs=5: train failed: memory ran out
 """

@@ -1,12 +1,12 @@
 """Why a made input or answer is dropped: pure functions from a text to a DropReason.
 
-    rules = rules_of(task)
+    task = load_task("support-inbox"); rules = rules_of(task)
     text_fault("Sure, I'd be happy to help! Here is an input", rules.noise, None)   -> "noise"
-    text_fault("My parcel is late.", rules.noise, rules.input_characters)           -> None
+    text_fault("Where is my parcel? It was due on Monday.", rules.noise, rules.input_characters)  -> None
     form_fault("Sports, sports, sports", rules.input_form)                          -> "repetition"
     overlap_fault("fire is hot", "Fact: fire is hot.", rules.overlap)               -> "copy"
     of_shape(['{"n": 1}', "one"], shape_of(['{"n": 5}']))                           -> ['{"n": 1}']
-    Pool(task.examples, 0.7).fault("My parcel is late again.")                      -> "near_duplicate"
+    Pool(task.examples, 0.7).fault("I can't sign in, it tells me that my password is wrong.")  -> "near_duplicate"
 
 Sources: SELF-GUIDE section 3.3 (noise and length filters) and its reference code; the near-duplicate rule is
 Self-Instruct's (arXiv 2212.10560: ROUGE-L under 0.7 to the pool). The filters for form and overlap apply the idea of

@@ -27,7 +27,7 @@ from sg_local.selfguide.statistics import Mean, mean_of
 
 DRAW_EVERY = 4  # of so many rows one is drawn at random, the others are the least sure
 # A row that resembles no other counts this much, one in the middle of them all counts 1.
-_WEIGHT_OF_A_LONELY_ROW = 0.5
+_LEAST_WEIGHT = 0.5
 # Reasons of curate: the row has an answer. What another stage dropped has none, or was dropped by hand.
 _DROPPED_BY_CURATE = {
     DropReason.NOISE,
@@ -130,7 +130,7 @@ def information_density(rows: Sequence[ModelAnswer]) -> list[float]:
     """
     unsure = _ranks([-(row.confidence or 0.0) for row in rows])
     central = _ranks(resemblance([row.input for row in rows]))
-    lonely = _WEIGHT_OF_A_LONELY_ROW
+    lonely = _LEAST_WEIGHT
     return [one * (lonely + (1 - lonely) * other) for one, other in zip(unsure, central, strict=True)]
 
 

@@ -46,7 +46,7 @@ class DropReason(StrEnum):
         "the input did not end within its limit of tokens (0: by the examples)",
         "max_input_tokens",
     )
-    EMPTY = "empty", "it has no letter and no digit"
+    EMPTY = "empty", "it has no letter, digit or emoji"
     NOISE = "noise", "it talks about the task, or about being an assistant"
     LENGTH = "length", "it is far longer or shorter than the examples", "length_filter"
     MARKS = "marks", "it lacks marks that all examples have, or has too many", "form_filter"

@@ -1,7 +1,7 @@
 """Chooses answers and rows: votes, consensus, confidence, and copies that make all labels equally frequent.
 
     vote(["at noon", "at noon", "12"])       -> ("at noon", 0.67)
-    consensus(["a red car", "red car", "x"]) -> ("a red car", 0.4)               similar answers agree in part
+    consensus(["a red car", "red car", "x"]) -> ("red car", 0.4)                 similar answers agree in part
     most_informed([-9.0, -2.0], [-30.0, -2.1], [7, 1]) -> (0, 3.0)               due to the input, not to habit
     most_said(["10 pens", "pens", "10 Pens."]) -> "10 pens"                      short exact answers
     balancing_copies(["a", "a", "b"], 5)     -> [1, 1, 2]                        both labels have two rows

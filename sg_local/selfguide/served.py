@@ -76,7 +76,7 @@ class ServerCheck:
 def compare(
     task: Task, recorded: Mapping[Contender, Sequence[PredictionRow]], answers: Sequence[str]
 ) -> Comparison:
-    """recorded: at least as many rows as there are answers, at least one, of each contender; the same rows."""
+    """The answers beside those of every contender. recorded: of each the same rows, at least as many as answers."""
     n_rows, metric = len(answers), metric_of(task)
     firsts = {contender: rows[:n_rows] for contender, rows in recorded.items()}
     rows = [

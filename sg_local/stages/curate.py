@@ -125,7 +125,7 @@ def run_curate(run: Run) -> None:
             details["agreement"] = agreement
         details |= {"counts": counts, "report": report}
         _say_results(counts, report, agreement)
-        _say_real(run, rows)
+        _say_real(rows)
         if "review" in details:
             for line in review_lines(details["review"]):
                 say(f"curate: {line}")
@@ -395,7 +395,7 @@ def _say_unequal_labels(run: Run, pairs: Sequence[PairRow]) -> None:
     )
 
 
-def _say_real(run: Run, rows: Sequence[PairRow]) -> None:
+def _say_real(rows: Sequence[PairRow]) -> None:
     """What of the training rows is real."""
     kept = Counter(source_of(row) for row in rows if is_kept(row))
     copies = {row["copies"] for row in rows if is_kept(row) and source_of(row) == Source.LABELLED}

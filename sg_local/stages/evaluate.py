@@ -2,9 +2,9 @@
 
 reads  test.jsonl, or the held-out rows of train.jsonl; adapter.gguf model.gguf; train.jsonl for --many-shot
 writes evaluation.json
-    {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.61, 0.79]}}},
-     "gain": {"over": "base_few_shot", "mean": 0.42, "interval_95": [0.31, 0.53], "p": 1e-10, "verdict": "better"},
-     "gain_over_best": {"over": "base_label_scoring", "mean": 0.12, ...}}
+    {"contenders": {"tuned_merged": {"exact_match": {"mean": 0.71, "interval_95": [0.615, 0.79]}}},
+     "gain": {"over": "base_few_shot", "mean": 0.37, "interval_95": [0.25, 0.49], "p": 2.4e-07, "verdict": "better"},
+     "gain_over_best": {"over": "base_label_scoring", "mean": 0.23, ...}}
        predictions/<contender>.jsonl
     {"input": "...", "prediction": "refund", "reference": "refund", "exact_match": 1.0, "rouge_l": 1.0}
     where a test row has several right outputs, also "references"; each metric takes the best

@@ -1,4 +1,4 @@
-"""Stage 1: the real inputs of the task, and others that the model invents (SELF-GUIDE, section 3.1).
+"""Stage 1: the real inputs of the task, and others that the model makes (SELF-GUIDE, section 3.1).
 
 reads  task.toml, and given.jsonl and labelled.jsonl where they are
 writes inputs.jsonl   InputRow of selfguide/rows.py

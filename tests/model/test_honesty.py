@@ -1,7 +1,7 @@
 """Where the gain comes from: not from the test rows, and not from the way of scoring.
 
 - What is trained on, and all that training leaves, is the same whatever the test rows are.
-- With the made data's labels shuffled the gain is gone: it comes from what the student knows.
+- With the made data's labels shuffled the gain is gone: it comes from what the base knows.
 """
 
 import json

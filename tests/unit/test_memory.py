@@ -24,7 +24,7 @@ from sg_local.gguf_header import read_header
 from sg_local.gguf_io import base_weights
 from sg_local.llama.engine import Engine
 from sg_local.llama.quantize import FILE_TYPES
-from sg_local.plan import memory
+from sg_local.plan import doctor, memory
 from sg_local.plan.machine import Machine
 from sg_local.plan.memory import (
     GIB,
@@ -299,6 +299,9 @@ def test_the_copies_are_there_one_at_a_time_and_the_disk_of_one_is_enough() -> N
     in_run = sum(sum(item.run_disk.values()) for item in needs)
     machine = Machine("a card", 24 * GIB, 64 * GIB, in_run, int(1.01 * 2 * LLAMA_2_7B.n_parameters), False)
     assert compare(LLAMA_2_7B, Settings(), ROWS, machine)[1] == []
+    assert (
+        0.9 < (in_run + machine.store_disk_bytes) / doctor.NEEDED_BYTES < 1
+    )  # what `doctor` tells of a 7B model
     _, faults = compare(LLAMA_2_7B, Settings(), ROWS, replace(machine, store_disk_bytes=13 * 10**9))
     assert_says(faults[0], "a 16-bit copy of the model", "SG_LOCAL_HOME")
 

@@ -13,7 +13,7 @@ from sg_local.selfguide.prompts import (
     list_request,
     prompt_variants,
 )
-from sg_local.task import Example, Task, example_names, load_task
+from sg_local.task import Example, Task, load_task, shipped_names
 
 TASK = Task(
     "support-or-undermine",
@@ -171,7 +171,7 @@ def test_a_heading_that_belongs_to_the_task_does_not_end_an_input():
     assert input_stops(task) == ("\nExample", "\nInput:")
 
 
-@pytest.mark.parametrize("name", example_names())
+@pytest.mark.parametrize("name", shipped_names())
 def test_the_begun_list_holds_a_shipped_tasks_demonstrations_whole(name: str):
     task = load_task(name)
     label = task.labels[0] if task.labels else None

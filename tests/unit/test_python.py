@@ -180,7 +180,7 @@ def test_answers_come_in_order_and_none_for_what_does_not_fit(
         ),
         ({"max_new_tokens": 0}, "max_new_tokens = 0 should be at least 1"),
         ({"prompt_format": "vicunia"}, "prompt_format = 'vicunia' should be one of auto, gguf, vicuna"),
-        ({"task": "nothing"}, "no example task is named 'nothing'"),
+        ({"task": "nothing"}, "no shipped task is named 'nothing'"),
         ({"model": "nothing"}, "no model is named 'nothing'"),
     ],
 )

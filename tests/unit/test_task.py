@@ -13,7 +13,7 @@ from messages import assert_says
 
 from sg_local import task as task_module
 from sg_local.errors import InputError
-from sg_local.task import Example, Task, example_names, load_task, task_to_toml
+from sg_local.task import Example, Task, load_task, shipped_names, task_to_toml
 from sg_local.task_files.importing import import_task
 from sg_local.task_files.rows import load_test_rows
 
@@ -213,8 +213,8 @@ def test_a_file_full_of_faults_is_refused_quickly_and_briefly(tmp_path: Path) ->
 
 
 def test_shipped_examples_all_load_with_their_test_rows() -> None:
-    assert example_names() == sorted(example_names())
-    for name in example_names():
+    assert shipped_names() == sorted(shipped_names())
+    for name in shipped_names():
         task = load_task(name)
         assert task.name == name
         if task.test is not None:
@@ -227,8 +227,8 @@ def test_a_shipped_example_is_found_by_name_and_a_wrong_name_gets_suggestions(
 ) -> None:
     write_good(tmp_path).rename(tmp_path / "support-inbox.toml")
     (tmp_path / "polite.toml").write_text("")
-    monkeypatch.setattr(task_module, "EXAMPLES_DIR", tmp_path)
-    assert example_names() == ["polite", "support-inbox"]
+    monkeypatch.setattr(task_module, "SHIPPED_DIR", tmp_path)
+    assert shipped_names() == ["polite", "support-inbox"]
     assert load_task("support-inbox").name == "support-or-undermine"
     with pytest.raises(InputError) as caught:
         load_task("suport-inbox")
