@@ -29,7 +29,7 @@ from sg_local.runs.directory import open_run
 from sg_local.runs.given import check_task
 from sg_local.selfguide.contenders import TUNED, Contender
 from sg_local.settings import Settings
-from sg_local.task import CarriedTask, Task, carried_task, load_task
+from sg_local.task import CarriedTask, Example, Task, carried_task, load_task
 from sg_local.task_files.texts import Texts
 
 T = TypeVar("T")
@@ -170,7 +170,9 @@ def summary(task: Task, rows: Sequence[AskedRow], answers: Sequence[Answer]) -> 
     if known:
         from sg_local.selfguide.metrics import metric_of
 
-        metric = metric_of(task)
+        # What was trained without examples carries none: the right outputs speak for them.
+        examples = task.examples or tuple(Example("", reference) for reference, _ in known)
+        metric = metric_of(replace(task, examples=examples))
         mean = sum(metric.score(str(output), reference) for reference, output in known) / len(known)
         text += f"; {metric.heading} {mean:.3f} of the {len(known)} of them whose right output is known"
     return [text]
@@ -239,7 +241,7 @@ def _handed_out(run_dir: Path, settings: Settings) -> ServedModel | None:
     fallback = read_fallback(run)
     if fallback is None:
         return None
-    say(f"{in_words(fallback)}; --model {run.file('model.gguf')} asks the tuned model all the same")
+    say(f"{in_words(fallback)}; give {run.file('model.gguf')} to ask the tuned model all the same")
     base = serve_base(run_dir, settings)
     # These have one prompt, so the same probabilities of labels. Of the others' none are recorded.
     of_one_prompt = (Contender.FEW_SHOT, Contender.FIRST_LINE, Contender.LABEL_SCORING)

@@ -55,6 +55,12 @@ _CARD_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED|(unable|failed) to allocate (CUDA|ROCm|MUSA|SYCL|Vulkan|Metal)\d* buffer",
     re.IGNORECASE,
 )
+# What CUDA and HIP say where the kernels are not for this card, or newer than its driver.
+_OTHER_CARD = re.compile(
+    r"no kernel image is available|device kernel image is invalid|invalid device function"
+    r"|PTX was compiled with an unsupported toolchain",
+    re.IGNORECASE,
+)
 SECONDS_TO_END = 2.0  # for a child to remove its temporaries, before it is ended wherever it is
 
 
@@ -190,6 +196,11 @@ def _raise_fault(work: str, code: int, messages: _Messages, native_output: IO[by
         restore_terminal()
         if code == -signal.SIGABRT and (memory := [*filter(no_card_memory, lines)]):
             raise card_is_full(memory[-1])
+        if code == -signal.SIGABRT and (other := [*filter(_OTHER_CARD.search, lines)]):
+            raise SgLocalError(
+                f"this llama.cpp was built for other cards, or for a newer driver ({other[-1].strip()[:_MAX_WORDS]}): "
+                "build it here, as `sg-local doctor` says, or take --n-gpu-layers 0"
+            )
         raise ChildDied(work, -code, messages.files, _last_words(lines))
     for line in lines:  # beside the traceback that the child has shown
         say(line)

@@ -26,7 +26,7 @@ from sg_local.runs.given import TaskRows
 from sg_local.runs.second_try import as_file_name, assigned, take_stages
 from sg_local.selfguide.contenders import BASELINE, TUNED, Contender
 from sg_local.selfguide.evaluation import metric_mean, scores_of
-from sg_local.selfguide.metrics import metric_of
+from sg_local.selfguide.metrics import METRICS, Metric
 from sg_local.selfguide.statistics import Difference, average, difference
 from sg_local.settings import STAGES, Settings, declared_for, resolve_settings, unreached
 from sg_local.task_files.rows import load_test_rows
@@ -133,8 +133,9 @@ def comparison(bench: Path, run: Run, ablated: Run) -> AblationRow | None:
 
 def compared(ablation: Ablation, run: Run, ablated: Run) -> AblationRow:
     """The scores of the served files on the test rows, without and with the ablation."""
-    metric = metric_of(run.task)
-    default, other = _scores(run, TUNED), _scores(ablated, TUNED)
+    evaluation = read_evaluation(run)
+    metric = METRICS[evaluation["metric"]]  # an earlier version may have judged the other run by another one
+    default, other = _scores(run, TUNED, metric), _scores(ablated, TUNED, metric)
     row: AblationRow = {
         "switch": ablation.text,
         "task": run.task.name,
@@ -144,20 +145,20 @@ def compared(ablation: Ablation, run: Run, ablated: Run) -> AblationRow:
         "difference": _difference(default, other),
     }
     if ablation.name == SEED:
-        few_shot = read_evaluation(run)["contenders"][BASELINE]
-        row["base_few_shot"] = metric_mean(few_shot, metric)["mean"]
+        row["base_few_shot"] = metric_mean(evaluation["contenders"][BASELINE], metric)["mean"]
         row["seed"] = run.settings.seed
     if ablation.text == BASELINES:
-        many_shot = read_evaluation(ablated)["contenders"][Contender.MANY_SHOT]
-        row["base_many_shot"] = metric_mean(many_shot, metric)["mean"]
-        row["many_shot_demonstrations"] = many_shot["demonstrations"]
-        row["gain_over_many_shot"] = _difference(default, _scores(ablated, Contender.MANY_SHOT))
+        many_shot = _scores(ablated, Contender.MANY_SHOT, metric)
+        row["base_many_shot"] = average(many_shot)
+        row["many_shot_demonstrations"] = read_evaluation(ablated)["contenders"][Contender.MANY_SHOT][
+            "demonstrations"
+        ]
+        row["gain_over_many_shot"] = _difference(default, many_shot)
     return row
 
 
-def _scores(run: Run, contender: Contender) -> tuple[float, ...]:
-    rows = read_predictions(run, contender)
-    return tuple(scores_of(rows, metric_of(run.task)))
+def _scores(run: Run, contender: Contender, metric: Metric) -> tuple[float, ...]:
+    return tuple(scores_of(read_predictions(run, contender), metric))
 
 
 @cache  # a bench compares everything again after each run, and resampling takes a tenth of a second

@@ -40,17 +40,16 @@ def chat(model: str, task_source: str | None, compare: bool, **settings: Any) ->
     resolved = resolve_settings("default", chosen)
     if compare and not (Path(model) / "settings.toml").is_file():
         raise InputError(f"{model} is no run directory: only a run knows the base to compare with")
-    served = {
-        "base": serve_base(Path(model), resolved) if compare else None,
-        "tuned": serve(
-            model,
-            task=task_source,
-            settings=resolved,
-            prompt_format=chosen.get("prompt_format"),
-            max_new_tokens=chosen.get("max_new_tokens"),
-        ),
-    }
-    asked = {name: one for name, one in served.items() if one is not None}
+    asked = {"base": serve_base(Path(model), resolved)} if compare else {}
+    answering = serve(
+        model,
+        task=task_source,
+        settings=resolved,
+        prompt_format=chosen.get("prompt_format"),
+        max_new_tokens=chosen.get("max_new_tokens"),
+    )
+    asked["fallback" if answering.way else "tuned"] = answering
+    width = max(map(len, asked))
     with ExitStack() as stack:
         ask: dict[str, Callable[[str], str | None]] = {
             name: stack.enter_context(conversation(one)) for name, one in asked.items()
@@ -61,7 +60,7 @@ def chat(model: str, task_source: str | None, compare: bool, **settings: Any) ->
                 if answer is None:
                     say(f"{name}: {one.why_no_answer}")
                 else:
-                    head = f"{name:5}  " if compare else ""
+                    head = f"{name:{width}}  " if compare else ""
                     # Further lines are indented: none of them can look like one of ours.
                     click.echo(head + printable(answer).replace("\n", "\n" + (" " * len(head) or "  ")))
 

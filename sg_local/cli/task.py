@@ -33,7 +33,7 @@ def check_command(task_source: str, as_json: bool) -> None:
     from sg_local.runs.given import check_task
     from sg_local.selfguide.advice import task_warnings
     from sg_local.selfguide.given import n_held_out_labelled
-    from sg_local.selfguide.metrics import metric_of
+    from sg_local.selfguide.metrics import STRUCTURED, kind_of, metric_of
 
     checked_task, rows = check_task(task_source)
     warnings = task_warnings(checked_task, rows.test, rows.labelled)
@@ -50,11 +50,10 @@ def check_command(task_source: str, as_json: bool) -> None:
         }
         echo_json(json_text(facts, indent=1))
         return
-    kind = (
-        f"classification, labels {', '.join(map(one_line, checked_task.labels))}"
-        if checked_task.labels
-        else "free answers"
-    )
+    if checked_task.labels:
+        kind = f"classification, labels {', '.join(map(one_line, checked_task.labels))}"
+    else:
+        kind = "free answers" + ", JSON of one shape" * (kind_of(checked_task) == STRUCTURED)
     lines = [
         f"{checked_task.name}: {kind}; {counted(len(checked_task.examples), 'example')}; "
         f"scored by {metric_of(checked_task)}"

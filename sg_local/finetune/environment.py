@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sg_local.errors import InputError
+from sg_local.plan.machine import use_one_card
 
 OFFLINE_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -90,7 +91,6 @@ def prepare_process(work_dir: Path, *, on_gpu: bool = False) -> None:
     if on_gpu:
         os.environ["UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
     work_dir.mkdir(parents=True, exist_ok=True)
-    # One GPU: with several, the trainer would spread a batch over copies of the model. The user's choice is kept.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    use_one_card()
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(work_dir.resolve() / "unsloth_compiled_cache")
     os.chdir(work_dir)

@@ -8,11 +8,17 @@ quantization.
 """
 
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from sg_local.child_process import card_is_full, no_card_memory
 from sg_local.errors import InputError, SgLocalError
+from sg_local.finetune.environment import prepare_process
 from sg_local.finetune.stand_in_tokenizer import Vocabulary, write_stand_in_tokenizer
 from sg_local.settings import TrainSettings
 
@@ -65,6 +71,8 @@ def _load_with_unsloth(
         dtype=None if has_gpu else torch.float32,
         load_in_4bit=settings.load_in_4bit,
         local_files_only=True,
+        # All of it, or memory runs out: else what finds no room would be computed from host memory, and crawl.
+        **({"device_map": {"": 0}} if has_gpu else {}),
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -81,24 +89,68 @@ def _load_with_unsloth(
 
 
 def require_card(card: str, trainer: str) -> None:
-    """Raises InputError if torch cannot use the card of this machine: the CPU would be many times slower."""
-    if not card:
-        return
-    reason = ""
+    """Raises InputError if the card of this machine cannot be trained on: the CPU would be many times slower.
+
+    card: its name, "" where none is known; torch may know of one (AMD). Call `prepare_process` first.
+    """
     if trainer == "unsloth":
         try:
             import unsloth  # noqa: F401 - before torch, which it patches
         except (NotImplementedError, RuntimeError, ImportError) as error:
             reason = f"Unsloth says: {' '.join(str(error).split()):.200}"
-    if not reason:
-        import torch
+            if card:
+                raise _unusable(card, reason) from error
+            raise InputError(
+                f"training with Unsloth does not work on this machine ({reason}): start a run with --trainer peft, or, "
+                "where that is for a card that nothing can use, set CUDA_VISIBLE_DEVICES=-1 and call again"
+            ) from error
+    import torch
 
-        if torch.cuda.is_available():
-            return
-        reason = f"torch {torch.__version__} finds none"
-    raise InputError(
+    if torch.cuda.is_available():
+        if reason := card_fault():
+            raise _unusable(card or torch.cuda.get_device_name(), reason)
+    elif card:
+        raise _unusable(card, f"torch {torch.__version__} finds none")
+
+
+def try_card(card: str, trainer: str) -> None:
+    """`require_card`, in a process that was made for it."""
+    with tempfile.TemporaryDirectory() as place:
+        here = os.getcwd()
+        prepare_process(Path(place), on_gpu=bool(card))
+        try:
+            with redirect_stdout(sys.stderr):
+                require_card(card, trainer)
+        finally:
+            os.chdir(here)
+
+
+def card_fault() -> str:
+    """Why the card that torch has cannot compute a sum, or quantize with bitsandbytes, and which of them; "" if it can.
+
+    Where bitsandbytes does not work, Unsloth loads 16-bit weights in place of 4-bit ones; the optimizer needs it too.
+    """
+    import torch
+
+    works_with = "torch"
+    try:
+        torch.zeros(8, device="cuda").add_(1).sum().item()
+        works_with = "bitsandbytes"
+        from bitsandbytes.functional import quantize_4bit
+
+        quantize_4bit(torch.ones(64, 64, device="cuda", dtype=torch.float16), quant_type="nf4")
+        torch.cuda.synchronize()
+    except Exception as error:  # whatever a library says that was built for another card, driver or CUDA
+        if no_card_memory(str(error)):
+            raise card_is_full(str(error)) from error
+        return f"{works_with}: {type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return ""
+
+
+def _unusable(card: str, reason: str) -> InputError:
+    return InputError(
         f"this machine has a card ({card}), and training cannot use it ({reason}): `sg-local doctor` names the fix; to "
-        "train on the CPU all the same, set CUDA_VISIBLE_DEVICES= (empty) and call again"
+        "train on the CPU all the same, set CUDA_VISIBLE_DEVICES=-1 and call again"
     )
 
 

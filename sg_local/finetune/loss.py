@@ -16,6 +16,8 @@ from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch,
 # if the mask is ignored.
 MAX_DIFFERENCE_FLOAT32 = 1e-3
 MAX_DIFFERENCE_16_BIT = 5e-2
+# Gradients below 6e-8 are zero in float16; the training scales its loss for that (torch.amp.GradScaler).
+FLOAT16_LOSS_SCALE = 4096.0
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     decoder = getattr(causal, causal.base_model_prefix)
     mask = inputs.get("attention_mask")
     is_eager = causal.config._attn_implementation == "eager"
-    is_unsloth = type(decoder).forward.__module__.startswith("unsloth.")
+    is_unsloth = _is_unsloths(decoder)
     if is_unsloth:
         # Without these two, Unsloth's forward (on GPUs) cuts a batch at the model's context and ignores masks in
         # training.
         decoder._unsloth_allow_packed_overlength = True
         decoder._unsloth_keep_padding_mask = True
+        if isinstance(mask, dict):  # it takes one; see is_beyond_one_mask
+            mask = mask["full_attention"]
     # Its masks are added to the scores, and so are those of attention without a kernel.
     if isinstance(mask, torch.Tensor) and (is_unsloth or is_eager):
         mask = _added(mask)
@@ -81,6 +85,22 @@ def batch_loss(model: Any, inputs: dict[str, Any]) -> Any:
     logits = head_logits(causal, read).float()
     nll = torch.nn.functional.cross_entropy(logits, inputs["targets"], reduction="none")
     return (nll * inputs["weights"]).sum() / inputs["weights"].sum()
+
+
+def _is_unsloths(decoder: Any) -> bool:
+    """Whether the forward pass is Unsloth's own, as on GPUs."""
+    module: str = type(decoder).forward.__module__
+    return module.startswith("unsloth.")
+
+
+def is_beyond_one_mask(model: Any, longest: int) -> bool:
+    """Whether layers with a window see less than others of a row of so many tokens, but all get the same mask."""
+    causal = model.get_base_model()
+    window = getattr(causal.config, "sliding_window", None)
+    has_kinds = bool(getattr(causal.config, "layer_types", None))
+    return bool(
+        has_kinds and window and longest > window and _is_unsloths(getattr(causal, causal.base_model_prefix))
+    )
 
 
 def _added(visible: Any) -> Any:
@@ -99,10 +119,11 @@ def head_logits(causal: Any, hidden: Any) -> Any:
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any) -> TreeCheck:
+def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any, loss_scale: float = 1.0) -> TreeCheck:
     """Loss and gradient of the rows as a tree, compared with those of each row alone (less memory than padding).
 
-    to_loss: Batch -> loss, as the trainer computes it. Afterwards the model has no gradients.
+    to_loss: Batch -> loss, as the trainer computes it. loss_scale: for the backward pass, of which the differences,
+    being relative, do not depend. Afterwards the model has no gradients.
     """
     import torch
 
@@ -114,7 +135,7 @@ def check_tree(model: Any, rows: Sequence[TrainRow], to_loss: Any) -> TreeCheck:
         sum_of_losses = 0.0
         for batch in batches:
             loss = to_loss(batch) * (float(batch.weights.sum()) / total)
-            loss.backward()
+            (loss * loss_scale).backward()
             sum_of_losses += float(loss.detach())
         gradient = torch.cat([p.grad.float().flatten() for p in parameters if p.grad is not None])
         model.zero_grad(set_to_none=True)

@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.architectures import RECURRENT
+from sg_local.child_process import no_card_memory
 from sg_local.errors import InputError, SgLocalError
 from sg_local.finetune.batches import Batch, TrainRow, padded_batch, tree_batch
 from sg_local.finetune.checkpoints import last_complete, mark_complete, training_key
 from sg_local.finetune.load import has_bfloat16, load_with_lora, require_card, require_same_positions
-from sg_local.finetune.loss import batch_loss, check_tree, tensors
+from sg_local.finetune.loss import (
+    FLOAT16_LOSS_SCALE,
+    batch_loss,
+    check_tree,
+    is_beyond_one_mask,
+    tensors,
+)
 from sg_local.finetune.stand_in_tokenizer import Vocabulary
 from sg_local.progress import say
 from sg_local.settings import TrainSettings
@@ -78,7 +85,7 @@ def train_adapter(
         key = training_key({"base": base, "rows": [asdict(row) for row in shuffled], **settings.as_dict()})
         trainer = row_trainer(model, tokenizer, shuffled, checkpoints_dir, settings)
         trainer.remove_callback(PrinterCallback)  # the losses are in the manifest
-        how = _choose_batches(trainer, shuffled[: settings.batch_size], settings)
+        how = _choose_batches(trainer, shuffled, settings)
 
     trainer.add_callback(_step_reporter(checkpoints_dir, key, settings, on_step, on_loss))
     checkpoint = last_complete(checkpoints_dir, key)
@@ -102,7 +109,7 @@ def train_adapter(
         "losses": losses,  # of each step
         "rows_tokens": sum(row.n_tokens for row in rows),
         "computed_tokens": trainer.computed_tokens,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else trainer.args.device.type,
         **how,
     }
 
@@ -240,9 +247,7 @@ def row_trainer(
 
 
 def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSettings) -> dict[str, object]:
-    """Trees, if the first rows have the same loss and gradient as when padded; else padded rows, grouped by length."""
-    import torch
-
+    """Trees, if the first batch has the same loss and gradient as when padded; else padded rows, grouped by length."""
     reason = None
     kinds = getattr(trainer.model.config, "layer_types", None) or ()
     if not settings.prompt_tree:
@@ -251,17 +256,24 @@ def _choose_batches(trainer: Any, rows: Sequence[TrainRow], settings: TrainSetti
         reason = f"--lora-dropout {settings.lora_dropout} would be drawn once for what rows share"
     elif recurrent := RECURRENT.keys() & set(kinds):
         reason = RECURRENT[min(recurrent)]
+    elif is_beyond_one_mask(trainer.model, max(row.n_tokens for row in rows)):
+        reason = (
+            "Unsloth takes one mask for all layers, and some rows are longer than the window of some layers"
+        )
     else:
         model = trainer.model.train()
         if hasattr(model, "for_training"):
             # Unsloth's trainer leaves the model in inference mode, without gradient checkpointing: much more memory.
             model.for_training()
         try:
-            check = check_tree(model, rows, trainer.loss_of)
-        except torch.OutOfMemoryError:  # not the tree's fault: the training would run out of memory too
-            raise
-        except RuntimeError as error:  # from torch: a kernel that cannot take the mask
-            reason = f"this model cannot be computed with a tree ({str(error).splitlines()[0]:.200})"
+            scale = FLOAT16_LOSS_SCALE if trainer.args.fp16 else 1.0
+            check = check_tree(model, rows[: settings.batch_size], trainer.loss_of, scale)
+        # A kernel, or a forward pass of the trainer's own, that cannot take the mask or the positions.
+        except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+            if _is_of_memory(error):  # not the tree's fault: the training would run out of memory too
+                raise
+            model.zero_grad(set_to_none=True)
+            reason = f"this model cannot be computed with a tree ({str(error).partition(chr(10))[0]:.200})"
         else:
             if check.is_equal:
                 trainer.to_batch = tree_batch
@@ -298,20 +310,28 @@ def memory_error_explained(settings: TrainSettings) -> Iterator[None]:
     """Turns torch's out-of-memory error into an SgLocalError that says which options need less memory."""
     try:
         yield
-    except RuntimeError as error:  # both torch's OutOfMemoryError and the error of the CPU's allocator
+    except RuntimeError as error:
         text = str(error)
-        if "out of memory" not in text and "not enough memory" not in text:
+        if not _is_of_memory(error):
             raise
         smaller = [] if settings.load_in_4bit else ["--load-in-4bit"]
         smaller += [f"--batch-size {max(1, settings.batch_size // 2)}"] if settings.batch_size > 1 else []
         is_on = settings.uses_checkpointing(has_gpu=_torch_has_gpu())
         smaller += [] if is_on else ["--gradient-checkpointing always"]
-        raise SgLocalError(
-            f"memory ran out in training ({text.splitlines()[0]:.200}): start a run with {' or '.join(smaller)}; "
-            "`sg-local plan` tells beforehand what it needs"
-            if smaller
-            else f"memory ran out in training ({text.splitlines()[0]:.200}): take a smaller model"
-        ) from error
+        advice = "take a smaller model"
+        if smaller:
+            advice = (
+                f"start a run with {' or '.join(smaller)}; `sg-local plan` tells beforehand what it needs"
+            )
+        if _torch_has_gpu():
+            advice = f"close other programs that use the card and call again, or {advice}"
+        raise SgLocalError(f"memory ran out in training ({text.splitlines()[0]:.200}): {advice}") from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether torch, CUDA outside of torch's own memory, or the CPU's allocator lacks memory."""
+    text = str(error)
+    return "out of memory" in text or "not enough memory" in text or no_card_memory(text)
 
 
 @contextmanager

@@ -20,9 +20,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# One card, for torch too. It is set before llama.cpp starts CUDA, which reads it once. The user's choice is kept.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-
 import llama_cpp
 
 from sg_local.child_process import card_is_full, native_code_uses, no_card_memory, tell_native_error

@@ -21,7 +21,7 @@ from sg_local.child_process import ChildDied
 from sg_local.errors import InputError, signal_name
 from sg_local.finetune.environment import NEEDED
 from sg_local.models import find_present, list_models, list_pulled, model_store
-from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
+from sg_local.plan.machine import card_in_use, nvidia_gpus, total_memory_bytes
 from sg_local.report.checks import Finding
 from sg_local.report.tables import counted
 
@@ -46,9 +46,17 @@ TORCH_FOR_THE_DRIVER = (
 )
 COMPILER = "`apt install gcc python3-dev` on Debian and Ubuntu, `dnf install gcc python3-devel` on Fedora"
 
+BITSANDBYTES_FOR_CUDA = (
+    "pip install --upgrade bitsandbytes: it needs kernels for the CUDA of torch; "
+    "`python -m bitsandbytes` says more"
+)
+
 TRY_TORCH = """
-import torch
-torch.zeros(8, device="cuda").add_(1).sum().item()
+import sys
+sys.path.append(sys.argv[1])
+from sg_local.finetune.load import card_fault
+if fault := card_fault():
+    sys.exit(fault)
 """
 # In a process of its own: a llama.cpp that was built for another processor, or by a compiler with a fault, ends it.
 _TRY_PROGRAM = """
@@ -65,18 +73,18 @@ _TRY_SECONDS = 120
 
 def examine() -> list[Finding]:
     """All findings, in the order in which a user should mend them."""
-    gpus = nvidia_gpus()
+    card = card_in_use()
     store = _store()
     return [
         _python(),
         *(_package(name, INSTALL) for name in ("gguf", "rapidfuzz", "rouge-score", "scipy")),
         *([store] if store else []),
-        _llama(bool(gpus), has_store=store is None),
-        _torch(bool(gpus)),
-        *_compiler(bool(gpus)),
+        _llama(bool(card), has_store=store is None),
+        _torch(bool(card)),
+        *_compiler(bool(card)),
         *(_package(name, INSTALL_TRAINING) for name in NEEDED if name != "torch"),
         _machine(),
-        _gpu(gpus),
+        _gpu(nvidia_gpus(), card),
         _disk(has_store=store is None),
         *([] if store else [_models()]),
     ]
@@ -165,15 +173,17 @@ def _torch(has_gpu: bool) -> Finding:
     if has_gpu and "+cpu" in found:
         return _finding("torch", f"{found}, built for the CPU", TORCH_WITH_CUDA)
     if has_gpu and (fault := _torch_fault()):
-        return _finding("torch", f"{found}, but it cannot use the card: {fault}", TORCH_FOR_THE_DRIVER)
+        fix = BITSANDBYTES_FOR_CUDA if fault.startswith("bitsandbytes: ") else TORCH_FOR_THE_DRIVER
+        return _finding("torch", f"{found}, but it cannot use the card: {fault}", fix)
     return _finding("torch", found)
 
 
 def _torch_fault() -> str | None:
-    """Why torch cannot compute on the card, in its own words; None where it can. Its import takes seconds."""
-    try:
+    """Why torch and bitsandbytes cannot compute on the card, in their own words; None where they can."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    try:  # the import takes seconds
         done = subprocess.run(
-            [sys.executable, "-P", "-c", TRY_TORCH], capture_output=True, text=True, errors="replace",
+            [sys.executable, "-P", "-c", TRY_TORCH, package_parent], capture_output=True, text=True, errors="replace",
             timeout=_TRY_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -207,10 +217,13 @@ def _machine() -> Finding:
     return _finding("machine", f"{processors}, {total / 1e9:.0f} GB of memory" if total else processors)
 
 
-def _gpu(gpus: list[str]) -> Finding:
-    return _finding(
-        "GPU", "; ".join(gpus) or "no NVIDIA GPU: models up to about 1B can be trained on the CPU"
-    )
+def _gpu(gpus: list[str], card: str) -> Finding:
+    found = "; ".join(gpus) or "no NVIDIA GPU: models up to about 1B can be trained on the CPU"
+    if gpus and not card:
+        found += f" (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')} is none of them)"
+    elif len(gpus) > 1:
+        found += f" (used: {card}; CUDA_VISIBLE_DEVICES chooses another)"
+    return _finding("GPU", found)
 
 
 def _store() -> Finding | None:

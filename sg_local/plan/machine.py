@@ -1,12 +1,23 @@
 """What this machine has: its memory, its NVIDIA cards, and the one that is used.
 
 nvidia_gpus()    ["NVIDIA GeForce RTX 3060, 12288 MiB"]
+card_in_use()    "NVIDIA GeForce RTX 3060, 12288 MiB"
+
+Which card that is, CUDA reads from the environment: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER (CUDA Programming Guide,
+"CUDA Environment Variables").
 """
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+# Where Windows puts it for Linux beside it; PATH lacks that in a service, in cron and under sudo.
+_NVIDIA_SMI_OF_WSL = "/usr/lib/wsl/lib/nvidia-smi"
+_MEMORY = re.compile(r"(?:.*, )?(\d+) MiB")
 
 
 @dataclass(frozen=True)
@@ -30,11 +41,22 @@ def total_memory_bytes() -> int:
 
 
 def nvidia_gpus() -> list[str]:
-    """Names and memory of the NVIDIA GPUs."""
-    program = shutil.which("nvidia-smi")
+    """Names and memory of the NVIDIA GPUs, in the order of their places in the machine."""
+    return _ask_nvidia("name,memory.total")
+
+
+def memory_bytes(line: str) -> int:
+    """The memory in a line of `nvidia_gpus`; 0 where it does not say, as of a chip that shares the processor's."""
+    match = _MEMORY.fullmatch(line)
+    return int(match[1]) * 1024**2 if match else 0
+
+
+def _ask_nvidia(what: str, card: str = "") -> list[str]:
+    """What nvidia-smi says of all cards, or of one, by its index or UUID: a line for each."""
+    program = shutil.which("nvidia-smi") or shutil.which(_NVIDIA_SMI_OF_WSL)
     if program is None:
         return []
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    query = [program, f"--query-gpu={what}", "--format=csv,noheader", *(["-i", card] if card else [])]
     try:
         done = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):  # the program is there, its driver or device is not
@@ -42,8 +64,43 @@ def nvidia_gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
+def may_have_another_card() -> bool:
+    """Whether there is something to compute on that nvidia-smi does not know: of Apple, or of AMD on Linux."""
+    return sys.platform == "darwin" or Path("/dev/kfd").exists()
+
+
 def card_in_use() -> str:
     """Name and memory of the card that llama.cpp and torch should use; "" where there is none, or it is hidden."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return ""
-    return next(iter(nvidia_gpus()), "")
+    card = _chosen_card()
+    return next(iter(_ask_nvidia("name,memory.total", card)), "") if card else ""
+
+
+def card_bytes_in_use() -> int:
+    """What programs hold now of the memory of that card; 0 where there is none, or nothing is told."""
+    card = _chosen_card()
+    return memory_bytes(next(iter(_ask_nvidia("memory.used", card)), "")) if card else 0
+
+
+def use_one_card() -> None:
+    """Shows CUDA one card, the one of `card_in_use`, from now on and in every child process.
+
+    Call it before llama.cpp or torch starts CUDA, which reads the variables once for both. With two cards in sight, a
+    trainer would spread a batch or the model over them, and what `plan` told is of one.
+    """
+    # By default CUDA counts the fastest card first, nvidia-smi goes by the places in the machine.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    os.environ["CUDA_VISIBLE_DEVICES"] = _chosen_card() or "-1"  # Windows has no variables that are empty
+
+
+def _chosen_card() -> str:
+    """Index or UUID of the card that counts; "" where all are hidden.
+
+    That is the first which the user shows to CUDA, or else the one with the most memory.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        sizes = [memory_bytes(line) for line in nvidia_gpus()]
+        return str(sizes.index(max(sizes))) if sizes else "0"
+    first = shown.split(",")[0].strip()
+    # CUDA takes what is no card as the end of the list: "-1", and Slurm's "NoDevFiles".
+    return first if first.isdecimal() or first.startswith(("GPU-", "MIG-")) else ""

@@ -6,7 +6,6 @@
 The numbers are those of memory.py: estimated.
 """
 
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,13 @@ from typing import Any, NamedTuple
 
 from sg_local.gguf_io.check_base import FINER, about_merging, types_to_try
 from sg_local.models import find_absent, model_store, resolve_model
-from sg_local.plan.machine import Machine, nvidia_gpus, total_memory_bytes
+from sg_local.plan.machine import (
+    Machine,
+    card_bytes_in_use,
+    card_in_use,
+    memory_bytes,
+    total_memory_bytes,
+)
 from sg_local.plan.memory import Need, batch_tokens, estimate, finer_disk_bytes, remedies
 from sg_local.plan.sizes import ModelSizes, TaskTokens, listed_sizes, model_sizes, task_tokens
 from sg_local.report import tables
@@ -83,7 +88,8 @@ def plan_run(
 ) -> Plan:
     """Looks at the task, the model's header and this machine, and how fast that is with the model, measured once.
 
-    gpu_bytes: of the GPU to plan for, 0 for none; None is the first one here. Only for what is here time is told.
+    gpu_bytes: of the GPU to plan for, 0 for none; None is the one that a run uses here. Only then time is
+    told, of a model that is here.
     Raises InputError where task or model is wrong.
     """
     task, rows = check_task(task_source)
@@ -101,6 +107,11 @@ def plan_run(
     tokens = task_tokens(task, settings, len(rows.test), context_tokens, real_inputs)
     machine = look_at_machine(run_dir or Path("runs") / task.name, gpu_bytes)
     needs, faults = compare(model, settings, tokens, machine)
+    if gpu_bytes is None and (held := card_bytes_in_use()) > (1 - USABLE_SHARE_OF_GPU) * machine.gpu_bytes:
+        notes.append(
+            f"other programs hold {tables.size(held)} of {machine.gpu} now: close them before the run, or it may lack "
+            "what is told to fit here"
+        )
     place = f"on {machine.gpu}" if machine.gpu_bytes else "on the CPU"
     title = f"{task.name} with {base.file_name} {place}: estimated, not measured"
     told = None
@@ -154,13 +165,11 @@ def how_it_fits(model: ModelSizes, machine: Machine) -> str:
 
 
 def look_at_machine(run_dir: Path, gpu_bytes: int | None) -> Machine:
-    """The memory and the free disk of this machine, and its first NVIDIA GPU unless another is planned for."""
+    """The memory and the free disk of this machine, and the NVIDIA GPU in use unless another is planned for."""
     gpu = "a planned GPU"
     if gpu_bytes is None:
-        gpu, gpu_bytes = "", 0
-        for line in nvidia_gpus()[:1]:  # "NVIDIA GeForce RTX 3060, 12288 MiB"; training uses the first
-            if match := re.fullmatch(r"(.*), (\d+) MiB", line):
-                gpu, gpu_bytes = match[1], int(match[2]) * 1024**2
+        card = card_in_use()  # "NVIDIA GeForce RTX 3060, 12288 MiB"
+        gpu, gpu_bytes = card.rpartition(", ")[0], memory_bytes(card)
     run_place, store_place = _existing(run_dir), _existing(model_store())
     return Machine(
         gpu=gpu if gpu_bytes else "",

@@ -45,7 +45,9 @@ class Comparison(TypedDict):
     dropped: dict[str, Pair]  # rows by drop reason
     metric: str | None  # of the scores; None where it is not the same
     scores: dict[str, Pair]  # means by contender
-    field_scores: dict[str, dict[str, Pair]]  # where outputs are JSON: the same by metric of their fields
+    field_scores: dict[
+        str, dict[str, Pair]
+    ]  # where outputs are JSON: the same by other metrics of their fields
     n_test_rows: Pair
     difference: Difference | None  # None where the runs have no scores of the same test rows
     notes: list[str]
@@ -62,11 +64,12 @@ def compare(first: Run, second: Run) -> Comparison:
         read_evaluation(run) if STAGES[-1] in stages else None
         for run, stages in zip(runs, finished, strict=True)
     ]
-    metrics = {evaluation["metric"] for evaluation in evaluations if evaluation}
-    metric = next(iter(metrics)) if len(metrics) == 1 else None
+    judged_by = [evaluation["metric"] for evaluation in evaluations if evaluation]
+    metric = judged_by[0] if len(set(judged_by)) == 1 else None
     compared = None
-    if len(metrics) > 1:
-        notes.append("the metrics are not the same: the scores do not compare")
+    if len(set(judged_by)) > 1:
+        one, other = (METRICS[name].heading for name in judged_by)
+        notes.append(f"{first.path} was judged by {one}, {second.path} by {other}: the scores do not compare")
     if metric and all(evaluations):
         compared = _difference(first, second, metric)
         if compared is None:
@@ -99,7 +102,9 @@ def compare(first: Run, second: Run) -> Comparison:
         "field_scores": {
             item: _beside(*(_means(evaluation, item) for evaluation in evaluations))
             for item in Metric
-            if item.needs_json and any(item in metrics_of(found) for found in evaluations if found)
+            if item.needs_json
+            and item != metric
+            and any(item in metrics_of(found) for found in evaluations if found)
         },
         "n_test_rows": [evaluation["n_rows"] if evaluation else None for evaluation in evaluations],
         "difference": compared,

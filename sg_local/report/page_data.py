@@ -164,7 +164,7 @@ def verdict_sentence(evaluation: Evaluation) -> str:
         )
     else:
         told = (
-            f"the tuned model's answers to {rows} have {metric.heading} {tables.score(of_tuned)}, those of "
+            f"the tuned model's answers to {rows} score {tables.score(of_tuned)} ({metric.heading}), those of "
             f"the base at its best ({way}) {tables.score(of_base)}"
         )
     of_what = (

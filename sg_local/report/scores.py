@@ -6,6 +6,7 @@ base_few_shot               0.340  0.255 - 0.437
 tuned_merged                0.710  0.615 - 0.790
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -35,7 +36,7 @@ from sg_local.selfguide.evaluation import (
     predictions_file,
 )
 from sg_local.selfguide.fallback import choice_of, mean
-from sg_local.selfguide.metrics import METRICS, LabelCounts
+from sg_local.selfguide.metrics import METRICS, LabelCounts, metric_of
 from sg_local.selfguide.statistics import Verdict
 
 MAX_EVALUATION_BYTES = 1 << 20
@@ -79,9 +80,25 @@ def score_table(run: Run) -> str:
 
 def scores_with_advice(run: Run) -> str:
     """The same, above it that no gain is shown where that is so, and below it what is worth doing next."""
-    advice = [next_step(run.task, read_evaluation(run)), about_a_classifier(run.task, run.labelled_rows)]
+    evaluation = read_evaluation(run)
+    advice = [
+        _judged_anew(run, evaluation),
+        next_step(run.task, evaluation),
+        about_a_classifier(run.task, run.labelled_rows),
+    ]
     lines = [*no_gain_lines(run), score_table(run), *(f"next: {text}" for text in advice if text)]
     return "\n".join(lines)
+
+
+def _judged_anew(run: Run, evaluation: Evaluation) -> str | None:
+    """Says so where an earlier version judged a run by another metric than its task is judged by."""
+    before, now = METRICS[evaluation["metric"]], metric_of(run.task)
+    if before == now:
+        return None
+    return (
+        f"an earlier version judged by {before.heading}, this one judges such a task by {now.heading}: "
+        f"`{shlex.join(['sg-local', 'evaluate', str(run.path), '--redo'])}` answers and scores the rows anew"
+    )
 
 
 def no_gain_lines(run: Run) -> list[str]:
@@ -92,7 +109,8 @@ def no_gain_lines(run: Run) -> list[str]:
         return []
     tuned, base = (mean(evaluation, name) for name in (best["of"], best["over"]))
     opens = "worse than the base at its best" if best["verdict"] == Verdict.WORSE else "no gain is shown"
-    lines = [f"{opens}: {best['of']} {tables.score(tuned)}, {best['over']} {tables.score(base)}"]
+    scores = f"{best['of']} {tables.score(tuned)}, {best['over']} {tables.score(base)}"
+    lines = [f"{opens}: {scores}{_in_what(evaluation)}"]
     if fallback := read_fallback(run):
         lines += [in_words(fallback), *filter(None, [chat_note(fallback)])]
     elif choice := choice_of(evaluation):
@@ -134,10 +152,15 @@ def _gain_lines(evaluation: Evaluation) -> list[str]:
             f"(95 % interval {tables.gain(low)} to {tables.gain(high)}, p = {tables.p_value(gain['p'])}): "
             f"{gain['verdict']}"
         )
-    of_what = (
+    told = f"verdict, against the base's best way ({best['over']}): {best['verdict']}{_in_what(evaluation)}"
+    return [*lines, told]
+
+
+def _in_what(evaluation: Evaluation) -> str:
+    """What a verdict is about, where that is not how often an answer is right."""
+    return (
         "" if is_accuracy(evaluation) else " in agreement with the base's own answers, which is no accuracy"
     )
-    return [*lines, f"verdict, against the base's best way ({best['over']}): {best['verdict']}{of_what}"]
 
 
 def _label_lines(
@@ -194,7 +217,8 @@ def _calibration_lines(evaluation: Evaluation) -> list[str]:
 
 def label_temperature(run: Run, contender: Contender) -> float:
     """At which a contender's label probabilities are as right as they are sure; 1 where no test rows say so."""
-    if not run.file("evaluation.json").exists():
+    is_evaluated = "evaluate" in run.manifest()["stages"]  # not while it is done anew
+    if not is_evaluated or not run.file("evaluation.json").exists():
         return 1.0
     evaluation = read_evaluation(run)
     calibration = calibration_in(evaluation, contender)
@@ -204,6 +228,9 @@ def label_temperature(run: Run, contender: Contender) -> float:
 
 
 def worse_than(run: Run) -> str | None:
-    """The strongest of the base's ways where the tuned model is significantly worse than it, else None."""
-    best = gain_over_best(read_evaluation(run))
-    return best["over"] if best["verdict"] == Verdict.WORSE else None
+    """Which of the base's ways the tuned model is significantly worse than, the strongest, and in what; else None."""
+    evaluation = read_evaluation(run)
+    best = gain_over_best(evaluation)
+    if best["verdict"] != Verdict.WORSE:
+        return None
+    return f"{best['over']}, the base's best way{',' * (not is_accuracy(evaluation))}{_in_what(evaluation)}"

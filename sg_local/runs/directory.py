@@ -183,7 +183,7 @@ class Run:
         entry = self.manifest()["stages"].get(stage)
         remedy = f"`sg-local {stage} {self.path}` makes it"
         if entry is None or name not in entry["writes"]:
-            fault = f"is of a {stage} that is not finished" if self.file(name).exists() else "is missing"
+            fault = f"is of {stage}, which is not finished" if self.file(name).exists() else "is missing"
             raise InputError(f"{self.file(name)} {fault}: {remedy}")
         if fault := self._fault_of_written(stage, entry, name):
             raise InputError(f"{self.file(name)} {fault}: {remedy}")

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict, cast
 from sg_local.errors import InputError
 from sg_local.files import read_json, sha256_file
 from sg_local.runs.directory import Run
-from sg_local.selfguide.contenders import CONTENDERS, Contender
+from sg_local.selfguide.contenders import CONTENDERS, OPPONENTS, Contender
 from sg_local.task import Example
 
 DIRECTORY = "fallback"
@@ -91,9 +91,10 @@ def _is_way(value: object) -> bool:
             "evaluation_sha256": str(),
             "sha256": dict(sha256),
         }:
+            # Chat programs write answers; none of them compares the probabilities of labels.
             return (
-                way in CONTENDERS
-                and (in_chat is None or in_chat in CONTENDERS)
+                way in OPPONENTS
+                and (in_chat is None or (in_chat in OPPONENTS and in_chat != Contender.LABEL_SCORING))
                 and all(
                     isinstance(row, dict)
                     and row.keys() == {"input", "output"}

@@ -74,9 +74,7 @@ class Result:
     def gate(self) -> None:
         """Raises WorseThanBase where the tuned model is significantly worse than the base at its best."""
         if opponent := worse_than(self.run):
-            raise WorseThanBase(
-                f"{self.run.path}: the tuned model is significantly worse than {opponent}, the base's best way"
-            )
+            raise WorseThanBase(f"{self.run.path}: the tuned model is significantly worse than {opponent}")
 
 
 def run(

@@ -8,9 +8,12 @@ crashed, the stage is started again without the row that did it (in_flight.py).
 
 import signal
 import time
+from functools import cache
 
+from sg_local.child_process import result_from_child
 from sg_local.errors import InputError, SgLocalError, signal_in_words
-from sg_local.progress import PlaceInRun, at_place, say
+from sg_local.plan.machine import card_in_use, may_have_another_card
+from sg_local.progress import PlaceInRun, at_place, say, working
 from sg_local.runs import process
 from sg_local.runs.directory import NOT_FINISHED, Run
 from sg_local.runs.in_flight import forget, note_crash, recorded_by
@@ -110,10 +113,19 @@ def _require_training(run: Run) -> None:
     from sg_local.finetune.environment import require_trainer
 
     require_trainer(run.settings.trainer)
+    card = card_in_use()
+    if card or may_have_another_card():
+        _try_card(card, run.settings.trainer)
     if run.settings.base_weights:
         from sg_local.proof.working_copies import check_given_weights
 
         check_given_weights(run)
+
+
+@cache  # a bench has many runs
+def _try_card(card: str, trainer: str) -> None:
+    with working(f"trying whether {trainer} can use {card or 'this machine'}"):
+        result_from_child("trying the card", "sg_local.finetune.load.try_card", card=card, trainer=trainer)
 
 
 def _exit_code_after_crashes(run: Run, stage: str, start_stage: StartStage) -> int:

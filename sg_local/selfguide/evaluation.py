@@ -13,6 +13,7 @@ from typing import NamedTuple, NotRequired, TypedDict, TypeGuard, cast
 from sg_local.selfguide.calibration import CALIBRATION_ERROR, Calibration, calibration_of
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.metrics import (
+    METRIC_OF_KIND,
     METRICS,
     LabelCounts,
     Metric,
@@ -24,7 +25,7 @@ from sg_local.selfguide.metrics import (
     metrics_for,
 )
 from sg_local.selfguide.statistics import Difference, Mean, difference, mean_of
-from sg_local.task import Example, Task
+from sg_local.task import Task
 
 FROM_TEST_FILE = "the task's test file"  # in `rows_from`
 FROM_LABELLED = "held-out labelled rows: accuracy on labelled rows"
@@ -111,19 +112,27 @@ def is_accuracy(evaluation: Evaluation) -> bool:
 
 
 def prediction_row(
-    text: str, prediction: str, *references: str, label_logprobs: Mapping[str, float] | None = None
+    text: str,
+    prediction: str,
+    *references: str,
+    judge: Metric | None = None,
+    label_logprobs: Mapping[str, float] | None = None,
 ) -> PredictionRow:
-    """An answer with its scores. references: at least one right output; each metric takes the best of them."""
+    """An answer with its scores. references: at least one right output; each metric takes the best of them.
+
+    judge: the metric that the task is judged by.
+    """
     row: dict[str, object] = {"input": text, "prediction": prediction, "reference": references[0]}
     if len(references) > 1:
         row["references"] = list(references)
-    row |= {
-        metric: round(max(metric.score(prediction, reference) for reference in references), 5)
-        for metric in metrics_for(references)
-    }
+    row |= {metric: _best_score(prediction, references, metric) for metric in metrics_for(references, judge)}
     if label_logprobs:
         row["label_logprobs"] = dict(label_logprobs)
     return cast(PredictionRow, row)
+
+
+def _best_score(prediction: str, references: Sequence[str], metric: Metric) -> float:
+    return round(max(metric.score(prediction, reference) for reference in references), 5)
 
 
 def references_of(row: PredictionRow) -> list[str]:
@@ -131,17 +140,22 @@ def references_of(row: PredictionRow) -> list[str]:
     return row.get("references") or [row["reference"]]
 
 
-def first_line_rows(rows: Sequence[PredictionRow], examples: Sequence[Example]) -> list[PredictionRow]:
+def first_line_rows(rows: Sequence[PredictionRow], task: Task) -> list[PredictionRow]:
     """The first line of each answer; no rows if that changes nothing, or if an example's output has several lines.
 
     A model that was never tuned to chats often keeps writing after its answer. Its users cut the answer there.
     """
-    if any("\n" in example.output.strip() for example in examples):
+    if any("\n" in example.output.strip() for example in task.examples):
         return []
     if not any("\n" in row["prediction"] for row in rows):
         return []
     return [
-        prediction_row(row["input"], row["prediction"].partition("\n")[0].strip(), *references_of(row))
+        prediction_row(
+            row["input"],
+            row["prediction"].partition("\n")[0].strip(),
+            *references_of(row),
+            judge=metric_of(task),
+        )
         for row in rows
     ]
 
@@ -183,8 +197,13 @@ def strongest_opponent(contenders: Mapping[Contender, ContenderScores], metric: 
 
 
 def scores_of(rows: Sequence[PredictionRow], metric: Metric) -> list[float]:
-    """The rows' scores by one metric."""
-    return [cast(float, _values(row)[metric]) for row in rows]
+    """The rows' scores by one metric. Earlier versions wrote fewer of them: what a row lacks is scored here."""
+    return [
+        cast(float, _values(row)[metric])
+        if metric in _values(row)
+        else _best_score(row["prediction"], references_of(row), metric)
+        for row in rows
+    ]
 
 
 def metrics_in(rows: Sequence[PredictionRow]) -> list[Metric]:
@@ -226,9 +245,9 @@ def gain_over_best(evaluation: Evaluation) -> Gain:
 
 
 def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
-    """Whether a row has all keys of a row of predictions/, with scores by all metrics that tasks are judged by.
+    """Whether a row has all keys of a row of predictions/, with its scores.
 
-    Earlier versions did not write the other metrics.
+    Those that compare fields only some rows have, and earlier versions did not write them.
     """
     texts = [row.get(key) for key in ("input", "prediction", "reference")]
     references = row.get("references", [])
@@ -236,7 +255,7 @@ def is_prediction(row: Mapping[str, object]) -> TypeGuard[PredictionRow]:
     logprobs = row.get("label_logprobs", {})
     return (
         all(isinstance(text, str) for text in texts)
-        and all(_is_number(row.get(item, None if item.judges else 0)) for item in Metric)
+        and all(_is_number(row.get(item, 0 if item.needs_json else None)) for item in Metric)
         and isinstance(logprobs, dict)
         and all(map(_is_number, logprobs.values()))
     )
@@ -262,7 +281,7 @@ def is_evaluation(value: object) -> TypeGuard[Evaluation]:
         case {"task": str(), "metric": str(metric), "n_rows": int(), "contenders": dict(contenders), **rest}:
             keys = [opponent.gain_key for opponent in OPPONENTS] + ["gain_over_best"]
             return (
-                metric in METRICS
+                metric in METRIC_OF_KIND.values()
                 and isinstance(rest.get("rows_from"), str)
                 and {BASELINE, TUNED} <= contenders.keys()
                 and all(_has_scores(scores, metric) for scores in contenders.values())

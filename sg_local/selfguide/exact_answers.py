@@ -13,6 +13,7 @@ is data: it is read up to MAX_CHARACTERS and MAX_DEPTH, with each key once in it
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
@@ -22,7 +23,8 @@ MAX_CHARACTERS = (
 )  # an answer has at most a few hundred tokens, a right output of a test file may be longer
 MAX_DEPTH = 32
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# One that does not end goes on to the end of all: to look on from its next quote would take the square of the length.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 # At the ends of a word; inside it "3.5" and "don't" keep theirs, and "-5" its sign.
 _AROUND_A_WORD = "\"'`.,;:!?()\u201c\u201d\u2018\u2019"
 
@@ -44,11 +46,12 @@ _ANYTHING = Shape("anything", may_be_null=True)
 
 
 def folded(text: str) -> str:
-    """Text in which two answers that say the same are equal: lower case, single spaces, no marks around words.
+    """Text in which two answers that say the same are equal: NFC, lower case, single spaces, no marks around words.
 
     Exact Match removes all punctuation, which makes 3.5 and 35 one answer; here they are two.
     """
-    parts = (word.strip(_AROUND_A_WORD) or word for word in text.lower().split())
+    plain = unicodedata.normalize("NFC", text).lower()
+    parts = (word.strip(_AROUND_A_WORD) or word for word in plain.split())
     return " ".join(parts)
 
 
@@ -87,10 +90,13 @@ def share_of_fields_right(answer: str, reference: str) -> float:
     """The share of fields that answer and reference have in common, of all that either has, 0..1.
 
     A field is a text, number, truth value or null, or an empty list or object, with the keys and places that lead to
-    it; texts are compared folded. An answer that is no JSON has no field right. The reference must be JSON.
+    it; texts are compared folded. An answer that is no JSON has no field right. A reference that is no JSON is a single
+    field: an answer has to say the same.
     """
     right, given = parsed(reference), parsed(answer)
-    if right is None or given is None:
+    if right is None:
+        return float(answer_key(answer) == answer_key(reference))
+    if given is None:
         return 0.0
     expected, found = _fields(right), _fields(given)
     paths = expected.keys() | found.keys()
@@ -188,7 +194,7 @@ def _depth(text: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    value = dict(pairs)
+    value = {unicodedata.normalize("NFC", key): part for key, part in pairs}
     if len(value) < len(pairs):
         raise ValueError("a key stands twice in an object")
     return value

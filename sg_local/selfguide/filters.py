@@ -84,6 +84,7 @@ class Rules:
     output_form: Form
     overlap: Overlap
     output_shape: Shape | None  # of the examples' JSON; None where their outputs are no JSON of one shape
+    answers_without_words: bool  # an example's output has no letter and no digit, such as []
 
 
 def rules_of(task: Task) -> Rules:
@@ -99,6 +100,7 @@ def rules_of(task: Task) -> Rules:
         form_of(outputs),
         overlap_of(task.examples),
         shape_of(outputs),
+        not all(map(_has_words, outputs)),
     )
 
 
@@ -116,13 +118,15 @@ def length_bounds(texts: Sequence[str]) -> tuple[float, float]:
     )
 
 
-def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] | None) -> DropReason | None:
+def text_fault(
+    text: str, noise: Iterable[str], characters: tuple[float, float] | None, *, needs_words: bool = True
+) -> DropReason | None:
     """The reason to drop a made text: EMPTY, NOISE or LENGTH; None for a good one.
 
-    Text without a letter, a digit or an emoji is empty. A noise word counts only as a whole word: "Output: 4" is
-    noise, "throughput" and "inputs" are not.
+    Text without a letter, a digit or an emoji is empty, unless it needs none. A noise word counts only as a whole word:
+    "Output: 4" is noise, "throughput" and "inputs" are not.
     """
-    if not any(character.isalnum() or unicodedata.category(character) == "So" for character in text):
+    if not (_has_words(text) if needs_words else text.strip()):
         return DropReason.EMPTY
     plain = _plain(text)
     if any(_pattern(word).search(plain) for word in noise):
@@ -130,6 +134,10 @@ def text_fault(text: str, noise: Iterable[str], characters: tuple[float, float] 
     if characters and not characters[0] <= len(text) <= characters[1]:
         return DropReason.LENGTH
     return None
+
+
+def _has_words(text: str) -> bool:
+    return any(character.isalnum() or unicodedata.category(character) == "So" for character in text)
 
 
 def form_of(texts: Sequence[str]) -> Form:
@@ -236,7 +244,12 @@ def input_fault(
 
 def answer_fault(settings: Settings, rules: Rules, text: str, answer: str) -> DropReason | None:
     """The reason to drop a free answer to an input; None if the examples allow it."""
-    fault = text_fault(answer, rules.noise, rules.output_characters if settings.length_filter else None)
+    fault = text_fault(
+        answer,
+        rules.noise,
+        rules.output_characters if settings.length_filter else None,
+        needs_words=not rules.answers_without_words,
+    )
     if fault is None and settings.form_filter:
         if rules.output_shape and not fits(rules.output_shape, answer):
             return DropReason.SHAPE

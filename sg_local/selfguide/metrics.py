@@ -9,7 +9,9 @@ A metric is one entry of `Metric`; evaluation.json and all tables follow it.
 
 Exact Match compares after lower-casing, removing punctuation and collapsing white space (SELF-GUIDE, section 4).
 ROUGE-L is the word-level F-measure of the `rouge-score` package; the paper's code computes it over characters, so
-its numbers do not compare. Where the right output is JSON, its fields are compared too: see exact_answers.py.
+its numbers do not compare. Where right outputs are JSON, their fields are compared too (exact_answers.py), and where
+the outputs of all examples are JSON of one shape, that decides: of the right shape, a wrong answer has most of its
+words right.
 """
 
 import re
@@ -23,11 +25,12 @@ from itertools import combinations
 from typing import Any, Self, TypedDict
 
 from sg_local.errors import InputError
-from sg_local.selfguide.exact_answers import all_fields_right, parsed, share_of_fields_right
+from sg_local.selfguide.exact_answers import all_fields_right, parsed, shape_of, share_of_fields_right
 from sg_local.selfguide.statistics import MCNEMAR, SIGN_CHANGES
 from sg_local.task import Task
 
-CLASSIFICATION, GENERATION = "classification", "generation"  # the kinds of tasks: with labels, and without
+# The kinds of tasks: with labels; with JSON of one shape as answers; with any other free answers.
+CLASSIFICATION, STRUCTURED, GENERATION = "classification", "structured", "generation"
 
 # Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han: scripts without spaces between words.
 _SPACELESS = re.compile(
@@ -170,7 +173,7 @@ class Metric(StrEnum):
     test: str  # what paired_test does with its scores
     judges: str  # the kind of task whose gains and verdict use it; "" if it is only shown
     definition: str  # in evaluation.json; "" if the heading says all
-    needs_json: bool  # whether it compares fields: only where every right output is a JSON object or list
+    needs_json: bool  # whether it compares fields
 
     def __new__(
         cls,
@@ -195,7 +198,7 @@ class Metric(StrEnum):
         "share of fields right",
         share_of_fields_right,
         SIGN_CHANGES,
-        "",
+        STRUCTURED,
         "equal fields of all that the JSON of answer or right output has",
         True,
     )
@@ -214,12 +217,24 @@ METRICS = {str(metric): metric for metric in Metric}  # by their keys
 METRIC_OF_KIND = {metric.judges: metric for metric in Metric if metric.judges}
 
 
+def kind_of(task: Task) -> str:
+    """The kind of a task, by its labels and by what its examples answer."""
+    if task.is_classification:
+        return CLASSIFICATION
+    return STRUCTURED if shape_of([example.output for example in task.examples]) else GENERATION
+
+
 def metric_of(task: Task) -> Metric:
     """The metric that a task is judged by."""
-    return METRIC_OF_KIND[CLASSIFICATION if task.is_classification else GENERATION]
+    return METRIC_OF_KIND[kind_of(task)]
 
 
-def metrics_for(references: Sequence[str]) -> list[Metric]:
-    """The metrics that score an answer with these right outputs."""
-    are_json = all(parsed(reference) is not None for reference in references)
-    return [metric for metric in Metric if are_json or not metric.needs_json]
+def metrics_for(references: Sequence[str], judge: Metric | None = None) -> list[Metric]:
+    """The metrics that score an answer with these right outputs. judge: the one that scores every row of the task.
+
+    Those that compare fields do where every right output is a JSON object or list, or the judge compares fields.
+    """
+    compares_fields = (judge is not None and judge.needs_json) or all(
+        parsed(reference) is not None for reference in references
+    )
+    return [metric for metric in Metric if compares_fields or not metric.needs_json]

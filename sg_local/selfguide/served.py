@@ -80,7 +80,7 @@ def compare(
     n_rows, metric = len(answers), metric_of(task)
     firsts = {contender: rows[:n_rows] for contender, rows in recorded.items()}
     rows = [
-        prediction_row(row["input"], answer, *references_of(row))
+        prediction_row(row["input"], answer, *references_of(row), judge=metric)
         for row, answer in zip(firsts[TUNED], answers, strict=True)
     ]
     equal = {

@@ -61,6 +61,7 @@ from sg_local.selfguide.evaluation import (
     references_of,
 )
 from sg_local.selfguide.given import labelled_id
+from sg_local.selfguide.metrics import Metric, metric_of
 from sg_local.selfguide.prompts import answer_messages
 from sg_local.selfguide.rows import DEMONSTRATION, DropReason, Source, is_kept, source_of
 from sg_local.selfguide.selection import in_turns
@@ -119,7 +120,7 @@ def run_evaluate(run: Run) -> None:
         for contender in ways:
             answered[contender] = by_contender[contender]
             if contender == Contender.FEW_SHOT and (
-                first_lines := first_line_rows(answered[contender], run.task.examples)
+                first_lines := first_line_rows(answered[contender], run.task)
             ):
                 write_rows(run.file(predictions_file(Contender.FIRST_LINE)), first_lines)
                 answered[Contender.FIRST_LINE] = first_lines
@@ -144,7 +145,7 @@ def _kept_answers(
     for contender, key in keys.items():
         path = run.file(predictions_file(contender))
         if is_made_from(run.file(predictions_note(contender)), key, path):
-            predictions = _finished_predictions(path, rows)
+            predictions = _finished_predictions(path, rows, metric_of(run.task))
             if predictions is not None:
                 answered[contender] = predictions
     return answered
@@ -177,7 +178,7 @@ def _key(run: Run, way: Way, sha256: Sequence[str], rows: Sequence[Example]) -> 
     return key_of(task_facts(run), base_facts(run), list(sha256), shown, how, limits, asked)
 
 
-def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow] | None:
+def _finished_predictions(path: Path, rows: list[Example], judge: Metric) -> list[PredictionRow] | None:
     """The answers that an earlier call left for these rows; None where there are no such ones."""
     stored = read_rows(path) if path.exists() else []
     predictions = [row for row in stored if is_prediction(row)]
@@ -188,7 +189,11 @@ def _finished_predictions(path: Path, rows: list[Example]) -> list[PredictionRow
     # Scored anew: an earlier version may have scored them by fewer metrics.
     return [
         prediction_row(
-            row["input"], row["prediction"], *references_of(row), label_logprobs=row.get("label_logprobs")
+            row["input"],
+            row["prediction"],
+            *references_of(row),
+            judge=judge,
+            label_logprobs=row.get("label_logprobs"),
         )
         for row in predictions
     ]
@@ -243,7 +248,13 @@ def _predict(
         counted = counters(engine)
     # What does not fit the context, or crashed, is no answer.
     predictions = [
-        prediction_row(row.input, reply.text, *row.outputs, label_logprobs=reply.label_logprobs)
+        prediction_row(
+            row.input,
+            reply.text,
+            *row.outputs,
+            judge=metric_of(run.task),
+            label_logprobs=reply.label_logprobs,
+        )
         for row, reply in zip(rows, (reply or Reply("") for reply in replies), strict=True)
     ]
     return predictions, counted

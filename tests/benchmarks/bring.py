@@ -145,7 +145,7 @@ def print_table(cells: Sequence[Cell], ways: Sequence[str]) -> None:
     whole: list[dict[str, float]] = []
     for task, seed in dict.fromkeys((cell.task, cell.seed) for cell in cells):
         of_way = {cell.way: cell for cell in cells if (cell.task, cell.seed) == (task, seed)}
-        few_shot = of_way[MADE].score(Contender.BASE_FEW_SHOT)
+        few_shot = of_way[MADE].score(Contender.FEW_SHOT)
         scores = {way: of_way[way].score(Contender.TUNED_MERGED) for way in ways}
         print(
             f"{task:12} {seed:4} {told(few_shot):>8} " + " ".join(f"{told(scores[way]):>8}" for way in ways)

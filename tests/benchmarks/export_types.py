@@ -30,6 +30,7 @@ from sg_local.runs.directory import Run, open_run
 from sg_local.runs.stage import run_stage
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import predictions_file
+from sg_local.selfguide.metrics import metric_of
 from sg_local.stages import evaluate
 
 LEFT_OUT = ("model.gguf", "predictions", ".work", "evaluation.json")  # of a run's copy
@@ -72,7 +73,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def measured(run: Run, quant: str) -> dict[str, Any]:
     """A run exported in a type: what it weighs, what the proof says, and the scores of both tuned files."""
     started = time.monotonic()
-    metric = "exact_match" if run.task.is_classification else "rouge_l"
+    metric = metric_of(run.task)
     answered = read_rows(run.file(predictions_file(Contender.TUNED_ADAPTER)))
     with tempfile.TemporaryDirectory(prefix="export-types-") as place:
         path = Path(place) / run.path.name

@@ -12,19 +12,33 @@ import argparse
 import json
 import lzma
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parent))
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MIB = 2**20
 
+NEEDED_THERE = (
+    "trl",
+    "peft",
+    "datasets",
+    "bitsandbytes",
+    "unsloth",
+    "scipy",
+    "rich",
+    "filelock",
+    "absl",
+    "rouge_score",
+)
 MAX_WALL_OVER_DECODE = 1.10
 MIN_SHARE_OF_LLAMA_DECODE = 0.8
 MIN_SHARE_OF_BACKEND = 0.97  # of generation with backend samplers, that with numpy
@@ -32,6 +46,10 @@ MAX_TIE_LOGITS = 0.2  # two tokens that are nearer than this may change places
 MAX_BUILD_SECONDS = 420
 MAX_MIB_LEFT = 64  # on the card when a process has ended
 SMALL_CARD_GIB = 7.36  # what programs can have of a card of 8 GB with a screen
+
+
+# batches, kind, GiB of the card, tokens of a row, of these shared, id of the padding token, the model, the trainer
+Case: TypeAlias = tuple[str, str, float, int, int, int, Path, str]
 
 
 class Results:
@@ -77,6 +95,29 @@ def used_mib() -> int:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
     except (OSError, subprocess.SubprocessError):
         return 0
+
+
+def planned_training_mib(model: Path, kind: str, n_tokens: int, n_shared: int) -> int:
+    """What `plan` says that the training takes of the card, without CUDA's own part, which torch does not count."""
+    from sg_local.gguf_header import read_model_header
+    from sg_local.plan.memory import estimate
+    from sg_local.plan.sizes import TaskTokens, model_sizes
+    from sg_local.settings import Settings
+
+    tokens = TaskTokens(instruction=n_shared, demonstrations=0, input=n_tokens - n_shared - 2, answer=2)
+    settings = Settings(load_in_4bit=kind == "4 bit", rank=16, batch_size=8)
+    needs = estimate(model_sizes(read_model_header(model)), settings, tokens, on_gpu=True)
+    parts = next(need.gpu for need in needs if need.step == "train")
+    return round((sum(parts.values()) - parts["CUDA"]) / MIB)
+
+
+def mapped_cuda_libraries() -> list[str]:
+    """What llama.cpp and torch share in a process: of two builds with one name, the first to be loaded serves both."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
+    return sorted(path for path in paths if re.search(r"/lib(cudart|cublas|cublasLt|nvJitLink)\.so", path))
 
 
 class Acceptance:
@@ -141,24 +182,41 @@ class Acceptance:
         steps = json.loads(told.stdout)["steps"]
         return float(next(item["gpu_bytes"] for item in steps if item["step"] == step)) / MIB
 
-    def environment(self) -> None:
-        """Which versions, and that llama.cpp and torch see the card; waits for llama.cpp, where it is built here."""
-        started, ended = time.time(), os.environ.get("SG_LOCAL_LLAMA_ENDED")
-        while ended and not Path(ended).exists() and time.time() - started < MAX_BUILD_SECONDS:
+    def wait_for_llama(self) -> None:
+        """Until llama.cpp is built, where that is done meanwhile; what its build said, where it failed."""
+        started, mark = time.time(), os.environ.pop("SG_LOCAL_LLAMA_ENDED", "")
+        if not mark:
+            return
+        while not Path(mark).exists() and time.time() - started < MAX_BUILD_SECONDS:
             time.sleep(1)
+        log = Path(mark).with_suffix(".log")
+        place = find_spec("llama_cpp")
+        assert place
+        assert place.origin
+        self.results.check(
+            "llama.cpp is built",
+            (Path(place.origin).parent / "lib/libllama.so").exists(),
+            waited_seconds=round(time.time() - started),
+            said=" | ".join(log.read_text(errors="replace").splitlines()[-3:])[-500:] if log.exists() else "",
+        )
+
+    def environment(self) -> None:
+        """Which versions, and that llama.cpp and torch see the card."""
         import llama_cpp
         import torch
 
+        missing = [name for name in NEEDED_THERE if find_spec(name) is None]
         offers = bool(llama_cpp.llama_supports_gpu_offload())
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         self.results.check(
             "llama.cpp and torch see the card",
-            self.on_cpu or (offers and torch.cuda.is_available()),
+            not missing and (self.on_cpu or (offers and torch.cuda.is_available())),
+            missing=missing,
             card=card,
             torch=torch.__version__,
             llama_cpp=llama_cpp.__version__,
+            cuda_libraries=mapped_cuda_libraries(),
             offers_gpu=offers,
-            waited_seconds=round(time.time() - started),
         )
 
     def agreement(self) -> None:
@@ -195,9 +253,16 @@ class Acceptance:
                 mean_score=sum(exact) / len(exact),
                 seconds=[one["seconds"] for one in scored.values()],
             )
-        on, off = (self._child("answers", self.small, layers) for layers in (self.layers, "0"))
+        off = self._child("answers", self.small, "0")
+        for layers, where in (
+            (self.layers, "card"),
+            *([] if self.on_cpu else [("2", "a card with one layer of two")]),
+        ):
+            self._same_answers(where, self._child("answers", self.small, layers), off)
+
+    def _same_answers(self, where: str, on: dict[str, Any], off: dict[str, Any]) -> None:
         if "error" in on or "error" in off:
-            self.results.check("greedy answers on card and processor", False, card=on, processor=off)
+            self.results.check(f"greedy answers on {where} and processor", False, card=on, processor=off)
             return
         parted = []
         for one, other, leads in zip(on["answers"], off["answers"], off["leads"], strict=True):
@@ -205,7 +270,7 @@ class Acceptance:
             if place is not None:
                 parted.append(leads[place])
         self.results.check(
-            "greedy answers on card and processor, but for ties",
+            f"greedy answers on {where} and processor, but for ties",
             all(lead <= MAX_TIE_LOGITS for lead in parted),
             answers=len(on["answers"]),
             parted_by_logits=[round(lead, 3) for lead in parted],
@@ -294,16 +359,26 @@ class Acceptance:
 
     def training(self) -> None:
         """Unsloth in 4 and in 16 bit, rows as a tree and padded, in cards of 24 and of 8 GB."""
-        # batches, bits, GiB of the card, tokens of a row, of these shared, id of the padding token, the model
-        cases: list[tuple[str, str, float, int, int, int, Path]] = [
-            ("tree", "16", 0, 64, 32, 2, self.small),
-            ("padded", "16", 0, 64, 32, -1, self.small),
-            ("tree", "4", 22, 520, 256, 0, self.large),
-            ("tree", "4", SMALL_CARD_GIB, 128, 64, 2, self.large),
+        cases: list[Case] = [
+            ("tree", "16 bit", 0, 64, 32, 2, self.small, "unsloth"),
+            ("padded", "16 bit", 0, 64, 32, -1, self.small, "unsloth"),
+            ("tree", "4 bit", 22, 520, 256, 0, self.large, "unsloth"),
+            ("tree", "4 bit", SMALL_CARD_GIB, 128, 64, 2, self.large, "unsloth"),
         ]
-        if self.on_cpu:
-            cases = [("tree", "16", 0, 64, 32, 2, self.small), ("padded", "16", 0, 64, 32, -1, self.small)]
-        for number, (batches, bits, gpu_gib, n_tokens, n_shared, pad, model) in enumerate(cases):
+        self._train(cases[:2] if self.on_cpu else cases)
+
+    def other_training(self) -> None:
+        """A card without bfloat16, and PEFT alone."""
+        if not self.on_cpu:
+            self._train(
+                [
+                    ("tree", "float16", 0, 64, 32, 0, self.small, "unsloth"),
+                    ("tree", "4 bit", 0, 64, 32, 0, self.small, "peft"),
+                ]
+            )
+
+    def _train(self, cases: "list[Case]") -> None:
+        for batches, kind, gpu_gib, n_tokens, n_shared, pad, model, trainer in cases:
             weights = self.work / f"weights-{model.stem}"
             if not weights.exists():
                 made = self._child("weights", model, weights)
@@ -311,10 +386,12 @@ class Acceptance:
                     self.results.check(f"weights of {model.stem}", False, **made)
                     continue
             with Card() as card:
+                place = self.work / f"train-{self.n_children}"
                 found = self._child(
-                    "train", self.work / f"train-{number}", weights, gpu_gib, batches, bits, n_tokens, n_shared, pad
-                )  # fmt: skip
-            name = f"training {model.stem}, {bits} bit, {batches}, rows of {n_tokens}, pad {pad}" + (
+                    "train", place, weights, gpu_gib, batches, kind, n_tokens, n_shared, pad, trainer
+                )
+            planned = planned_training_mib(model, kind, n_tokens, n_shared)
+            name = f"training {model.stem}, {trainer}, {kind}, {batches}, rows of {n_tokens}, pad {pad}" + (
                 f", {gpu_gib} GiB" if gpu_gib else ""
             )
             if "error" in found:
@@ -325,9 +402,14 @@ class Acceptance:
             is_good = (
                 found["batches"] == batches
                 and rope.get("rope_type", "default") == "default"
-                and (n_linear > 0) == (bits == "4")
+                and found["rope_difference"] < 1e-3  # of the module itself, whatever its configuration says
+                and (n_linear > 0) == (kind == "4 bit")
+                and (kind != "float16" or found["dtype"] == "torch.float16")
                 and found["first_loss"] is not None
                 and card.left_mib <= MAX_MIB_LEFT
+                # Of a model of two layers most is what does not grow with it.
+                and (model != self.large or found.get("peak_allocated_mib", 0) <= planned)
+                and (self.on_cpu or found["n_checkpointing"] > 0)
             )
             self.results.check(
                 name,
@@ -335,12 +417,22 @@ class Acceptance:
                 **{
                     key: found[key]
                     for key in (
-                        *("batches", "padded_because", "tree_check", "rope", "dtype", "attention", "forward"),
+                        *(
+                            "batches",
+                            "padded_because",
+                            "tree_check",
+                            "rope",
+                            "rope_difference",
+                            "dtype",
+                            "attention",
+                            "forward",
+                        ),
                         *("device", "n_linear_4bit", "first_loss", "last_loss", "step_seconds", "loaded_mib"),
-                        *("peak_mib", "seconds"),
+                        *("n_checkpointing", "peak_mib", "peak_allocated_mib", "seconds"),
                     )
                     if key in found
                 },
+                planned_mib=planned,
                 card_mib=card.mib,
                 left_mib=card.left_mib,
             )
@@ -407,7 +499,11 @@ PARTS: dict[str, Callable[[Acceptance], None]] = {
     "proof": Acceptance.proof,
     "loop": Acceptance.loop,
     "small_card": Acceptance.small_card,
+    "other_training": Acceptance.other_training,
 }
+
+
+WITHOUT_LLAMA_CPP = ("training", "other_training")
 
 
 def main() -> int:
@@ -425,6 +521,8 @@ def main() -> int:
     for name in given.only:
         started = time.time()
         try:
+            if name not in WITHOUT_LLAMA_CPP:
+                acceptance.wait_for_llama()
             PARTS[name](acceptance)
         except Exception as error:  # the other parts still run
             acceptance.results.check(name, False, error=f"{type(error).__name__}: {error}"[:500])

@@ -198,16 +198,44 @@ def weights(model: str, directory: str) -> dict[str, Any]:
     return {"shards": len(set(index.values()))}
 
 
+def only_float16() -> None:
+    """Has the training do as on a card without bfloat16 (GTX 16, RTX 20, T4)."""
+    import torch
+    import unsloth
+
+    import sg_local.finetune.train as training
+
+    load = unsloth.FastLanguageModel.from_pretrained
+
+    def in_float16(*arguments: Any, **named: Any) -> Any:
+        return load(*arguments, **{**named, "dtype": torch.float16})
+
+    unsloth.FastLanguageModel.from_pretrained = staticmethod(in_float16)
+    training.has_bfloat16 = lambda: False
+
+
 def train(
-    work: str, weights_dir: str, gpu_gib: str, batches: str, bits: str, n_tokens: str, n_shared: str, pad: str
+    work: str,
+    weights_dir: str,
+    gpu_gib: str,
+    batches: str,
+    kind: str,
+    n_tokens: str,
+    n_shared: str,
+    pad: str,
+    trainer: str,
 ) -> dict[str, Any]:
-    """Six steps of `train_adapter` on random rows, in a share of the card; what was loaded, and what it took."""
+    """Six steps of `train_adapter` on random rows, in a share of the card; what was loaded, and what it took.
+
+    kind: "4 bit", "16 bit", or "float16": 16 bit without bfloat16.
+    """
     from sg_local.finetune.environment import prepare_process
 
     place = Path(work).resolve()
     source = Path(weights_dir).resolve()
     prepare_process(place)
-    import unsloth  # noqa: F401 - before torch
+    if trainer == "unsloth":
+        import unsloth  # noqa: F401 - before torch
 
     # isort: split
     import torch
@@ -218,6 +246,8 @@ def train(
     from sg_local.settings import TrainSettings
 
     has_gpu = torch.cuda.is_available()
+    if kind == "float16":
+        only_float16()
     if has_gpu and float(gpu_gib):
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, float(gpu_gib) * 2**30 / total))
@@ -234,7 +264,12 @@ def train(
     def look(*arguments: Any, **named: Any) -> Any:
         model, tokenizer = load(*arguments, **named)
         causal = model.get_base_model()
+        expected = (getattr(causal.config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+        frequencies = getattr(causal, causal.base_model_prefix).rotary_emb.inv_freq.float().cpu()
+        exponents = torch.arange(len(frequencies)) / len(frequencies)
         seen.update(
+            rope_difference=float((frequencies * expected**exponents - 1).abs().max()),
+            modules=list(model.modules()),
             rope=getattr(causal.config, "rope_parameters", None)
             or getattr(causal.config, "rope_scaling", None),
             dtype=str(causal.config.dtype),
@@ -248,15 +283,22 @@ def train(
 
     training.load_with_lora = look  # type: ignore[assignment]
     times: list[float] = []
+
+    def on_step(_n_steps: int) -> None:
+        times.append(time.perf_counter())
+        seen["n_checkpointing"] = sum(
+            bool(getattr(module, "gradient_checkpointing", False)) for module in seen["modules"]
+        )
+
     settings = TrainSettings(
-        trainer="unsloth",
+        trainer=trainer,
         rank=16,
         alpha=16.0,
         lora_dropout=0.0,
         learning_rate=1e-4,
         epochs=1,
         batch_size=8,
-        load_in_4bit=bits == "4",
+        load_in_4bit=kind == "4 bit",
         gradient_checkpointing="auto",
         prompt_tree=batches == "tree",
         checkpoint_seconds=3600,
@@ -275,10 +317,13 @@ def train(
         "random",
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         settings,
-        lambda _steps: times.append(time.perf_counter()),
+        on_step,
     )
-    peak = torch.cuda.max_memory_reserved() / 2**20 if has_gpu else 0
-    return {**result, **seen, "peak_mib": peak, "step_seconds": (times[-1] - times[-4]) / 3}
+    del seen["modules"]
+    if has_gpu:
+        seen["peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
+        seen["peak_allocated_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return {**result, **seen, "step_seconds": (times[-1] - times[-4]) / 3}
 
 
 if __name__ == "__main__":

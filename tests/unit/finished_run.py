@@ -173,7 +173,10 @@ def _write_export(run: Run, message: str) -> None:
 
 def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: int) -> None:
     scores = {"mean": 0.5, "interval_95": [0.1, 0.9]}
-    entry: dict[str, Any] = dict.fromkeys([str(metric) for metric in Metric if not metric.needs_json], scores)
+    judge = metric_of(run.task)
+    entry: dict[str, Any] = dict.fromkeys(
+        [str(metric) for metric in Metric if judge.needs_json or not metric.needs_json], scores
+    )
     contenders = [
         contender
         for contender in Contender
@@ -187,7 +190,7 @@ def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: 
     gains["gain_over_best"] = gains.get("gain_over_label_scoring", gains["gain"])
     evaluation = {
         "task": run.task.name,
-        "metric": metric_of(run.task),
+        "metric": judge,
         "n_rows": n_rows,
         "rows_from": "the task's test file",
         "contenders": {
@@ -203,7 +206,9 @@ def _write_evaluation(run: Run, message: str, right: Mapping[str, int], n_rows: 
             write_rows(
                 run.file(predictions_file(contender)),
                 [
-                    prediction_row(f"{message} {row}", "login" if row < n_right else "refund", "login")
+                    prediction_row(
+                        f"{message} {row}", "login" if row < n_right else "refund", "login", judge=judge
+                    )
                     for row in range(n_rows)
                 ],
             )

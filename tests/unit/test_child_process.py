@@ -211,6 +211,25 @@ def test_an_abort_for_lack_of_the_cards_memory_is_told_apart(
 @pytest.mark.parametrize(
     "message",
     [
+        b"CUDA error: no kernel image is available for execution on the device",
+        b"CUDA error: the provided PTX was compiled with an unsupported toolchain.",
+        b"ROCm error: invalid device function",
+    ],
+)
+def test_a_llama_cpp_for_other_cards_is_the_fault_of_no_row(plant: Plant, message: bytes) -> None:
+    plant(
+        "def work():\n    from sg_local.llama.library import _keep_message\n"
+        f"    _keep_message(4, {message!r}, None)\n    os.abort()\n"
+    )
+    with pytest.raises(SgLocalError) as caught:
+        list(planted())
+    assert not isinstance(caught.value, ChildDied)
+    assert_says(str(caught.value), message.decode().rstrip("."), "sg-local doctor", "--n-gpu-layers 0")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         b"alloc_buffer: allocating 4096.00 MiB on device 0: cudaMalloc failed: out of memory",
         b"llama_model_load: error loading model: unable to allocate CUDA0 buffer",
         b"ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer of size 318767104",

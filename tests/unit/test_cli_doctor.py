@@ -74,6 +74,10 @@ def test_doctor_where_torch_cannot_use_the_card_and_nothing_compiles(
     found = findings(sg, "torch", "compiler")  # the stand-in's directory is all of PATH
     assert "driver is too old" in found["torch"]["found"]
     assert "driver" in found["torch"]["fix"]
+    monkeypatch.setattr(
+        "sg_local.plan.doctor.TRY_TORCH", "raise SystemExit('bitsandbytes: RuntimeError: it has no kernels')"
+    )
+    assert_says(findings(sg, "torch", "compiler")["torch"]["fix"], "bitsandbytes")
     assert "gcc" in (found["compiler"]["fix"] or "gcc")  # a machine may have both
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "nowhere"})
     monkeypatch.setattr("sg_local.plan.doctor.TRY_TORCH", "")

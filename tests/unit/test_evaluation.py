@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from finished_run import rewrite
+from messages import assert_says
 
 from sg_local.errors import InputError
 from sg_local.report.page_data import verdict_sentence
@@ -29,7 +30,7 @@ from sg_local.selfguide.evaluation import (
     predictions_file,
     scores_of,
 )
-from sg_local.selfguide.metrics import Metric
+from sg_local.selfguide.metrics import Metric, metric_of
 from sg_local.task import Example, Task
 
 TASK = Task("inbox", "Which box?", (Example("Money back.", "refund"),), ("refund", "login"))
@@ -130,17 +131,18 @@ def test_a_row_that_lacks_a_score_is_refused(finished_run: Run) -> None:
 
 def test_first_lines_are_no_contender_where_examples_have_more_lines() -> None:
     rows = [prediction_row("Pay me.", "refund \nInput: and so on", "refund")]
-    [cut] = first_line_rows(rows, TASK.examples)
+    [cut] = first_line_rows(rows, TASK)
     assert (cut["prediction"], scores_of([cut], Metric.EXACT_MATCH)) == ("refund", [1])
-    assert first_line_rows([cut], TASK.examples) == []
-    assert first_line_rows(rows, [Example("Pay me.", "refund\nof money")]) == []
+    assert first_line_rows([cut], TASK) == []
+    assert first_line_rows(rows, Task("t", "Do it.", (Example("Pay me.", "refund\nof money"),))) == []
 
 
 def test_of_several_right_outputs_the_best_counts_for_each_metric() -> None:
     row = prediction_row("Give me tea.", "May I have tea?", "Could I have some tea?", "may i have tea")
     assert row["reference"] == "Could I have some tea?"
     assert scores_of([row], Metric.EXACT_MATCH) == scores_of([row], Metric.ROUGE_L) == [1.0]
-    [cut] = first_line_rows([{**row, "prediction": "May I have tea?\nYes"}], [Example("a", "b")])
+    polite = Task("polite", "Say it politely.", (Example("a", "b"),))
+    [cut] = first_line_rows([{**row, "prediction": "May I have tea?\nYes"}], polite)
     assert (cut["references"], scores_of([cut], Metric.EXACT_MATCH)) == (row["references"], [1.0])
     assert is_prediction(row)
     assert not is_prediction({**row, "references": [3]})
@@ -168,6 +170,57 @@ def test_fields_are_scored_where_the_right_outputs_are_json(finished_run: Run) -
     assert metric_mean(evaluation["contenders"][TUNED], Metric.ALL_FIELDS_RIGHT)["mean"] == 1.0
     rewrite(finished_run, "evaluation.json", json.dumps(evaluation))
     assert "all fields right" in score_table(finished_run)
+
+
+ORDER = Task("order", "Write it as JSON.", (Example("Ten pens.", '{"item": "pens", "n": 10}'),))
+
+
+def order_rows(*answers: str, right: tuple[str, ...] = ('{"item": "cups", "n": 2}', "none")) -> Any:
+    """Answers to two messages; the right output of the second is no JSON."""
+    return [
+        prediction_row("a message", answer, reference, judge=metric_of(ORDER))
+        for answer, reference in zip(answers, right, strict=True)
+    ]
+
+
+def test_json_is_judged_by_its_fields_where_rouge_l_says_the_opposite(finished_run: Run) -> None:
+    answers = {
+        BASELINE: order_rows('{"n": 2, "item": "cups"}', "None."),
+        TUNED: order_rows('{"item": "cups", "n": 3}', "none of it"),
+    }
+    evaluation = evaluation_of(ORDER, answers, SERVED, FROM_TEST_FILE)
+    assert scores_of(answers[TUNED], Metric.FIELDS_RIGHT) == [0.5, 0]
+    assert evaluation["metric"] == Metric.FIELDS_RIGHT
+    assert metrics_of(evaluation) == list(Metric)
+    assert (evaluation["gain"]["mean"], evaluation["gain_over_best"]["mean"]) == (-0.75, -0.75)
+    rewrite(finished_run, "evaluation.json", json.dumps(evaluation))
+    assert "gain in share_of_fields_right" in score_table(finished_run)
+    assert_says(verdict_sentence(read_evaluation(finished_run)), "0.250 (share of fields right)", "1.000")
+
+
+def test_first_lines_of_json_are_judged_as_the_answers_are() -> None:
+    rows = order_rows('{"item": "cups", "n": 2}\nInput: more', "none")
+    assert scores_of(rows, Metric.FIELDS_RIGHT) == [0, 1]
+    assert scores_of(first_line_rows(rows, ORDER), Metric.FIELDS_RIGHT) == [1, 1]
+
+
+def test_of_several_right_outputs_the_one_with_most_fields_right_counts() -> None:
+    row = prediction_row(
+        "Two cups.",
+        '{"item": "cups", "n": 2}',
+        "none",
+        '{"item": "mugs", "n": 2}',
+        judge=Metric.FIELDS_RIGHT,
+    )
+    assert scores_of([row], Metric.FIELDS_RIGHT) == [0.5]
+
+
+def test_rows_of_an_earlier_version_are_scored_by_what_they_lack() -> None:
+    older = [
+        {key: value for key, value in row.items() if key != Metric.FIELDS_RIGHT}
+        for row in order_rows('{"item": "cups", "n": 3}', "none")
+    ]
+    assert scores_of(cast(Any, older), Metric.FIELDS_RIGHT) == [0.5, 1]
 
 
 def test_agreement_with_its_own_answers_is_told_from_accuracy(finished_run: Run) -> None:

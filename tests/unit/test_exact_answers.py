@@ -1,6 +1,8 @@
 """Which answers are the same, what JSON an answer may be, and how many of its fields are right."""
 
 import json
+import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,17 @@ ORDERS = ['{"item": "blue pens", "n": 10}', '{"item": "cups", "n": 2.5}']
 )
 def test_the_same_said_in_another_way(one: str, other: str) -> None:
     assert answer_key(one) == answer_key(other)
+
+
+def test_accents_are_the_same_however_they_are_written() -> None:
+    right = '{"caf\u00e9": "cr\u00e8me", "n": 1}'
+    apart = unicodedata.normalize("NFD", right)
+    assert apart != right
+    for other in (apart, json.dumps(json.loads(apart))):
+        assert share_of_fields_right(other, right) == 1
+        assert answer_key(other) == answer_key(right)
+        assert fits(shape_of([right]) or pytest.fail("no shape"), other)
+    assert answer_key(unicodedata.normalize("NFD", "Caf\u00e9")) == answer_key("caf\u00e9")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,14 @@ def test_what_is_not_the_same(one: str, other: str) -> None:
 def test_what_is_no_answer_in_json(text: str) -> None:
     assert parsed(text) is None
     assert share_of_fields_right(text, '{"n": 1}') == 0
+
+
+def test_a_text_that_does_not_end_is_read_once() -> None:
+    """To look for its end from each of its quotes took a minute."""
+    text = '{"' + '\\"' * 30_000
+    started = time.process_time()
+    assert parsed(text) is None
+    assert time.process_time() - started < 2
 
 
 def test_brackets_in_a_text_do_not_nest() -> None:
@@ -154,3 +175,11 @@ def test_fields_lie_in_lists_and_objects() -> None:
     right = '{"guests": [{"name": "Ann", "age": 3}, {"name": "Ben", "age": 4}]}'
     assert share_of_fields_right('{"guests": [{"name": "Ann", "age": 3}]}', right) == 0.5
     assert share_of_fields_right(right.replace("Ben", "Bea"), right) == 0.75
+
+
+@pytest.mark.parametrize("reference", ["none", "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), '{"n": NaN}'])
+def test_a_right_output_that_is_no_json_is_one_field(reference: str) -> None:
+    assert share_of_fields_right(f" {reference.upper()}. ", reference) == 1
+    assert share_of_fields_right('{"n": 1}', reference) == 0
+    assert share_of_fields_right("", reference) == 0
+    assert all_fields_right(reference, reference) == 1

@@ -1,6 +1,8 @@
 """`run --fallback`: what is handed out where the tuned model is not better than the base. No model runs."""
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from scripted_engine import ScriptedEngine
 
 from sg_local.errors import SgLocalError
 from sg_local.proof.verify import verify_run
-from sg_local.runs.directory import Run
+from sg_local.runs.directory import Run, open_run
 from sg_local.selfguide.contenders import OPPONENTS, TUNED, Contender
 from sg_local.selfguide.evaluation import FROM_TEST_FILE, from_made
 from sg_local.selfguide.fallback import choice_of
@@ -212,6 +214,8 @@ def test_other_commands_know_what_was_handed_out(sg: Call, finished_run: Run, ta
     [
         lambda _told: "{",
         lambda told: json.dumps({**told, "way": "tuned"}),
+        lambda told: json.dumps({**told, "way": "tuned_merged"}),
+        lambda told: json.dumps({**told, "in_chat": "base_label_scoring"}),
         lambda told: json.dumps({**told, "examples": [{"input": 1, "output": "a"}]}),
         lambda told: json.dumps({**told, "sha256": {"../other": "a"}}),
     ],
@@ -228,3 +232,82 @@ def test_a_damaged_file_is_told(sg: Call, finished_run: Run, task: Path, edit: A
 def test_a_fallback_before_there_are_scores(sg: Call, finished_run: Run, task: Path) -> None:
     line = one_line(sg(*given(finished_run, task), "--fallback", "--until=train"), 2)
     assert_says(line, "--fallback", "--until train")
+
+
+def test_gate_fallback_and_json_together(sg: Call, finished_run: Run, task: Path) -> None:
+    score(finished_run, FEW_SHOT_BEST, verdict="worse")
+    result = sg(*given(finished_run, task), "--gate", "--fallback", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["fallback"]["way"] == "base_few_shot"
+    assert_says(result.stderr, "significantly worse than base_few_shot")
+    assert finished_run.file(WAY).is_file()  # what is handed out is there, whatever the exit code
+
+
+def test_worse_at_the_bases_own_answers_is_told_as_that(sg: Call, finished_run: Run, task: Path) -> None:
+    """It is no accuracy wherever a verdict stands: in the first line, in the last, and in that of --gate."""
+    score(finished_run, FEW_SHOT_BEST, from_made(0.4), verdict="worse")
+    result = sg(*given(finished_run, task), "--gate", "--fallback")
+    assert result.exit_code == 3
+    lines = result.stdout.splitlines()
+    assert_says(lines[0], "worse than the base at its best", "the base's own answers, which is no accuracy")
+    [verdict] = [line for line in lines if line.startswith("verdict")]
+    assert_says(verdict, "the base's own answers, which is no accuracy")
+    assert_says(
+        result.stderr,
+        "significantly worse than base_few_shot",
+        "the base's own answers, which is no accuracy",
+    )
+    score(finished_run, FEW_SHOT_BEST, verdict="worse")
+    result = sg(*given(finished_run, task), "--gate")
+    assert "no accuracy" not in result.stdout + result.stderr
+
+
+def test_a_copied_run_hands_out_the_same(
+    sg: Call, finished_run: Run, task: Path, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    score(finished_run, FEW_SHOT_BEST)
+    sg(*given(finished_run, task), "--fallback")
+    shutil.copytree(finished_run.path, tmp_path / "elsewhere" / "copy")
+    answered = sg("predict", "--model", tmp_path / "elsewhere" / "copy", "-", input="Where?\n")
+    assert json.loads(answered.stdout)["output"] == f"{finished_run.model.path.name}\nand more"
+    copied = open_run(tmp_path / "elsewhere" / "copy")
+    assert WAY in {check.what for check in verify_run(copied, with_parity=False)}
+    finished_run.model.path.unlink()
+    result = sg("predict", "--model", copied.path, "-", input="Where?\n")
+    assert result.exit_code == 2
+    assert_says(result.stderr.splitlines()[-1], "Error: ", finished_run.model.path)
+
+
+def test_scores_of_other_test_rows_take_the_fallback_back(
+    sg: Call, finished_run: Run, task: Path, engine: ScriptedEngine
+) -> None:
+    score(finished_run, FEW_SHOT_BEST)
+    sg(*given(finished_run, task), "--fallback")
+    finished_run.forget_from("evaluate", keep_partial=False)  # as `evaluate --redo` begins, or new test rows
+    answered = sg("predict", "--model", finished_run.path, "-", input="Where?\n")
+    assert answered.exit_code == 0, answered.stderr
+    assert json.loads(answered.stdout)["output"] == "model.gguf\nand more"
+    assert [item for item in verify_whats(finished_run) if item == WAY] == []
+
+
+def verify_whats(run: Run) -> list[str]:
+    """What verify passes, whatever else it finds."""
+    passed = []
+    with suppress(SgLocalError):
+        for check in verify_run(run, with_parity=False):
+            passed.append(check.what)
+    return passed
+
+
+def test_a_chat_names_what_answers_beside_the_base(
+    sg: Call, finished_run: Run, task: Path, engine: ScriptedEngine
+) -> None:
+    score(finished_run, FEW_SHOT_BEST)
+    sg(*given(finished_run, task), "--fallback")
+    result = sg("chat", finished_run.path, "--compare", input="Where?\n")
+    heads = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert heads == ["base", "fallback"]  # nothing that is called tuned
+    assert_says(result.stderr, finished_run.file("model.gguf"))
+    assert "--model" not in result.stderr  # which chat does not have
+    tuned = sg("chat", finished_run.file("model.gguf"), input="Where?\n")
+    assert tuned.stdout.startswith("model.gguf")

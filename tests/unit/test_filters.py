@@ -7,6 +7,7 @@ import pytest
 from sg_local.selfguide import filters
 from sg_local.selfguide.filters import (
     Pool,
+    answer_fault,
     form_fault,
     form_of,
     length_bounds,
@@ -15,6 +16,7 @@ from sg_local.selfguide.filters import (
     rules_of,
     text_fault,
 )
+from sg_local.settings import Settings
 from sg_local.task import Example, Task
 
 
@@ -280,3 +282,17 @@ def test_where_a_demonstration_copies_its_input_copies_are_answers():
 def test_answers_in_words_of_their_own_need_no_word_of_the_input():
     overlap = overlap_of((Example("guten Morgen", "good morning"),))
     assert overlap_fault("good evening", "guten Abend", overlap) is None
+
+
+@pytest.mark.parametrize("nothing", ["[]", "{}", "+", "\u2014"])
+def test_what_an_example_answers_without_words_is_an_answer(nothing: str):
+    """Such as the names in a text that has none."""
+    rules = rules_of(task_of(("It rained all day.", nothing), ("Sunny.", nothing)))
+    assert answer_fault(Settings(), rules, "Snow again.", nothing) is None
+    assert answer_fault(Settings(), rules, "Snow again.", " ") == "empty"
+    assert answer_fault(Settings(), rules, "Snow again.", nothing * 90) == "length"
+    named = rules_of(task_of(("It rained on Ann.", '["Ann"]'), ("Ben sat in the sun.", '["Ben"]')))
+    assert answer_fault(Settings(), named, "Snow again.", "[]") == "empty"  # no example says that
+    mixed = rules_of(task_of(("It rained on Ann.", '["Ann"]'), ("Sunny.", "[]")))
+    assert answer_fault(Settings(), mixed, "Snow again.", "[]") is None
+    assert answer_fault(Settings(), mixed, "Snow again.", "...") == "shape"

@@ -206,9 +206,31 @@ def test_the_metric_follows_from_the_labels():
     assert metric_of(replace(free, labels=("tea", "coffee"))) == Metric.EXACT_MATCH == METRICS["exact_match"]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "metric"),
+    [
+        (['{"n": 1}', '{"n": 2.5}'], Metric.FIELDS_RIGHT),
+        (['{"n": 1, "item": "cups"}', '{"item":"pens","n":2}'], Metric.FIELDS_RIGHT),
+        (['["cups"]', "[]"], Metric.FIELDS_RIGHT),
+        (["{}"], Metric.FIELDS_RIGHT),
+        (['{"n": 1}', "none"], Metric.ROUGE_L),
+        (['{"n": 1}', '{"m": 1}'], Metric.ROUGE_L),
+        (["1", "2"], Metric.ROUGE_L),
+        ([], Metric.ROUGE_L),  # they are yet to be chosen
+    ],
+)
+def test_where_all_examples_are_json_of_one_shape_the_share_of_fields_right_judges(outputs, metric):
+    asked = Task("order", "Write it as JSON.", tuple(Example("ten pens", output) for output in outputs))
+    assert metric_of(asked) == metric
+    assert metric_of(replace(asked, labels=('{"n": 1}', '{"n": 2}'))) == Metric.EXACT_MATCH
+
+
 def test_fields_are_compared_where_every_right_output_is_json():
     assert metrics_for(['{"n": 1}', "[]"]) == list(Metric)
     assert metrics_for(['{"n": 1}', "one"]) == metrics_for(["1"]) == [Metric.EXACT_MATCH, Metric.ROUGE_L]
+    # What judges a task scores all of its rows.
+    assert metrics_for(["none"], Metric.FIELDS_RIGHT) == list(Metric)
+    assert metrics_for(["none"], Metric.ROUGE_L) == [Metric.EXACT_MATCH, Metric.ROUGE_L]
 
 
 def test_a_metric_says_how_it_scores():

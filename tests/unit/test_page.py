@@ -371,8 +371,8 @@ def test_the_verdict_in_a_sentence() -> None:
     evaluation["metric"] = "rouge_l"
     evaluation["gain_over_best"] = {**gain, "p": 0.3, "verdict": "no difference shown"}
     assert page_data.verdict_sentence(evaluation) == (
-        "No difference shown: the tuned model's answers to 100 rows have ROUGE-L 0.290, those of the base at its best "
-        "(few-shot) 0.340."
+        "No difference shown: the tuned model's answers to 100 rows score 0.290 (ROUGE-L), those of the base at "
+        "its best (few-shot) 0.340."
     )
 
 
@@ -512,7 +512,7 @@ def test_a_task_without_labels_has_no_part_about_labels(tmp_path: Path, model: P
         write_stage(run, stage)
     page = write_report(run.path).read_text()
     text = Elements(page).text
-    assert "have ROUGE-L 0.500" in text
+    assert "score 0.500 (ROUGE-L)" in text
     assert 'id="labels"' not in page
     assert "ROUGE-L before" in text
 

@@ -274,3 +274,28 @@ def test_a_reason_of_an_earlier_call_is_forgotten(new_run: Run) -> None:
     with pytest.raises(SgLocalError, match="did not finish"):
         run_pipeline(new_run, "generate", start_stage=lambda _run, _stage: 1)
     assert reason_of_failure(new_run) is None
+
+
+def test_the_card_is_tried_before_any_data_is_made(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def unusable(_work: str, function: str, **arguments: str) -> None:
+        tried.append((function, arguments))
+        raise InputError("training cannot use it")
+
+    monkeypatch.setattr("sg_local.runs.pipeline.card_in_use", lambda: "NVIDIA Z")
+    monkeypatch.setattr("sg_local.runs.pipeline.result_from_child", unusable)
+    stages: list[str] = []
+    with pytest.raises(InputError, match="training cannot use it"):
+        run_pipeline(new_run, start_stage=lambda _run, stage: stages.append(stage) or 0)  # type: ignore[func-returns-value]
+    trainer = new_run.settings.trainer
+    assert tried == [("sg_local.finetune.load.try_card", {"card": "NVIDIA Z", "trainer": trainer})]
+    assert not stages
+    monkeypatch.setattr("sg_local.runs.pipeline.card_in_use", lambda: "")
+    monkeypatch.setattr("sg_local.runs.pipeline.may_have_another_card", lambda: True)
+    with pytest.raises(InputError, match="training cannot use it"):  # as Unsloth on a Mac
+        run_pipeline(new_run, start_stage=lambda _run, _stage: 1)
+    assert tried.pop()[1] == {"card": "", "trainer": trainer}
+    with pytest.raises(SgLocalError):  # what does not train needs no card
+        run_pipeline(new_run, "curate", start_stage=lambda _run, _stage: 1)
+    assert len(tried) == 1
