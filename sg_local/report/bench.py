@@ -18,6 +18,7 @@ from sg_local.report import ablation, tables
 from sg_local.report.ablation import AblationRow, Seeds, SwitchSummary
 from sg_local.selfguide.contenders import BASELINE, OPPONENTS, TUNED, Contender
 from sg_local.selfguide.evaluation import Evaluation, Gain, gain_over_best, gains, metric_mean
+from sg_local.selfguide.forecast import Forecast
 from sg_local.selfguide.metrics import CLASSIFICATION, METRIC_OF_KIND, METRICS
 from sg_local.selfguide.statistics import MeanOverTasks, Verdict, average, mean_over_tasks
 
@@ -45,6 +46,16 @@ class BenchRow(TypedDict):
     no_label_share: NotRequired[dict[str, float]]
     label_distance: NotRequired[dict[str, float]]
     agreement: NotRequired[Agreement | None]
+    forecast: NotRequired[Forecast | None]  # of runs that are older: none
+
+
+class Foreseen(TypedDict):
+    """Gains over few-shot prompting that were foreseen, and others, with how many of each came."""
+
+    foreseen: int
+    foreseen_better: int
+    others: int
+    others_better: int
 
 
 class KindSummary(TypedDict):
@@ -61,6 +72,7 @@ class KindSummary(TypedDict):
     gain_over_better_base: NotRequired[MeanOverTasks]
     no_label_share: NotRequired[dict[str, float]]
     label_distance: NotRequired[dict[str, float]]
+    forecasts: NotRequired[Foreseen]  # where runs have a forecast
 
 
 class Results(TypedDict):
@@ -102,7 +114,8 @@ def row_of(evaluation: Evaluation, manifest: Mapping[str, Any]) -> BenchRow:
         compared = (BASELINE, TUNED)
         row["no_label_share"] = {name: contenders[name]["no_label_share"] for name in compared}
         row["label_distance"] = {name: contenders[name]["label_distance"] for name in compared}
-        row["agreement"] = manifest["stages"].get("curate", {}).get("agreement") or None
+        for entry in ("agreement", "forecast"):
+            row[entry] = manifest["stages"].get("curate", {}).get(entry)
     return cast(BenchRow, row)
 
 
@@ -169,7 +182,28 @@ def _kind_summary(kind: str, rows: Sequence[BenchRow]) -> KindSummary:
         totals["label_distance"] = {
             name: average([row["label_distance"][name] for row in rows]) for name in compared
         }
+        if forecasts := _forecasts(rows):
+            totals["forecasts"] = forecasts
     return totals
+
+
+def _forecasts(rows: Sequence[BenchRow]) -> Foreseen | None:
+    """How often what was foreseen came; None where nothing was."""
+    verdicts = [
+        (forecast["verdict"] == Verdict.BETTER, row["gain"]["verdict"] == Verdict.BETTER)
+        for row in rows
+        if (forecast := row.get("forecast"))
+    ]
+    came = [is_better for is_foreseen, is_better in verdicts if is_foreseen]
+    others = [is_better for is_foreseen, is_better in verdicts if not is_foreseen]
+    if not verdicts:
+        return None
+    return {
+        "foreseen": len(came),
+        "foreseen_better": sum(came),
+        "others": len(others),
+        "others_better": sum(others),
+    }
 
 
 def _type_lines(rows: Sequence[BenchRow]) -> list[str]:
@@ -225,7 +259,13 @@ def in_words(totals: KindSummary) -> str:
         *others, last = totals["better_of"]
         gain = _gain(totals["gain_over_better_base"])
         text += f", over the best of {', '.join(others)} and {last} {gain}"
-    return text + (" (95 % interval over tasks)." if n_tasks > 1 else ".")
+    text += " (95 % interval over tasks)." if n_tasks > 1 else "."
+    if forecasts := totals.get("forecasts"):
+        text += (
+            f" A gain over few-shot was foreseen in {forecasts['foreseen']} and came in "
+            f"{forecasts['foreseen_better']}; of the {forecasts['others']} others {forecasts['others_better']} gained."
+        )
+    return text
 
 
 def score_of(row: BenchRow, contender: Contender) -> float:

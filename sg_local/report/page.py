@@ -38,10 +38,12 @@ from sg_local.selfguide.evaluation import (
     metric_mean,
     metrics_of,
 )
+from sg_local.selfguide.forecast import Forecast, forecast_line
 from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.metrics import METRICS
 from sg_local.selfguide.rows import InputRow, OutputRow, PairRow, Source, is_kept, source_of
 from sg_local.selfguide.selection import in_turns
+from sg_local.selfguide.statistics import Verdict
 from sg_local.settings import STAGES
 
 Part = dict[str, Any]  # what the template shows of one part of the page
@@ -74,6 +76,7 @@ def page_parts(run: Run) -> dict[str, Any]:
         "scores": _scores(run, evaluation) if evaluation else None,
         "changes": _changes(run, evaluation, shown) if evaluation else None,
         "made": _made(run, shown) if "curate" in stages else None,
+        "forecast": _forecast(stages["curate"].get("forecast")) if "curate" in stages else "",
         "review": _review(run) if "curate" in stages else None,
         "training": _training(stages["train"]) if "train" in stages else None,
         "proof": _proof(stages["export"].get("parity")) if "export" in stages else None,
@@ -265,6 +268,13 @@ def _annotation(run: Run, inputs: Sequence[InputRow], outputs: Sequence[OutputRo
     )
     chart = reliability_chart(bins, "share made for it", "reliability") if bins else ""
     return {"bins": bins, "reliability_chart": chart}
+
+
+def _forecast(entry: object) -> str:
+    """What was foreseen of the training; "" where nothing was, or another version wrote it otherwise."""
+    if not isinstance(entry, dict) or {*_numbers(entry), "verdict"} != Forecast.__required_keys__:
+        return ""
+    return forecast_line(cast(Forecast, entry)) if entry.get("verdict") in set(Verdict) else ""
 
 
 def _review(run: Run) -> Part | None:

@@ -69,7 +69,12 @@ class LabelScores:
     @property
     def last(self) -> Probabilities:
         """The last of the three, which decide."""
-        return self.with_evidence or self.calibrated or self.raw
+        return self.with_evidence or self.before_evidence
+
+    @property
+    def before_evidence(self) -> Probabilities:
+        """What the scores alone say."""
+        return self.calibrated or self.raw
 
 
 def label_scores(

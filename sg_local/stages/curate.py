@@ -34,6 +34,7 @@ from sg_local.runs.directory import Run
 from sg_local.runs.review import read_review, summary_of
 from sg_local.runs.rows import known_labels, labelled_pairs, read_inputs, read_outputs
 from sg_local.selfguide.filters import answer_fault, rules_of
+from sg_local.selfguide.forecast import Forecast, forecast, forecast_line
 from sg_local.selfguide.given import made_like_real
 from sg_local.selfguide.labels import (
     Agreement,
@@ -74,6 +75,13 @@ from sg_local.selfguide.selection import (
 HELD_OUT_SHARE = 0.15
 
 
+class LabelFit(TypedDict, total=False):
+    """How well labels fit what inputs were made for, as the manifest has it; empty where none was made for a label."""
+
+    agreement: Agreement
+    forecast: Forecast
+
+
 class Counts(TypedDict):
     """How many rows train.jsonl has, as the manifest has it.
 
@@ -93,7 +101,7 @@ def run_curate(run: Run) -> None:
         inputs = read_inputs(run)
         outputs = read_outputs(run, inputs)
         labelled = labelled_pairs(run, inputs)
-        pairs, agreement = _annotated_pairs(run, inputs, outputs)
+        pairs, fit = _annotated_pairs(run, inputs, outputs)
         words = read_review(run, inputs)
         if words:
             details["review"] = summary_of(run, words, pairs)
@@ -121,10 +129,8 @@ def run_curate(run: Run) -> None:
             rows,
             run.task,
         )
-        if agreement:
-            details["agreement"] = agreement
-        details |= {"counts": counts, "report": report}
-        _say_results(counts, report, agreement)
+        details |= {**fit, "counts": counts, "report": report}
+        _say_results(counts, report, fit)
         _say_real(rows)
         if "review" in details:
             for line in review_lines(details["review"]):
@@ -138,7 +144,7 @@ def run_curate(run: Run) -> None:
 
 def _annotated_pairs(
     run: Run, inputs: Sequence[InputRow], all_outputs: Sequence[OutputRow]
-) -> tuple[list[PairRow], Agreement | None]:
+) -> tuple[list[PairRow], LabelFit]:
     """The answered inputs with what is chosen and dropped, and how well they fit their made-for labels."""
     by_id = {row["id"]: row for row in inputs}
     outputs = [row for row in all_outputs if source_of(by_id[row["id"]]) != Source.LABELLED]
@@ -159,13 +165,13 @@ def _annotated_pairs(
     for pair in pairs:
         if pair["drop"] is None and pair["id"] in same:
             pair["drop"] = DropReason.DUPLICATE
-    agreement = None
+    fit: LabelFit = {}
     if run.task.is_classification:
         known = known_labels(run, inputs, all_outputs, [pair["id"] for pair in pairs if pair["drop"] is None])
-        agreement = _choose_labels(run, pairs, outputs, [by_id[row["id"]]["label"] for row in outputs], known)
+        fit = _choose_labels(run, pairs, outputs, [by_id[row["id"]]["label"] for row in outputs], known)
     else:
         _choose_answers(run, pairs, outputs)
-    return pairs, agreement
+    return pairs, fit
 
 
 def _take_words(pairs: Sequence[PairRow], words: Mapping[RowId, ReviewRow]) -> None:
@@ -222,7 +228,7 @@ def _choose_labels(
     outputs: Sequence[OutputRow],
     made_for: Sequence[str | None],
     known: Known,
-) -> Agreement | None:
+) -> LabelFit:
     """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well made-for labels fit."""
     settings, n_labels = run.settings, len(run.task.labels)
     if settings.label_answers == "samples":
@@ -233,8 +239,8 @@ def _choose_labels(
         if pair["drop"] is None
     ]
     if not answered:
-        return None
-    reliability = 1 / n_labels
+        return {}
+    reliability, foreseen = 1 / n_labels, None
     if settings.label_answers == "scores":
         scores = label_scores(
             [output["label_logprobs"] for _, output, _ in answered],
@@ -246,6 +252,7 @@ def _choose_labels(
         )
         _take_likeliest(run, [pair for pair, _, _ in answered], scores.last)
         agreed, reliability = scores.agreed, scores.reliability
+        foreseen = _forecast(run, answered, scores.before_evidence)
     else:
         agreed = sum(pair["output"] == label for pair, _, label in answered)
     _say_unequal_labels(run, pairs)
@@ -258,15 +265,33 @@ def _choose_labels(
                 pair["drop"] = DropReason.DISAGREEMENT
     _drop_least_confident(run, pairs, by_label=True)
     if n_made_for == 0:
-        return None
-    return {
-        "share": round(agreed / n_made_for, 4),
-        "n_rows": n_made_for,
-        "chance": round(1 / n_labels, 4),
-        "p": float(f"{agreement_by_chance(agreed, n_made_for, n_labels):.3g}"),
-        "reliability": round(reliability, 4),
-        "used_as_filter": used_as_filter,
+        return {}
+    fit: LabelFit = {
+        "agreement": {
+            "share": round(agreed / n_made_for, 4),
+            "n_rows": n_made_for,
+            "chance": round(1 / n_labels, 4),
+            "p": float(f"{agreement_by_chance(agreed, n_made_for, n_labels):.3g}"),
+            "reliability": round(reliability, 4),
+            "used_as_filter": used_as_filter,
+        }
     }
+    if foreseen:
+        fit["forecast"] = foreseen
+    return fit
+
+
+def _forecast(
+    run: Run, answered: Sequence[tuple[PairRow, OutputRow, str | None]], scores: Probabilities
+) -> Forecast | None:
+    """What the chosen labels and the base's few-shot answers foresee; scores: of the labels, before evidence."""
+    # The first prompt is that of few-shot prompting (prompts.py).
+    first = [output["label_logprobs"][0] for _, output, _ in answered]
+    return forecast(
+        [max(prompt, key=lambda label: prompt[label]) for prompt in first],
+        [run.task.labels[row.index(max(row))] for row in scores],
+        [label for _, _, label in answered],
+    )
 
 
 def _take_likeliest(run: Run, pairs: Sequence[PairRow], probabilities: Probabilities) -> None:
@@ -413,11 +438,13 @@ def _say_real(rows: Sequence[PairRow]) -> None:
         )
 
 
-def _say_results(counts: Counts, report: DataReport, agreement: Agreement | None) -> None:
-    """The table of what was made and dropped, and what in it looks bad."""
-    for line in report_lines(report, agreement):
+def _say_results(counts: Counts, report: DataReport, fit: LabelFit) -> None:
+    """The table of what was made and dropped, what in it looks bad, and what it foresees."""
+    for line in report_lines(report, fit.get("agreement")):
         say(f"  {line}".rstrip())
     rows = counted(counts["kept"], "row")
     say(f"curate: {rows} with the demonstrations, {counts['copies']} with repetitions")
-    for warning in warnings(report, agreement):
+    for warning in warnings(report, fit.get("agreement")):
         say(f"curate: {warning}")
+    if "forecast" in fit:
+        say(f"curate: {forecast_line(fit['forecast'])}")

@@ -135,6 +135,17 @@ def begun(tmp_path: Path, task: Path, model: Path, **settings: Any) -> Run:
     return create_or_open_run(tmp_path / "other", load_task(task), model, Settings(**settings))[0]
 
 
+def test_the_run_foresees_a_gain_where_the_chosen_labels_fit_better_than_few_shot_answers(
+    new_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # few-shot prompting would say refund to all; without that bias every label is what the input was made for
+    curated(new_run, *scored([(-0.1, -6.0), (-0.4, -2.0)] * 10))
+    found = new_run.manifest()["stages"]["curate"]["forecast"]
+    assert (found["few_shot_share"], found["chosen_share"], found["n_rows"]) == (0.5, 1.0, 20)
+    assert found["verdict"] == "better"
+    assert_says(capsys.readouterr().err, "a gain over few-shot prompting is likely", "100% of 20 rows", "50%")
+
+
 def test_what_several_prompts_say_is_averaged_after_each_lost_its_own_bias(new_run: Run) -> None:
     # The first prompt leans to refund, the second to login and is surer of itself.
     inputs, outputs = scored([(-0.1, -4.0), (-0.2, -3.6)])

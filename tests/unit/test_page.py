@@ -345,6 +345,24 @@ def test_the_loss_of_every_step_is_drawn_where_the_run_recorded_it(new_run: Run)
     assert has_chart == {"[4.0, 2.5, 2.25]"}
 
 
+def test_what_was_foreseen_stands_there_where_the_run_recorded_it(finished_run: Run) -> None:
+    whole = {"few_shot_share": 0.39, "chosen_share": 0.64, "n_rows": 198, "p": 1e-8, "verdict": "better"}
+    told = "Before the training: a gain over few-shot prompting is likely"
+    for forecast, is_told in (
+        (whole, True),
+        (None, False),
+        (whole | {"p": HOSTILE}, False),
+        (whole | {"verdict": HOSTILE}, False),
+        (HOSTILE, False),
+    ):
+        manifest = finished_run.manifest()
+        manifest["stages"]["curate"]["forecast"] = forecast
+        write_json(finished_run.file("manifest.json"), manifest)
+        page = page_of(finished_run)
+        assert (told in page) == is_told
+        assert "alert" not in page
+
+
 def test_the_verdict_in_a_sentence() -> None:
     contenders: dict[str, Any] = {
         name: {metric: {"mean": mean, "interval_95": [0.0, 1.0]} for metric in Metric}

@@ -118,6 +118,12 @@ def test_of_each_stage_the_transcript_has_its_last_message_and_its_time() -> Non
     assert len(rest[2]) <= readme.MAX_LINE_CHARACTERS
 
 
+def test_no_page_has_marks_of_a_merge() -> None:
+    for path in readme.PAGES:
+        marks = re.findall(r"^(?:<{7}|={7}|>{7})(?: .*)?$", path.read_text("utf-8"), re.MULTILINE)
+        assert not marks, (path, marks)
+
+
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     pages = [path.read_text("utf-8") for path in readme.PAGES]
