@@ -110,6 +110,13 @@ class GenerateSettings(CommonSettings):
         low=1,
         everyday=True,
     )
+    least_made_share: float = _setting(
+        1.0,
+        "In tasks with labels, make at least this share of n_inputs, however many are real: made ones have the surer "
+        "labels, and teach how to judge real ones.",
+        low=0,
+        high=1,
+    )
     input_temperature: float = _setting(0.9, "Sampling temperature of inputs (paper: 0.7).", low=0, high=5)
     input_top_k: int = _setting(40, "Sample from the k most probable tokens; 0: from all.", low=0)
     input_min_p: float = _setting(
@@ -210,6 +217,12 @@ class CurateSettings(AnnotateSettings):
     keep_confident: float = _setting(
         0.8,
         "Share of the rows to keep, for each label if there are labels; the most confident stay (paper: all).",
+        low=0.05,
+        high=1,
+    )
+    keep_confident_real: float = _setting(
+        0.5,
+        "The same of real inputs in tasks with labels: no made-for label is evidence for their answers.",
         low=0.05,
         high=1,
     )
@@ -360,12 +373,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 500,
         "calibrate": False,
         "keep_confident": 1.0,
+        "keep_confident_real": 1.0,
         "agreement": "never",
         "form_filter": False,
         "max_copies": 1,
         "train_demonstrations": True,
     },
 }
+
+
+def n_wanted_made(settings: GenerateSettings, n_real: int, *, with_labels: bool) -> int:
+    """How many inputs are to be made beside real ones: what n_inputs lacks, and with labels at least a share of it."""
+    least = math.ceil(settings.least_made_share * settings.n_inputs) if with_labels else 0
+    return max(settings.n_inputs - n_real, least)
 
 
 def resolve_settings(preset: str, given: dict[str, Any]) -> Settings:

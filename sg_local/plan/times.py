@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from sg_local.plan.sizes import TURN_TOKENS, ModelSizes, TaskTokens
 from sg_local.selfguide.contenders import Contender
-from sg_local.settings import Settings
+from sg_local.settings import Settings, n_wanted_made
 
 # Shares and sizes of runs of SmolLM2-135M on the shipped tasks.
 KEPT_SHARE = 0.75  # of made inputs, by the filters of generate
@@ -84,18 +84,19 @@ def stage_works(
 ) -> dict[str, Work]:
     """The work of each stage. tokens: of texts of middle length; those that `plan` counts memory with are the longest.
 
-    n_real_inputs: given ones, which need not be made; n_labelled: rows that are scored and trained on beside them.
+    n_real_inputs: given ones, which need not all be made; n_labelled: rows that are scored and trained on beside them.
     """
-    n_made = max(0, settings.n_inputs - n_real_inputs)
+    n_given = min(settings.n_inputs, n_real_inputs)
+    n_made = n_wanted_made(settings, n_given, with_labels=tokens.labels > 0)
     n_asked = ROWS_PER_CALL * math.ceil(n_made / KEPT_SHARE / ROWS_PER_CALL)
     # A call is finished whole, so that more are kept than were asked for.
-    n_answered = min(settings.n_inputs, n_real_inputs) + n_labelled + max(n_made, KEPT_SHARE * n_asked)
+    n_answered = n_given + n_labelled + max(n_made, KEPT_SHARE * n_asked)
     load = STAGE_SECONDS + model.file_bytes / LOADED_BYTES_PER_SECOND
     return {
         "generate": _generate(settings, tokens, n_asked, load),
         "annotate": _annotate(settings, tokens, n_answered, load),
         "curate": Work(other_seconds=STAGE_SECONDS + n_answered / CURATED_PER_SECOND),
-        "train": _train(model, settings, tokens, n_answered),
+        "train": _train(model, settings, tokens, _n_trained(settings, tokens, n_answered, n_given)),
         "export": _export(model, settings, tokens),
         "evaluate": _evaluate(settings, tokens, n_answered, load),
     }
@@ -149,8 +150,13 @@ def _annotate(settings: Settings, tokens: TaskTokens, n_answered: float, load: f
     )
 
 
-def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, n_answered: float) -> Work:
-    n_rows = settings.keep_confident * n_answered
+def _n_trained(settings: Settings, tokens: TaskTokens, n_answered: float, n_given: int) -> float:
+    """The rows that curate keeps."""
+    of_given = settings.keep_confident_real if tokens.labels else settings.keep_confident
+    return settings.keep_confident * (n_answered - n_given) + of_given * n_given
+
+
+def _train(model: ModelSizes, settings: Settings, tokens: TaskTokens, n_rows: float) -> Work:
     steps = settings.epochs * math.ceil(n_rows / settings.batch_size)
     shared = tokens.instruction + (tokens.demonstrations if settings.train_demonstrations else 0)
     own = tokens.input + TURN_TOKENS + tokens.answer

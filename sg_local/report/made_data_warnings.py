@@ -9,7 +9,7 @@ A warning is given where a number is past what a person would look at twice.
 from sg_local.report.made_data import DataReport, LabelCounts, telling_lengths
 from sg_local.report.tables import counted
 from sg_local.selfguide.filters import LENGTH_SLACK_CHARACTERS
-from sg_local.selfguide.labels import Agreement
+from sg_local.selfguide.labels import MAX_P_OF_AGREEMENT, Agreement
 
 MAX_NEAREST_ROUGE_L = 0.6  # 0.7 is where inputs are dropped as near-duplicates
 MAX_LIKE_DEMONSTRATIONS = 0.3  # share of inputs that have half of a demonstration's words in its order
@@ -19,7 +19,6 @@ MAX_LENGTH_RATIO = 2  # of a median to the longest demonstration, and of the sho
 MIN_SHARE_OF_A_LABEL = 0.25  # of its equal share
 MAX_WARNED_LABELS = 3
 MAX_LONGER_SHARE = 0.75  # of pairs of rows: chance is 0.5, and two standard errors with 40 rows 0.13
-MAX_P_OF_AGREEMENT = 0.05  # of labels and what inputs were made for; above it may be chance
 
 
 def warnings(report: DataReport, agreement: Agreement | None = None) -> list[str]:

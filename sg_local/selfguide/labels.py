@@ -9,10 +9,14 @@ a batch are equally frequent. Where a user knows how frequent they are among rea
 which as many rows get each label (optimal transport by Sinkhorn's iteration, as in arXiv 1306.0895).
 """
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
+
+from sg_local.selfguide.fitted import fitted_scores
 
 # exp(-69): a lower probability means the same, and must not decide the mean that calibration subtracts.
 _LEAST_PROBABILITY = 1e-30
@@ -21,6 +25,11 @@ MAX_RELIABILITY = 0.95
 # So many rows count as much as what is known without them: biases of a few rows are mostly chance.
 SHRINKING_ROWS = 20
 MAX_P_OF_EQUAL_LABELS = 0.001
+MAX_P_OF_AGREEMENT = 0.05  # of labels and what inputs were made for; above it may be chance
+MAX_P_OF_FITTED = 0.01  # the same of a map, which decides alone
+# "Fair" agreement begins at 0.2 (Landis and Koch, 1977). On real inputs of eight tasks the prompts had 0.08 and 0.18
+# where their labels were chance, and 0.35 to 0.54 elsewhere (tests/benchmarks/RESULTS.md).
+LEAST_KAPPA = 0.25
 _TRANSPORT_SHARPNESS = (
     10  # how decided rows are while biases are fitted to shares, in deviations of the scores
 )
@@ -65,6 +74,9 @@ class LabelScores:
     with_evidence: Probabilities | None  # with the made-for label; None if that is no evidence
     agreed: int  # rows whose made-for label has the highest score before evidence
     reliability: float  # how often an input fits its made-for label; 1 / n_labels if that is no evidence
+    real_kappa: (
+        float | None
+    )  # how far the prompts agree on real inputs; None with one prompt or few real ones
 
     @property
     def last(self) -> Probabilities:
@@ -93,33 +105,89 @@ def label_scores(
     rows: `label_logprobs` of outputs.jsonl: for each row and prompt, the log-probability of each label in nats.
     made_for: the made-for label of each row, evidence that is weighted by its reliability; None: it has none.
     """
-    logprobs = [
-        [[prompt[label] for label in labels] for prompt in prompts] for prompts in zip(*rows, strict=True)
-    ]
-    raw = _mean_of_prompts([[*map(label_probabilities, prompt)] for prompt in logprobs])
+    by_row = [[[prompt[label] for label in labels] for prompt in prompts] for prompts in rows]
+    by_prompt = [*zip(*by_row, strict=True)]
+    places: dict[str | None, int] = {label: place for place, label in enumerate(labels)}
+    asked_for = [places.get(label) for label in made_for]
+    real_kappa: float | None = None
+    raw = _mean_of_prompts([[*map(label_probabilities, prompt)] for prompt in by_prompt])
     calibrated: Probabilities | None = None
     if removes_bias:
         gold_rows = [[[prompt[label] for label in labels] for prompt in prompts] for prompts, _ in known.gold]
-        gold_by_prompt = [*zip(*gold_rows, strict=True)] or [()] * len(logprobs)
+        gold_by_prompt = [*zip(*gold_rows, strict=True)] or [()] * len(by_prompt)
         answers = [labels.index(label) for _, label in known.gold]
-        calibrated = _mean_of_prompts(
-            [
-                _calibrated(prompt, known, [*gold], answers)
-                for prompt, gold in zip(logprobs, gold_by_prompt, strict=True)
-            ]
-        )
+        unbiased = [
+            _calibrated(prompt, known, gold, answers)
+            for prompt, gold in zip(by_prompt, gold_by_prompt, strict=True)
+        ]
+        calibrated = _mean_of_prompts(unbiased)
+        real_kappa = _real_kappa(unbiased, known.is_real)
+        for number, row in _mended(by_row, asked_for, known, gold_rows, answers).items():
+            calibrated[number] = row
     scores = calibrated or raw
     agreed = sum(labels[row.index(max(row))] == label for row, label in zip(scores, made_for, strict=True))
     n_made_for = sum(label is not None for label in made_for)
     reliable = reliability(agreed, n_made_for, len(labels)) if weighs_evidence else 1 / len(labels)
     posterior: Probabilities | None = None
     if reliable > 1 / len(labels):
-        places: dict[str | None, int] = {label: place for place, label in enumerate(labels)}
         posterior = [
-            with_evidence(row, places[label], reliable) if label in places else row
-            for row, label in zip(tempered(scores, reliable), made_for, strict=True)
+            row if place is None else with_evidence(row, place, reliable)
+            for row, place in zip(tempered(scores, reliable), asked_for, strict=True)
         ]
-    return LabelScores(raw, calibrated, posterior, agreed, reliable)
+    return LabelScores(raw, calibrated, posterior, agreed, reliable, real_kappa)
+
+
+def _real_kappa(prompts: Sequence[Probabilities], is_real: Sequence[bool]) -> float | None:
+    """Cohen's kappa of the likeliest labels of real rows by two prompts, the mean over all pairs of prompts."""
+    answers = [
+        [row.index(max(row)) for row, real in zip(rows, is_real, strict=True) if real]
+        for rows in prompts
+        if is_real
+    ]
+    if len(answers) < 2 or len(answers[0]) < SHRINKING_ROWS:
+        return None
+    pairs = list(itertools.combinations(answers, 2))
+    return sum(kappa(one, other) for one, other in pairs) / len(pairs)
+
+
+def kappa(one: Sequence[int], other: Sequence[int]) -> float:
+    """Cohen's kappa: how far two judges of the same rows agree beyond chance; 1: always, 0: as by chance.
+
+    Cohen, "A coefficient of agreement for nominal scales", 1960. Judges that give all rows one label agree by chance.
+    """
+    n_rows = len(one)
+    counts, others = Counter(one), Counter(other)
+    chance = sum(counts[answer] * others[answer] for answer in counts) / n_rows**2
+    same = sum(a == b for a, b in zip(one, other, strict=True)) / n_rows
+    return (same - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def _mended(
+    rows: Sequence[Sequence[Sequence[float]]],
+    made_for: Sequence[int | None],
+    known: Known,
+    gold: Sequence[Sequence[Sequence[float]]],
+    gold_answers: Sequence[int],
+) -> dict[int, list[float]]:
+    """Calibrated probabilities of real rows, by place, with what made rows teach of the labels (fitted.py).
+
+    Empty where they teach nothing. Made rows keep theirs: what they were made for is evidence for them already.
+    """
+    real = [place for place, is_real in enumerate(known.is_real) if is_real]
+    made = [(place, label) for place, label in enumerate(made_for) if label is not None]
+    if len(real) < SHRINKING_ROWS or not made:
+        return {}
+    logs = [[_logs(prompt) for prompt in row] for row in rows]
+    fitted = fitted_scores(
+        [logs[place] for place, _ in made],
+        [label for _, label in made],
+        [*(logs[place] for place in real), *([_logs(prompt) for prompt in row] for row in gold)],
+    )
+    if not fitted or agreement_by_chance(fitted.agreed, len(made), len(rows[0][0])) > MAX_P_OF_FITTED:
+        return {}
+    own, of_gold = fitted.scores[: len(real)], fitted.scores[len(real) :]
+    all_real = known._replace(is_real=[True] * len(real))
+    return dict(zip(real, _calibrated(own, all_real, of_gold, gold_answers), strict=True))
 
 
 def _mean_of_prompts(prompts: Sequence[Probabilities]) -> Probabilities:

@@ -41,6 +41,8 @@ _DROPPED_BY_CURATE = {
     DropReason.UNRELATED,
     DropReason.SHAPE,
     DropReason.DISAGREEMENT,
+    DropReason.BY_CHANCE,
+    DropReason.PROMPTS_DIFFER,
     DropReason.LOW_CONFIDENCE,
     DropReason.REVIEW,
     DropReason.HELD_OUT,

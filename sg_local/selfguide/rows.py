@@ -70,6 +70,16 @@ class DropReason(StrEnum):
         "form_filter",
     )
     DISAGREEMENT = "disagreement", "its answer is not the label that it was made for", "agreement"
+    PROMPTS_DIFFER = (
+        "prompts_differ",
+        "the prompts that score its label hardly agree on real inputs, and there are made ones",
+        "n_layouts",
+    )
+    BY_CHANCE = (
+        "by_chance",
+        "made inputs fit what they were made for no more often than by chance, and enough real ones are there",
+        "agreement",
+    )
     LOW_CONFIDENCE = (
         "low_confidence",
         "it is below the confidence cut-off",

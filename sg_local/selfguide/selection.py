@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 
 from sg_local.selfguide.exact_answers import answer_key
 from sg_local.selfguide.filters import Rules, answer_fault
+from sg_local.selfguide.labels import LEAST_KAPPA, MAX_P_OF_AGREEMENT
 from sg_local.selfguide.metrics import rouge_l
-from sg_local.selfguide.rows import OutputRow
+from sg_local.selfguide.rows import OutputRow, Source
 from sg_local.settings import Settings
 
 # From this share of the samples on, an answer is agreed on, and only what is said as often comes into question.
@@ -181,6 +182,26 @@ def most_confident(labels: Sequence[str], margins: Sequence[float], share: float
         for place in places[: max(1, round(share * len(places)))]:
             keep[place] = True
     return keep
+
+
+def source_to_leave_out(
+    n_made: int, n_real: int, n_inputs: int, agreement_p: float, real_kappa: float | None
+) -> Source | None:
+    """Real rows (GIVEN) or made ones (MADE) that are better not trained on; None: both are.
+
+    Real ones where the prompts hardly agree on their labels, if there are made ones. Made ones where they fit what they
+    were made for as by chance, if half of n_inputs is real: the student cannot write what a label means, and answers to
+    real inputs at least are to what the tuned model will meet.
+
+    agreement_p: that made rows fit their labels by chance. real_kappa: see LabelScores.
+    """
+    if n_made == 0:
+        return None
+    if real_kappa is not None and real_kappa < LEAST_KAPPA:
+        return Source.GIVEN
+    if agreement_p > MAX_P_OF_AGREEMENT and 2 * n_real >= n_inputs:
+        return Source.MADE
+    return None
 
 
 def in_turns(labels: Sequence[str]) -> list[int]:

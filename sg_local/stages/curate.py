@@ -69,6 +69,7 @@ from sg_local.selfguide.selection import (
     most_confident,
     repeated_answers,
     same_share,
+    source_to_leave_out,
     vote_margin,
 )
 
@@ -240,7 +241,7 @@ def _choose_labels(
     ]
     if not answered:
         return {}
-    reliability, foreseen = 1 / n_labels, None
+    reliability, foreseen, kappa = 1 / n_labels, None, None
     if settings.label_answers == "scores":
         scores = label_scores(
             [output["label_logprobs"] for _, output, _ in answered],
@@ -251,7 +252,7 @@ def _choose_labels(
             known=known,
         )
         _take_likeliest(run, [pair for pair, _, _ in answered], scores.last)
-        agreed, reliability = scores.agreed, scores.reliability
+        agreed, reliability, kappa = scores.agreed, scores.reliability, scores.real_kappa
         foreseen = _forecast(run, answered, scores.before_evidence)
     else:
         agreed = sum(pair["output"] == label for pair, _, label in answered)
@@ -263,6 +264,8 @@ def _choose_labels(
         for pair, _, label in answered:
             if label is not None and pair["output"] != label:
                 pair["drop"] = DropReason.DISAGREEMENT
+    agreement_p = agreement_by_chance(agreed, n_made_for, n_labels) if n_made_for else 1.0
+    _leave_out_a_source(run, pairs, agreement_p, kappa)
     _drop_least_confident(run, pairs, by_label=True)
     if n_made_for == 0:
         return {}
@@ -271,7 +274,7 @@ def _choose_labels(
             "share": round(agreed / n_made_for, 4),
             "n_rows": n_made_for,
             "chance": round(1 / n_labels, 4),
-            "p": float(f"{agreement_by_chance(agreed, n_made_for, n_labels):.3g}"),
+            "p": float(f"{agreement_p:.3g}"),
             "reliability": round(reliability, 4),
             "used_as_filter": used_as_filter,
         }
@@ -279,6 +282,30 @@ def _choose_labels(
     if foreseen:
         fit["forecast"] = foreseen
     return fit
+
+
+def _leave_out_a_source(run: Run, pairs: Sequence[PairRow], agreement_p: float, kappa: float | None) -> None:
+    """Drops real rows, or made ones, where the student cannot tell their labels and the others are enough."""
+    counts = Counter(source_of(pair) for pair in pairs if is_kept(pair))
+    source = source_to_leave_out(
+        counts[Source.MADE], counts[Source.GIVEN], run.settings.n_inputs, agreement_p, kappa
+    )
+    if source is None or run.settings.agreement == "never":
+        return
+    reason = DropReason.PROMPTS_DIFFER if source == Source.GIVEN else DropReason.BY_CHANCE
+    for pair in pairs:
+        if is_kept(pair) and source_of(pair) == source:
+            pair["drop"] = reason
+    if source == Source.GIVEN:
+        say(
+            f"curate: the prompts that score labels hardly agree on real inputs (kappa {kappa:.2f}), so their labels "
+            "would be chance and they are left out; rows that you label, or answer in `sg-local review`, count"
+        )
+    else:
+        say(
+            f"curate: made inputs fit what they were made for as by chance (p = {agreement_p:.2g}), so they are left "
+            "out, and real ones alone are trained on"
+        )
 
 
 def _forecast(
@@ -352,15 +379,19 @@ def _drop_least_confident(run: Run, pairs: Sequence[PairRow], *, by_label: bool)
 
     Real and made rows are taken apart: the confidence of one says nothing beside that of the other.
     """
-    kept = [pair for pair in pairs if is_kept(pair)]
-    is_confident = most_confident(
-        [f"{source_of(pair)} {pair['output'] if by_label else ''}" for pair in kept],
-        [pair["confidence"] for pair in kept],
-        run.settings.keep_confident,
-    )
-    for pair, stays in zip(kept, is_confident, strict=True):
-        if not stays:
-            pair["drop"] = DropReason.LOW_CONFIDENCE
+    shares = dict.fromkeys(Source, run.settings.keep_confident)
+    if by_label:
+        shares[Source.GIVEN] = run.settings.keep_confident_real
+    for source, share in shares.items():
+        kept = [pair for pair in pairs if is_kept(pair) and source_of(pair) == source]
+        is_confident = most_confident(
+            [str(pair["output"]) if by_label else "" for pair in kept],
+            [pair["confidence"] for pair in kept],
+            share,
+        )
+        for pair, stays in zip(kept, is_confident, strict=True):
+            if not stays:
+                pair["drop"] = DropReason.LOW_CONFIDENCE
 
 
 def _set_copies(run: Run, rows: Sequence[PairRow]) -> None:

@@ -43,7 +43,7 @@ from sg_local.selfguide.labels import label_scores
 from sg_local.selfguide.prompts import INPUT_PROMPTS, input_request, input_stops
 from sg_local.selfguide.rows import DropReason, InputRow, Source, Trial, source_of
 from sg_local.selfguide.trials import best_style
-from sg_local.settings import input_limit
+from sg_local.settings import input_limit, n_wanted_made
 from sg_local.task import Task
 
 ROWS_PER_CALL = 64
@@ -76,40 +76,52 @@ def run_generate(run: Run) -> None:
                 )
             real = _real_rows(run, engine, template)
             n_given = sum(row["drop"] is None and row["source"] == Source.GIVEN for row in real)
-            made = _needed_calls(made, run.settings.n_inputs - n_given)
+            wanted = n_wanted_made(run.settings, n_given, with_labels=run.task.is_classification)
+            _say_real(run, n_given, wanted)
+            made = _needed_calls(made, wanted)
             write_rows(path, [*real, *made])
-            if n_given < run.settings.n_inputs:
-                _make_inputs(run, engine, template, made, run.settings.n_inputs - n_given)
+            if wanted:
+                _make_inputs(run, engine, template, made, wanted)
             details.update(counters(engine))
         if trials := recover_rows(run.file(_TRIALS), Trial):
             details["probe"] = trials
         details["counts"] = _counts(made, real, n_given)
-        _require_inputs(run, made, n_given)
+        _require_inputs(run, made, n_given, wanted)
 
 
 def _real_rows(run: Run, engine: Engine, template: ChatTemplate) -> list[InputRow]:
     """The rows that are real, dropped ones included."""
-    task, given = run.task, run.given_inputs
+    task = run.task
     rows = real_rows(
         task.examples,
         [row.input for row in run.labelled_rows],
-        given,
+        run.given_inputs,
         run.settings.n_inputs,
         run.settings.seed,
         lambda text: has_room(engine, template, task.instruction, task.examples, text),
     )
-    n_kept = sum(row["drop"] is None and row["source"] == Source.GIVEN for row in rows)
-    if given:
-        drawn = f"; of {len(given)} given ones they are drawn with the seed {run.settings.seed}"
-        say(
-            f"generate: {n_kept} of {run.settings.n_inputs} inputs are real ({n_kept / run.settings.n_inputs:.0%})"
-            + (drawn if len(given) > run.settings.n_inputs else "")
-        )
     drops = Counter(str(row["drop"]) for row in rows if row["drop"])
     if drops:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
         say(f"generate: dropped {counted(drops.total(), 'real input')} ({reasons})")
     return rows
+
+
+def _say_real(run: Run, n_given: int, n_made: int) -> None:
+    """What share of the inputs is real, where some were given."""
+    if not run.given_inputs:
+        return
+    n_inputs, n_all = run.settings.n_inputs, len(run.given_inputs)
+    drawn = f"; of {n_all} given ones they are drawn with the seed {run.settings.seed}"
+    say(
+        f"generate: {n_given} of {n_given + n_made} inputs are real ({n_given / (n_given + n_made):.0%})"
+        + (drawn if n_all > n_inputs else "")
+    )
+    if n_made > n_inputs - n_given:
+        say(
+            f"generate: {n_made} are made beside them, whose labels are known better: what tells these apart teaches "
+            "how to judge real ones (--least-made-share)"
+        )
 
 
 def _needed_calls(rows: list[InputRow], wanted: int) -> list[InputRow]:
@@ -172,11 +184,11 @@ def _counts(made: list[InputRow], real: list[InputRow], n_given: int) -> dict[st
     return counts
 
 
-def _require_inputs(run: Run, made: list[InputRow], n_given: int) -> None:
-    """Raises SgLocalError where there is no input; says it where there are fewer than wanted."""
-    kept, wanted = sum(row["drop"] is None for row in made) + n_given, run.settings.n_inputs
+def _require_inputs(run: Run, made: list[InputRow], n_given: int, wanted: int) -> None:
+    """Raises SgLocalError where there is no input; says it where fewer are made than wanted."""
+    kept = sum(row["drop"] is None for row in made)
     drops = Counter(str(row["drop"]) for row in made if row["drop"])
-    if kept == 0:
+    if kept + n_given == 0:
         advice = "a longer instruction or other examples help most"
         if drops[DropReason.MARKS]:
             advice += ", or a new run with --no-form-filter, where inputs may lack the marks of the examples"
@@ -186,7 +198,8 @@ def _require_inputs(run: Run, made: list[InputRow], n_given: int) -> None:
         )
     if kept < wanted:
         say(
-            f"generate: {kept} of {counted(wanted, 'input')} after {counted(len(made), 'attempt')}; going on with these"
+            f"generate: {kept} of {counted(wanted, 'input')} to be made, after {counted(len(made), 'attempt')}; going "
+            "on with these"
         )
 
 

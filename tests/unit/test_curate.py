@@ -9,7 +9,7 @@ from finished_run import write_inputs, write_outputs
 from messages import assert_says
 
 from sg_local.errors import SgLocalError
-from sg_local.files import read_rows
+from sg_local.files import read_rows, write_rows
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
 from sg_local.selfguide.selection import likeness
@@ -144,6 +144,33 @@ def test_the_run_foresees_a_gain_where_the_chosen_labels_fit_better_than_few_sho
     assert (found["few_shot_share"], found["chosen_share"], found["n_rows"]) == (0.5, 1.0, 20)
     assert found["verdict"] == "better"
     assert_says(capsys.readouterr().err, "a gain over few-shot prompting is likely", "100% of 20 rows", "50%")
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_real_rows_are_trained_on_where_the_prompts_agree_on_them(
+    new_run: Run, capsys: pytest.CaptureFixture[str], agrees: bool
+) -> None:
+    def prompts(first: int, second: int) -> dict[str, Any]:
+        says = [{"refund": -0.1, "login": -3.0}, {"refund": -3.0, "login": -0.1}]
+        return {"label_logprobs": [says[first], says[second]], "output": "refund"}
+
+    made = [
+        {"id": number, "input": f"message {number}", "label": ["refund", "login"][number % 2]}
+        for number in range(24)
+    ]
+    real = [
+        {"id": f"given-{number}", "input": f"real {number}", "label": None, "source": "given"}
+        for number in range(1, 41)
+    ]
+    outputs = [{"id": row["id"], **prompts(row["id"] % 2, row["id"] % 2)} for row in made]
+    for number, row in enumerate(real):
+        outputs.append({"id": row["id"], **prompts(number % 2, (number if agrees else number // 2) % 2)})
+    write_rows(new_run.file("given.jsonl"), [{"input": row["input"]} for row in real])
+    rows = curated(new_run, [*real, *made], outputs)
+    drops = Counter(row["drop"] for row in rows if row["source"] == "given")
+    assert drops == ({None: 20, "low_confidence": 20} if agrees else {"prompts_differ": 40})
+    assert ("hardly agree on real inputs (kappa 0.00)" in capsys.readouterr().err) != agrees
+    assert sum(row["copies"] for row in rows if row["source"] == "made") > 0
 
 
 def test_what_several_prompts_say_is_averaged_after_each_lost_its_own_bias(new_run: Run) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ def test_real_inputs_come_first_and_made_ones_fill_up(
     made = [row for row in rows if row["source"] == "made" and row["drop"] is None]
     assert len(made) >= 10
     assert_says(
-        capsys.readouterr().err, "2 of 12 inputs are real (17%)", "2 duplicate, 2 empty, 1 over_context"
+        capsys.readouterr().err, "2 of 14 inputs are real (14%)", "2 duplicate, 2 empty, 1 over_context"
     )
     counts = run.manifest()["stages"]["generate"]["counts"]
     assert (counts["given"], counts["given_kept"], counts["kept"]) == (7, 2, len(made) + 2)
@@ -278,7 +279,7 @@ def test_of_many_inputs_a_sample_is_drawn_by_the_seed(
             tmp_path,
             model,
             more='inputs = {file = "many.csv", column = "text"}',
-            settings=Settings(n_inputs=50, seed=seed),
+            settings=Settings(n_inputs=50, seed=seed, least_made_share=0),
         )
         stage(run, "generate")
         rows = read_rows(run.file("inputs.jsonl"))
@@ -289,6 +290,51 @@ def test_of_many_inputs_a_sample_is_drawn_by_the_seed(
         (tmp_path / "run").rename(tmp_path / f"run-{len(drawn)}")
     assert drawn[0] == drawn[1] != drawn[2]
     assert_says(capsys.readouterr().err, "50 of 50 inputs are real", "of 100000 given ones", "the seed 0")
+
+
+def test_with_labels_inputs_are_made_beside_real_ones(
+    tmp_path: Path, model: Path, engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del engine
+    real = inputs(*(f"Message {n}." for n in range(12)))
+    settings = Settings(n_inputs=12, form_filter=False, n_samples=2)
+    counted = {}
+    for name, task, share in (("default", TASK, 0.5), ("none", TASK, 0), ("free", FREE_TASK, 0.5)):
+        run = begun(
+            tmp_path / name, model, task, inputs=real, settings=replace(settings, least_made_share=share)
+        )
+        stage(run, "generate")
+        rows = [row for row in read_rows(run.file("inputs.jsonl")) if row["drop"] is None]
+        counted[name] = (
+            sum(row["source"] == "given" for row in rows),
+            sum(row["source"] == "made" for row in rows),
+        )
+        run.path.rename(tmp_path / f"{name}-run")
+    assert counted["default"][0] == 12
+    assert counted["default"][1] >= 6
+    assert counted["none"] == counted["free"] == (12, 0)
+    assert_says(
+        capsys.readouterr().err,
+        "12 of 18 inputs are real (67%)",
+        "6 are made beside them",
+        "--least-made-share",
+    )
+
+
+def test_made_rows_are_left_out_beside_real_ones_where_their_labels_are_chance(
+    tmp_path: Path, model: Path, engine: ScriptedEngine
+) -> None:
+    real = inputs(*(f"Message {n}." for n in range(12)))
+    dropped = {}
+    for name, more in (("chance", {}), ("never", {"agreement": "never"}), ("few", {"n_inputs": 40})):
+        settings = Settings(**({"n_inputs": 12, "form_filter": False} | more))
+        run = begun(tmp_path / name, model, inputs=real, settings=settings)
+        stage(run, "generate", "annotate", "curate")
+        pairs = [row for row in read_rows(run.file("train.jsonl")) if row["source"] == "made"]
+        dropped[name] = {row["drop"] for row in pairs if row["drop"] != "low_confidence"}
+    del engine
+    assert dropped["chance"] == {"by_chance"}
+    assert "by_chance" not in dropped["never"] | dropped["few"]
 
 
 def test_other_real_inputs_leave_made_ones_and_answers_as_they_are(

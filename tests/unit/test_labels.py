@@ -5,9 +5,11 @@ import random
 import pytest
 
 from sg_local.selfguide.labels import (
+    Known,
     calibrate,
     ensemble,
     follows_labels,
+    kappa,
     label_probabilities,
     label_scores,
     margin,
@@ -190,3 +192,32 @@ def test_a_row_without_a_made_for_label_is_scored_without_that_evidence() -> Non
     scores = label_scores(rows, made_for, labels, removes_bias=False, weighs_evidence=True)
     assert scores.with_evidence is not None
     assert scores.with_evidence[0][0] > scores.with_evidence[-1][0] > 0.5
+
+
+def test_kappa_is_agreement_beyond_chance():
+    assert kappa([0, 1, 0, 1], [0, 1, 0, 1]) == 1
+    assert kappa([0, 1, 0, 1], [0, 0, 1, 1]) == 0
+    assert kappa([0, 1, 0, 1], [1, 0, 1, 0]) == -1
+    assert kappa([0] * 9 + [1], [0] * 10) == 0  # 9 of 10 are the same, as by chance
+    assert kappa([0, 0], [0, 0]) == 0
+    # Cohen (1960): 20 + 15 of 50 are the same, chance 0.5
+    assert kappa([0] * 25 + [1] * 25, [0] * 20 + [1] * 5 + [0] * 10 + [1] * 15) == pytest.approx(0.4)
+
+
+def test_how_far_the_prompts_agree_is_told_of_real_rows_alone():
+    sure, other = {"a": -0.1, "b": -3.0}, {"a": -3.0, "b": -0.1}
+    agreeing, differing = [[sure, sure], [other, other]] * 10, [[sure, sure], [sure, other]] * 10
+    real = [True] * 20 + [False] * 20
+
+    def found(rows: list[list[dict[str, float]]], is_real: list[bool]) -> float | None:
+        known = Known(is_real)
+        scores = label_scores(
+            rows, [None] * len(rows), "ab", removes_bias=True, weighs_evidence=False, known=known
+        )
+        return scores.real_kappa
+
+    assert found([*agreeing, *differing], real) == 1
+    assert found([*differing, *agreeing], real) == 0
+    assert found([*differing, *agreeing], [False] * 40) is None
+    assert found([row[:1] for row in differing] * 2, real) is None
+    assert found([*agreeing, *differing], [True] * 19 + [False] * 21) is None

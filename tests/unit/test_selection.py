@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sg_local.selfguide.filters import rules_of
-from sg_local.selfguide.rows import OutputRow
+from sg_local.selfguide.rows import OutputRow, Source
 from sg_local.selfguide.selection import (
     agreed,
     answer_confidences,
@@ -21,6 +21,7 @@ from sg_local.selfguide.selection import (
     most_said,
     repeated_answers,
     same_share,
+    source_to_leave_out,
     vote,
     vote_margin,
 )
@@ -230,3 +231,22 @@ def test_labels_come_in_turn_as_long_as_they_last() -> None:
     assert in_turns(["a", "a", "b", "a", "c", "b"]) == [0, 2, 4, 1, 5, 3]
     assert in_turns(["", "", ""]) == [0, 1, 2]
     assert in_turns([]) == []
+
+
+@pytest.mark.parametrize(
+    ("n_made", "n_real", "p", "kappa", "left_out"),
+    [
+        (160, 160, 1e-9, 0.5, None),
+        (160, 160, 1e-9, None, None),
+        (160, 160, 1e-9, 0.1, Source.GIVEN),
+        (160, 160, 0.9, 0.1, Source.GIVEN),  # what is made is what there was before
+        (0, 160, 1.0, 0.1, None),  # nothing else is there
+        (160, 160, 0.2, 0.5, Source.MADE),
+        (160, 79, 0.2, 0.5, None),  # too few real ones
+        (160, 0, 0.2, None, None),
+    ],
+)
+def test_a_source_is_left_out_where_the_student_cannot_tell_its_labels(
+    n_made: int, n_real: int, p: float, kappa: float | None, left_out: Source | None
+) -> None:
+    assert source_to_leave_out(n_made, n_real, 160, p, kappa) == left_out
