@@ -113,10 +113,10 @@ def test_reads_a_large_vocabulary_in_a_second(write: Write) -> None:
     }
     path = write(tiny_gguf(metadata))
     seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy with something else
-        begin = time.perf_counter()
+    for _ in range(3):  # the best of three, of the processor: the machine may be busy with something else
+        begin = time.process_time()
         header = read_header(path)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     merges_read = header.metadata["tokenizer.ggml.merges"]
     assert isinstance(merges_read, list)
     assert (len(merges_read), merges_read[-1]) == (n_merges, f"to ken{n_merges - 1}")
