@@ -16,7 +16,7 @@ from sg_local.runs.directory import Run
 
 _MAX_BYTES = 1 << 16
 # How much is made, and how fast: of these no answer depends, but for rounding.
-_NOT_IN_ANSWERS = ("n_inputs", "n_parallel", "n_threads", "n_gpu_layers", "working_copy")
+_NOT_IN_ANSWERS = ("n_inputs", "least_made_share", "n_parallel", "n_threads", "n_gpu_layers", "working_copy")
 
 
 def key_of(*parts: object) -> str:

@@ -20,9 +20,10 @@ from sg_local.runs.begin import begin_run, changed_settings, with_full_paths
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
 from sg_local.runs.loop import Result, finish
+from sg_local.runs.made_from import stage_key
 from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import StartStage
-from sg_local.runs.stage_files import BEGUN_WITH
+from sg_local.runs.stage_files import BEGUN_WITH, STAGE_FILES
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import predictions_file, predictions_note
 from sg_local.settings import STAGES, resolve_settings, unreached
@@ -62,6 +63,9 @@ def run_from(
         kept = stages_to_keep(run, other)
         if kept:
             take_stages(run, other, kept)
+        elif makes_the_same(run, other):
+            take_pieces(run, other, STAGES[0])
+            kept = ("made inputs with their answers, beside which other rows come",)
         say(f"kept of {other.path}: {', '.join(kept) or 'nothing, its first stage would not be the same'}")
     return finish(run, until, run_rest(run, other, until))
 
@@ -88,6 +92,29 @@ def take_stages(run: Run, other: Run, stages: Sequence[str]) -> None:
         run.take_over(other, stages)
 
 
+def take_pieces(run: Run, other: Run, stage: str) -> None:
+    """Copies what a stage of the other run made row by row: here it goes on with the rows that would be the same.
+
+    Made inputs do not depend on real and labelled ones, nor on their number.
+    """
+    with lock_run(other.path), lock_run(run.path):
+        run.forget_from(stage, keep_partial=False)
+        for pattern in STAGE_FILES[stage].pieces:
+            for path in other.path.glob(pattern):
+                copy_file(path, run.file(path.name))
+
+
+def makes_the_same(run: Run, other: Run) -> bool:
+    """Whether made inputs would be the same, whatever is brought beside them."""
+    return stage_key(run, STAGES[0]) == stage_key(other, STAGES[0]) and other.file("inputs.jsonl").exists()
+
+
+def _goes_on_with_pieces(run: Run, other: Run) -> bool:
+    """Whether the inputs are of this run, made as the other's, and are not answered yet."""
+    is_own = "from_run" not in run.manifest()["stages"][STAGES[0]]
+    return is_own and not run.file("outputs.jsonl").exists() and makes_the_same(run, other)
+
+
 def run_rest(
     run: Run,
     other: Run,
@@ -98,6 +125,8 @@ def run_rest(
     """Runs what is not finished, as `run_pipeline` does; `evaluate` comes upon the base's answers of the other run."""
 
     def start_with_answers(run: Run, stage: str) -> int:
+        if stage == STAGES[1] and _goes_on_with_pieces(run, other):
+            take_pieces(run, other, stage)
         if stage == STAGES[-1]:
             _take_base_answers(run, other)
         return (start_stage or process.in_child_process)(run, stage)

@@ -22,6 +22,7 @@ from sg_local.report.made_data_warnings import warnings
 from sg_local.runs.begin import begin_run, create_or_open_run
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.given import check_task
+from sg_local.runs.second_try import makes_the_same, take_pieces
 from sg_local.runs.stage import run_stage
 from sg_local.selfguide.given import (
     choose_examples,
@@ -362,6 +363,38 @@ def test_other_real_inputs_leave_made_ones_and_answers_as_they_are(
     write_rows(run.file("given.jsonl"), inputs(*(f"Message {n}." for n in range(12))))
     stage(run, "generate")
     assert [row["source"] for row in read_rows(run.file("inputs.jsonl"))] == ["given"] * 12
+
+
+def test_a_second_try_with_real_inputs_goes_on_with_what_was_made(
+    tmp_path: Path, model: Path, engine: ScriptedEngine
+) -> None:
+    scored: list[str] = []
+    engine.label_logprobs = lambda prompt, labels: scored.append(prompt) or scores(prompt, labels)
+    alone = begun(tmp_path / "alone", model)
+    stage(alone, "generate", "annotate")
+    before = read_rows(alone.file("inputs.jsonl"))
+    files = {"inputs": inputs("First.", "Second."), "labelled": pairs(3)}
+    whole = begun(tmp_path / "whole", model, **files)
+    stage(whole, "generate", "annotate")
+    second = begun(tmp_path / "second", model, **files)
+    assert makes_the_same(second, alone)
+    engine.asked.clear()
+    scored.clear()
+    for name in ("generate", "annotate"):
+        take_pieces(second, alone, name)
+        stage(second, name)
+    for name in ("inputs.jsonl", "outputs.jsonl"):
+        assert read_rows(second.file(name)) == read_rows(whole.file(name))
+    assert engine.asked == []
+    n_prompts = len(read_rows(second.file("outputs.jsonl"))[0]["label_logprobs"])
+    assert len(scored) == n_prompts * 5  # two given, three labelled
+    assert read_rows(alone.file("inputs.jsonl")) == before
+    more = replace(Settings(n_inputs=14, form_filter=False, n_samples=2), least_made_share=0.9)
+    assert makes_the_same(begun(tmp_path / "more", model, settings=more), alone)
+    other_seed = replace(more, seed=1)
+    assert not makes_the_same(begun(tmp_path / "seed", model, settings=other_seed), alone)
+    other_task = begun(tmp_path / "task", model, TASK.replace("Which box?", "Which one?"))
+    assert not makes_the_same(other_task, alone)
 
 
 def test_a_killed_generate_ends_with_the_same_rows(

@@ -16,6 +16,7 @@ from messages import assert_says
 from sg_local.files import read_rows, write_rows
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
+from sg_local.runs.made_from import note_made_from, stage_key
 from sg_local.settings import STAGES
 
 
@@ -23,6 +24,21 @@ from sg_local.settings import STAGES
 def second(sg: Call, finished_run: Run, task: Path, stages: ScriptedStages) -> Call:
     """Calls `run` with --from the finished run."""
     return lambda *arguments, **options: sg("run", task, "--from", finished_run.path, *arguments, **options)
+
+
+def test_what_was_made_is_gone_on_with_where_more_is_wanted(
+    second: Call, finished_run: Run, stages: ScriptedStages, contents: Contents
+) -> None:
+    note_made_from(finished_run.file(".generate.json"), stage_key(finished_run, "generate"))
+    before = contents(finished_run.path)
+    result = second("--n-inputs=9", "--run", "more")
+    assert result.exit_code == 0, result.stderr
+    assert f"kept of {finished_run.path}: made inputs with their answers" in result.stderr
+    assert stages.ran == [("more", stage) for stage in STAGES]
+    assert Path("more/.generate.json").read_bytes() == finished_run.file(".generate.json").read_bytes()
+    assert contents(finished_run.path) == before
+    assert "kept of" in (told := second("--seed=1", "--run", "other").stderr)
+    assert "made inputs" not in told
 
 
 @pytest.mark.parametrize(
