@@ -470,12 +470,12 @@ def _say_real(rows: Sequence[PairRow]) -> None:
 
 
 def _say_results(counts: Counts, report: DataReport, fit: LabelFit) -> None:
-    """The table of what was made and dropped, what in it looks bad, and what it foresees."""
+    """The table of what was made and dropped, what it foresees, and what in it looks bad."""
     for line in report_lines(report, fit.get("agreement")):
         say(f"  {line}".rstrip())
+    if "forecast" in fit:
+        say(f"curate: {forecast_line(fit['forecast'])}")
     rows = counted(counts["kept"], "row")
     say(f"curate: {rows} with the demonstrations, {counts['copies']} with repetitions")
     for warning in warnings(report, fit.get("agreement")):
         say(f"curate: {warning}")
-    if "forecast" in fit:
-        say(f"curate: {forecast_line(fit['forecast'])}")
