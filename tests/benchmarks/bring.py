@@ -160,7 +160,7 @@ def print_table(cells: Sequence[Cell], ways: Sequence[str]) -> None:
             + " ".join(f"{means[w]:8.3f}" for w in ways)
         )
         others = [way for way in ways if way not in {MADE, CEILING}]
-        if CEILING in ways:
+        if CEILING in ways and others:
             print(
                 "way from made alone to the ceiling: "
                 + ", ".join(f"{way} {way_to_ceiling(whole, way):.2f}" for way in others)
