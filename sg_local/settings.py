@@ -106,7 +106,7 @@ class GenerateSettings(CommonSettings):
     )
     n_inputs: int = _setting(
         400,
-        "Inputs that pass the filters, real ones first (paper: 40 x 10 before them).",
+        "Inputs to make, or real ones, that pass the filters (paper: 40 x 10 before them).",
         low=1,
         everyday=True,
     )

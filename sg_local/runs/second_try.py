@@ -8,7 +8,8 @@ a setting reaches follows from where it is declared (settings.py).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,11 @@ def run_rest(
 
     def start_with_answers(run: Run, stage: str) -> int:
         if stage == STAGES[1] and _goes_on_with_pieces(run, other):
-            take_pieces(run, other, stage)
+            with _or_else("all inputs are answered anew"):
+                take_pieces(run, other, stage)
         if stage == STAGES[-1]:
-            _take_base_answers(run, other)
+            with _or_else("the base answers again"):
+                _take_base_answers(run, other)
         return (start_stage or process.in_child_process)(run, stage)
 
     return run_pipeline(run, until, command, start_with_answers, tells_times=command == "run")
@@ -173,14 +176,20 @@ def _take_base_answers(run: Run, other: Run) -> None:
     """
     if _READ_BY_BASE & {*changed_settings(other.settings, run.settings)}:
         return
+    with lock_run(other.path), lock_run(run.path):
+        for contender in Contender:
+            if contender.uses_made_rows or run.file(predictions_file(contender)).exists():
+                continue
+            # The note first: answers without it are not gone on with.
+            for name in (predictions_note(contender), predictions_file(contender)):
+                if other.file(name).exists():
+                    copy_file(other.file(name), run.file(name))
+
+
+@contextmanager
+def _or_else(what_comes: str) -> Iterator[None]:
+    """Says what comes where nothing can be copied: the other run is at work, or gone by now."""
     try:
-        with lock_run(other.path), lock_run(run.path):
-            for contender in Contender:
-                if contender.uses_made_rows or run.file(predictions_file(contender)).exists():
-                    continue
-                # The note first: answers without it are not gone on with.
-                for name in (predictions_note(contender), predictions_file(contender)):
-                    if other.file(name).exists():
-                        copy_file(other.file(name), run.file(name))
-    except SgLocalError as error:  # it is at work, or gone by now
-        say(f"the base answers again: {error}")
+        yield
+    except SgLocalError as error:
+        say(f"{what_comes}: {error}")

@@ -197,6 +197,19 @@ def test_a_run_that_is_at_work_is_waited_for(
     assert second("--epochs=5", "--run", "new").exit_code == 0
 
 
+def test_a_second_try_that_goes_on_does_not_need_the_other_run(
+    second: Call, finished_run: Run, stages: ScriptedStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_made_from(finished_run.file(".generate.json"), stage_key(finished_run, "generate"))
+    assert second("--n-inputs=9", "--run", "more", "--until", "generate").exit_code == 0
+    monkeypatch.setattr("sg_local.runs.lock.LOCK_SECONDS", 0.1)
+    with lock_run(finished_run.path):
+        result = second("--n-inputs=9", "--run", "more")
+    assert result.exit_code == 0, result.stderr
+    assert f"answered anew: another sg-local is working on {finished_run.path}" in result.stderr
+    assert stages.ran == [("more", stage) for stage in STAGES]
+
+
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
