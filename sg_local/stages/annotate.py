@@ -10,7 +10,7 @@ writes outputs.jsonl   OutputRow of selfguide/rows.py
 Where the task has labels their log-probabilities are computed exactly, with the end token, once for each of
 n_layouts prompts; else the answer is chosen among n samples (share: how far the others agree with it; information:
 nats that the input adds to each of its tokens). Not done here: calibration and selection (see
-curate.py).
+choosing.py).
 """
 
 from collections import Counter
