@@ -9,7 +9,7 @@ Free answers are chosen by what samples agree on, or by how much the input tells
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from sg_local.escape import one_line
 from sg_local.progress import say
@@ -55,6 +55,23 @@ class LabelFit(TypedDict, total=False):
     forecast: Forecast
 
 
+class _Answered(NamedTuple):
+    """A pair with the answers that it is chosen from, and the label that its input was made for."""
+
+    pair: PairRow
+    output: OutputRow
+    made_for: str | None
+
+
+class _Found(NamedTuple):
+    """What choosing the labels says of all rows together."""
+
+    agreed: int  # rows whose label, before evidence, is the one that they were made for
+    reliability: float | None = None  # None where votes choose
+    real_kappa: float | None = None
+    forecast: Forecast | None = None
+
+
 def choose_pairs(
     run: Run, inputs: Sequence[InputRow], all_outputs: Sequence[OutputRow]
 ) -> tuple[list[PairRow], LabelFit]:
@@ -95,56 +112,66 @@ def _choose_labels(
     known: Known,
 ) -> LabelFit:
     """Labels by their scores or votes; drops what disagrees or is unsure. Returns how well made-for labels fit."""
-    settings, n_labels = run.settings, len(run.task.labels)
-    if settings.label_answers == "samples":
+    by_scores = run.settings.label_answers == "scores"
+    if not by_scores:
         _choose_voted_labels(run, pairs, outputs)
     answered = [
-        (pair, output, label)
+        _Answered(pair, output, label)
         for pair, output, label in zip(pairs, outputs, made_for, strict=True)
         if pair["drop"] is None
     ]
     if not answered:
         return {}
-    reliability, foreseen, kappa = 1 / n_labels, None, None
-    if settings.label_answers == "scores":
-        scores = label_scores(
-            [output["label_logprobs"] for _, output, _ in answered],
-            [label for _, _, label in answered],
-            run.task.labels,
-            removes_bias=settings.calibrate,
-            weighs_evidence=settings.agreement == "evidence",
-            known=known,
-        )
-        _take_likeliest(run, [pair for pair, _, _ in answered], scores.last)
-        agreed, reliability, kappa = scores.agreed, scores.reliability, scores.real_kappa
-        foreseen = _forecast(run, answered, scores.before_evidence)
-    else:
-        agreed = sum(pair["output"] == label for pair, _, label in answered)
+    found = _choose_scored_labels(run, answered, known) if by_scores else _Found(_n_as_made_for(answered))
     _say_unequal_labels(run, pairs)
-    n_made_for = sum(label is not None for _, _, label in answered)
-    follows = follows_labels(agreed, n_made_for, n_labels)
-    used_as_filter = settings.agreement == "always" or (settings.agreement == "auto" and follows)
-    if used_as_filter:
+    fit = _label_fit(run, answered, found)
+    if "agreement" in fit and fit["agreement"]["used_as_filter"]:
         for pair, _, label in answered:
             if label is not None and pair["output"] != label:
                 pair["drop"] = DropReason.DISAGREEMENT
-    agreement_p = agreement_by_chance(agreed, n_made_for, n_labels) if n_made_for else 1.0
-    _leave_out_a_source(run, pairs, agreement_p, kappa)
+    _leave_out_a_source(run, pairs, fit["agreement"]["p"] if "agreement" in fit else 1.0, found.real_kappa)
     _drop_least_confident(run, pairs, by_label=True)
+    return fit
+
+
+def _n_as_made_for(answered: Sequence[_Answered]) -> int:
+    return sum(pair["output"] == label for pair, _, label in answered)
+
+
+def _choose_scored_labels(run: Run, answered: Sequence[_Answered], known: Known) -> _Found:
+    """Gives each pair its likeliest label by the scores."""
+    scores = label_scores(
+        [output["label_logprobs"] for _, output, _ in answered],
+        [label for _, _, label in answered],
+        run.task.labels,
+        removes_bias=run.settings.calibrate,
+        weighs_evidence=run.settings.agreement == "evidence",
+        known=known,
+    )
+    _take_likeliest(run, [pair for pair, _, _ in answered], scores.last)
+    foreseen = _forecast(run, answered, scores.before_evidence)
+    return _Found(scores.agreed, scores.reliability, scores.real_kappa, foreseen)
+
+
+def _label_fit(run: Run, answered: Sequence[_Answered], found: _Found) -> LabelFit:
+    """How well labels fit what inputs were made for, and whether those that do not are dropped."""
+    n_labels, n_made_for = len(run.task.labels), sum(label is not None for _, _, label in answered)
     if n_made_for == 0:
         return {}
+    use = run.settings.agreement
+    follows = follows_labels(found.agreed, n_made_for, n_labels)
     fit: LabelFit = {
         "agreement": {
-            "share": round(agreed / n_made_for, 4),
+            "share": round(found.agreed / n_made_for, 4),
             "n_rows": n_made_for,
             "chance": round(1 / n_labels, 4),
-            "p": float(f"{agreement_p:.3g}"),
-            "reliability": round(reliability, 4),
-            "used_as_filter": used_as_filter,
+            "p": float(f"{agreement_by_chance(found.agreed, n_made_for, n_labels):.3g}"),
+            "reliability": round(1 / n_labels if found.reliability is None else found.reliability, 4),
+            "used_as_filter": use == "always" or (use == "auto" and follows),
         }
     }
-    if foreseen:
-        fit["forecast"] = foreseen
+    if found.forecast:
+        fit["forecast"] = found.forecast
     return fit
 
 
@@ -172,9 +199,7 @@ def _leave_out_a_source(run: Run, pairs: Sequence[PairRow], agreement_p: float, 
         )
 
 
-def _forecast(
-    run: Run, answered: Sequence[tuple[PairRow, OutputRow, str | None]], scores: Probabilities
-) -> Forecast | None:
+def _forecast(run: Run, answered: Sequence[_Answered], scores: Probabilities) -> Forecast | None:
     """What the chosen labels and the base's few-shot answers foresee; scores: of the labels, before evidence."""
     # The first prompt is that of few-shot prompting (prompts.py).
     first = [output["label_logprobs"][0] for _, output, _ in answered]
