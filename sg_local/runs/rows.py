@@ -55,7 +55,7 @@ def read_outputs(run: Run, inputs: Sequence[InputRow]) -> list[OutputRow]:
     path, faults = run.file("outputs.jsonl"), Faults()
     rows = read_rows(path, OutputRow)
     _check_ids(path, [row["id"] for row in rows], faults, of_inputs=True)
-    kept = {row["id"] for row in inputs if is_to_answer(run, row)}
+    kept = {row["id"] for row in rows_to_answer(run, inputs)}
     known, answered = {row["id"] for row in inputs}, {row["id"] for row in rows}
     for row in rows:
         if row["id"] not in known:
@@ -79,11 +79,15 @@ def read_outputs(run: Run, inputs: Sequence[InputRow]) -> list[OutputRow]:
     return rows
 
 
-def is_to_answer(run: Run, row: InputRow) -> bool:
-    """Whether annotate answers an input. Of labelled rows it computes label scores, which calibration learns from."""
-    if row["drop"] is not None:
-        return False
-    return source_of(row) != Source.LABELLED or scores_labels(run)
+def rows_to_answer(run: Run, inputs: Sequence[InputRow]) -> list[InputRow]:
+    """The inputs that annotate answers: all that are not dropped.
+
+    Labelled rows are among them where their label scores correct the calibration of real inputs.
+    """
+    kept = [row for row in inputs if row["drop"] is None]
+    if scores_labels(run) and any(source_of(row) == Source.GIVEN for row in kept):
+        return kept
+    return [row for row in kept if source_of(row) != Source.LABELLED]
 
 
 def scores_labels(run: Run) -> bool:

@@ -219,7 +219,9 @@ def _calibrated(
 ) -> Probabilities:
     """The same by one prompt, each row without the bias of its batch: of made inputs, or of real ones.
 
-    gold: the scores of labelled rows by that prompt; gold_answers: the places of their labels.
+    gold: the scores of labelled rows by that prompt; gold_answers: the places of their labels. They are real, and
+    do not correct made inputs: by 30 of them, labels fit what inputs were made for in 0.55 of the rows, and not in
+    0.57 (mean of seven tasks; agnews 0.70 and 0.77).
     """
     logs = [_logs(row) for row in rows]
     is_real = [*known.is_real] or [False] * len(rows)
@@ -229,10 +231,9 @@ def _calibrated(
     of_real = biases_of_shares(real, known.shares) if known.shares and real else _means(real)
     if made and real:
         of_real = _shrunk(of_real, len(real), of_made)
-    if gold_means := _means_of_equal_labels([_logs(row) for row in gold], gold_answers):
-        of_made = _shrunk(gold_means, len(gold), of_made) if made else []
-        if real and not known.shares:  # which say more
-            of_real = _shrunk(gold_means, len(gold), of_real)
+    gold_means = _means_of_equal_labels([_logs(row) for row in gold], gold_answers)
+    if gold_means and real and not known.shares:  # which say more
+        of_real = _shrunk(gold_means, len(gold), of_real)
     biases = [of_real if real else of_made for real in is_real]
     return [
         label_probabilities([value - bias for value, bias in zip(row, own, strict=True)])

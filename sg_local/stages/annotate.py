@@ -37,7 +37,7 @@ from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import guarded_call, whole_calls
 from sg_local.runs.made_from import key_of, stage_key
 from sg_local.runs.prompt import template_source
-from sg_local.runs.rows import is_to_answer, read_inputs, scores_labels
+from sg_local.runs.rows import read_inputs, rows_to_answer, scores_labels
 from sg_local.selfguide.filters import of_shape, rules_of
 from sg_local.selfguide.prompts import answer_messages, prompt_variants
 from sg_local.selfguide.rows import DropReason, InputRow, OutputRow
@@ -50,7 +50,7 @@ _KEPT = ".kept_outputs.jsonl"  # answers to inputs that were not edited, while t
 def run_annotate(run: Run) -> None:
     """Answers every input that generate kept."""
     with run.stage("annotate") as details:
-        inputs = [row for row in read_inputs(run) if is_to_answer(run, row)]
+        inputs = rows_to_answer(run, read_inputs(run))
         by_scores = scores_labels(run)
         per_call = QUESTIONS_PER_CALL if by_scores else SAMPLED_INPUTS_PER_CALL
         kept, rows = _earlier_rows(run, inputs, per_call)

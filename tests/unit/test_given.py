@@ -535,27 +535,44 @@ def test_labelled_rows_are_shown_more_often_than_made_ones(tmp_path: Path, model
     assert not [row for row in rows if row["drop"]]
 
 
-def test_labelled_rows_correct_the_calibration_the_more_of_them_there_are(
+def test_labelled_rows_correct_the_calibration_of_real_inputs_the_more_of_them_there_are(
     tmp_path: Path, model: Path
 ) -> None:
-    """The batch puts the border at 0, gold rows at -1 (nats, refund over login)."""
-    difference = [-2.0, -0.6, -0.4, 0.4, 0.6, 2.0]
-    made = scored_rows([(value, 0.0) for value in difference], "made")
-    refunds = {}
+    """The batches put the border at 0, gold rows at -1 (nats, refund over login)."""
+    difference = [(value, 0.0) for value in (-2.0, -0.6, -0.4, 0.4, 0.6, 2.0)]
+    made, given = scored_rows(difference, "made"), scored_rows(difference, "given", "given-")
+    of_given, of_made = {}, {}
     for n in (0, 2, 60):
+        labelled: dict[str, Any] = {"labelled": pairs(n)} if n else {}
         run = begun(
-            tmp_path / str(n), model, settings=ALL, test=pairs(2, 90), **({"labelled": pairs(n)} if n else {})
+            tmp_path / str(n), model, inputs=inputs("Let me in!"), settings=ALL, test=pairs(2, 90), **labelled
         )
         gold = scored_rows([(0.0, 0.0), (-2.0, 0.0)] * (n // 2), "labelled", "labelled-")
-        rows = curated(run, made[0] + gold[0], made[1] + gold[1])
-        assert not [row for row in rows if row["drop"]]  # there are test rows, so none is held out
-        refunds[n] = [row["id"] for row in rows if row["source"] == "made" and row["output"] == "refund"]
+        rows = curated(run, given[0] + made[0] + gold[0], given[1] + made[1] + gold[1])
+        refunds = [row for row in rows if row["output"] == "refund"]
+        of_given[n] = [row["id"] for row in refunds if row["source"] == "given"]
+        of_made[n] = [row["id"] for row in refunds if row["source"] == "made"]
         if n:
             assert explained(explain(run, "labelled-1")).splitlines()[1] == "labelled:"
-        told = explain(run, "2")["label_scores"]
+        told = explain(run, "given-2")["label_scores"]
         assert told
-        assert ((told["refund"]["calibrated"] or 0) > 0.5) == (2 in refunds[n])
-    assert refunds == {0: [4, 5, 6], 2: [4, 5, 6], 60: [2, 3, 4, 5, 6]}
+        assert ((told["refund"]["calibrated"] or 0) > 0.5) == ("given-2" in of_given[n])
+    few = [f"given-{number}" for number in (4, 5, 6)]
+    assert of_given == {0: few, 2: few, 60: ["given-2", "given-3", *few]}
+    # Made inputs lean to labels in a way of their own, and are made for each label in turn: their batch says enough.
+    assert of_made == {n: [4, 5, 6] for n in (0, 2, 60)}
+
+
+def test_labelled_rows_are_scored_only_where_real_inputs_learn_from_it(
+    tmp_path: Path, model: Path, engine: ScriptedEngine
+) -> None:
+    del engine
+    brought: list[dict[str, Any]] = [{}, {"inputs": inputs("Let me in!")}]
+    for given in brought:
+        run = begun(tmp_path / str(len(given)), model, labelled=pairs(4), test=pairs(2, 90), **given)
+        stage(run, "generate", "annotate")
+        ids = [str(row["id"]) for row in read_rows(run.file("outputs.jsonl"))]
+        assert sum(row_id.startswith("labelled") for row_id in ids) == (4 if given else 0)
 
 
 def test_made_rows_like_a_real_one_are_dropped(tmp_path: Path, model: Path) -> None:
