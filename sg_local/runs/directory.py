@@ -298,8 +298,21 @@ class Run:
             for name in theirs[stage]["writes"]:
                 own_directory(self.file(name).parent)
                 copy_file(other.file(name), self.file(name))
+            self.copy_pieces(other, stage)
             manifest["stages"][stage] = {**theirs[stage], "from_run": str(other.path.resolve())}
         self._write_manifest(manifest)
+
+    def copy_pieces(self, other: "Run", stage: str) -> None:
+        """Copies what a stage of another run wrote piece by piece, but for checkpoints: it can go on with these here.
+
+        Notes of what they were made from are among them.
+        """
+        for pattern in STAGE_FILES[stage].pieces:
+            for path in other.path.glob(pattern):
+                if path.is_file():
+                    own = self.file(str(path.relative_to(other.path)))
+                    own_directory(own.parent)
+                    copy_file(path, own)
 
     def shares(self, other: "Run", stages: Sequence[str]) -> bool:
         """Whether these stages are finished in both runs, and wrote the same."""

@@ -15,6 +15,7 @@ from sg_local.files import canonical_json, read_json, sha256_file, write_json
 from sg_local.runs.directory import Run
 
 _MAX_BYTES = 1 << 16
+GENERATE_NOTE = ".generate.json"  # what made inputs, and trials of how to ask for them, were made from
 # How much is made, and how fast: of these no answer depends, but for rounding.
 _NOT_IN_ANSWERS = ("n_inputs", "least_made_share", "n_parallel", "n_threads", "n_gpu_layers", "working_copy")
 

@@ -21,10 +21,10 @@ from sg_local.runs.begin import begin_run, changed_settings, with_full_paths
 from sg_local.runs.directory import Run, open_run
 from sg_local.runs.lock import lock_run
 from sg_local.runs.loop import Result, finish
-from sg_local.runs.made_from import stage_key
+from sg_local.runs.made_from import GENERATE_NOTE, is_made_from, stage_key
 from sg_local.runs.pipeline import run_pipeline
 from sg_local.runs.process import StartStage
-from sg_local.runs.stage_files import BEGUN_WITH, STAGE_FILES
+from sg_local.runs.stage_files import BEGUN_WITH
 from sg_local.selfguide.contenders import Contender
 from sg_local.selfguide.evaluation import predictions_file, predictions_note
 from sg_local.settings import STAGES, resolve_settings, unreached
@@ -100,14 +100,14 @@ def take_pieces(run: Run, other: Run, stage: str) -> None:
     """
     with lock_run(other.path), lock_run(run.path):
         run.forget_from(stage, keep_partial=False)
-        for pattern in STAGE_FILES[stage].pieces:
-            for path in other.path.glob(pattern):
-                copy_file(path, run.file(path.name))
+        run.copy_pieces(other, stage)
 
 
 def makes_the_same(run: Run, other: Run) -> bool:
     """Whether made inputs would be the same, whatever is brought beside them."""
-    return stage_key(run, STAGES[0]) == stage_key(other, STAGES[0]) and other.file("inputs.jsonl").exists()
+    return other.file("inputs.jsonl").exists() and is_made_from(
+        other.file(GENERATE_NOTE), stage_key(run, STAGES[0])
+    )
 
 
 def _goes_on_with_pieces(run: Run, other: Run) -> bool:

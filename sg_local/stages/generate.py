@@ -35,7 +35,7 @@ from sg_local.proof.working_copies import generating_model
 from sg_local.report.tables import counted
 from sg_local.runs.directory import Run
 from sg_local.runs.in_flight import forget, guarded_call
-from sg_local.runs.made_from import is_made_from, note_made_from, stage_key
+from sg_local.runs.made_from import GENERATE_NOTE, is_made_from, note_made_from, stage_key
 from sg_local.runs.prompt import template_source
 from sg_local.selfguide.filters import Pool, Rules, input_fault, rules_of
 from sg_local.selfguide.given import real_rows
@@ -49,7 +49,6 @@ from sg_local.task import Task
 ROWS_PER_CALL = 64
 N_TRIALS = 32  # inputs for each way of asking: some seconds, and a standard error of 8 points at most
 _TRIALS = ".probe.jsonl"
-_NOTE = ".generate.json"  # what rows and trials were made from
 _TRIAL_SEEDS = "probe"  # seeds come from this word: with another one, trial inputs would be others
 ATTEMPTS_PER_INPUT = 4  # at most, before the stage goes on with what it has
 
@@ -205,7 +204,7 @@ def _require_inputs(run: Run, made: list[InputRow], n_given: int, wanted: int) -
 
 def _discard_outdated(run: Run) -> None:
     """Removes rows and trials of an earlier call where the task or a setting was changed since."""
-    note, key = run.file(_NOTE), stage_key(run, "generate")
+    note, key = run.file(GENERATE_NOTE), stage_key(run, "generate")
     if is_made_from(note, key):
         return
     pieces = [path for name in ("inputs.jsonl", _TRIALS) if (path := run.file(name)).exists()]

@@ -395,6 +395,8 @@ def test_a_second_try_with_real_inputs_goes_on_with_what_was_made(
     assert not makes_the_same(begun(tmp_path / "seed", model, settings=other_seed), alone)
     other_task = begun(tmp_path / "task", model, TASK.replace("Which box?", "Which one?"))
     assert not makes_the_same(other_task, alone)
+    alone.file(".generate.json").write_text('{"made_from": "an earlier version"}')
+    assert not makes_the_same(second, alone)
 
 
 def test_a_killed_generate_ends_with_the_same_rows(

@@ -210,6 +210,17 @@ def test_a_second_try_that_goes_on_does_not_need_the_other_run(
     assert stages.ran == [("more", stage) for stage in STAGES]
 
 
+def test_a_second_try_of_a_second_try_goes_on_with_what_the_first_one_made(
+    second: Call, finished_run: Run, sg: Call, task: Path
+) -> None:
+    note_made_from(finished_run.file(".generate.json"), stage_key(finished_run, "generate"))
+    assert second("--epochs=5", "--run", "longer", "--until", "train").exit_code == 0
+    result = sg("run", task, "--from", "longer", "--n-inputs=9", "--run", "more", "--until", "generate")
+    assert result.exit_code == 0, result.stderr
+    assert "kept of longer: made inputs with their answers" in result.stderr
+    assert Path("more/.generate.json").read_bytes() == finished_run.file(".generate.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
