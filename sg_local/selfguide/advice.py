@@ -82,7 +82,7 @@ def next_step(task: Task, evaluation: Evaluation) -> str | None:
     if is_better:
         return None
     return (
-        "no gain is shown over the base's best way: real inputs or labelled rows of your own, other examples, or a "
+        "no gain is shown over the base's best way: labelled rows or real inputs of your own, other examples, or a "
         "larger model"
     )
 

@@ -59,6 +59,6 @@ def forecast_line(foreseen: Forecast) -> str:
     if foreseen["verdict"] == Verdict.BETTER:
         return f"a gain over few-shot prompting is likely: {fits}"
     return (
-        f"a gain over few-shot prompting is not to be foreseen: {fits} (p = {foreseen['p']:.2g}); real inputs or "
-        "labelled rows of your own help most, then a larger model"
+        f"a gain over few-shot prompting is not to be foreseen: {fits} (p = {foreseen['p']:.2g}); some "
+        "rows that you label help most (`labelled`, `sg-local review`), then real inputs, then a larger model"
     )
