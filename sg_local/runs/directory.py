@@ -13,7 +13,7 @@ is as it was written, but for what a person may edit. What a stage reads and wri
 
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -295,24 +295,24 @@ class Run:
         if other.file(REVIEW).exists():
             copy_file(other.file(REVIEW), self.file(REVIEW))
         for stage in stages:
-            for name in theirs[stage]["writes"]:
-                own_directory(self.file(name).parent)
-                copy_file(other.file(name), self.file(name))
-            self.copy_pieces(other, stage)
+            self.copy_files(other, dict.fromkeys([*theirs[stage]["writes"], *other.pieces(stage)]))
             manifest["stages"][stage] = {**theirs[stage], "from_run": str(other.path.resolve())}
         self._write_manifest(manifest)
 
-    def copy_pieces(self, other: "Run", stage: str) -> None:
-        """Copies what a stage of another run wrote piece by piece, but for checkpoints: it can go on with these here.
+    def pieces(self, stage: str) -> list[str]:
+        """What a stage wrote piece by piece, with notes of what it was made from; no checkpoints."""
+        return [
+            str(path.relative_to(self.path))
+            for pattern in STAGE_FILES[stage].pieces
+            for path in self.path.glob(pattern)
+            if path.is_file()
+        ]
 
-        Notes of what they were made from are among them.
-        """
-        for pattern in STAGE_FILES[stage].pieces:
-            for path in other.path.glob(pattern):
-                if path.is_file():
-                    own = self.file(str(path.relative_to(other.path)))
-                    own_directory(own.parent)
-                    copy_file(path, own)
+    def copy_files(self, other: "Run", names: Iterable[str]) -> None:
+        """Copies files of another run into this one. For a holder of both locks."""
+        for name in names:
+            own_directory(self.file(name).parent)
+            copy_file(other.file(name), self.file(name))
 
     def shares(self, other: "Run", stages: Sequence[str]) -> bool:
         """Whether these stages are finished in both runs, and wrote the same."""

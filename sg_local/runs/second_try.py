@@ -100,7 +100,7 @@ def take_pieces(run: Run, other: Run, stage: str) -> None:
     """
     with lock_run(other.path), lock_run(run.path):
         run.forget_from(stage, keep_partial=False)
-        run.copy_pieces(other, stage)
+        run.copy_files(other, other.pieces(stage))
 
 
 def makes_the_same(run: Run, other: Run) -> bool:
