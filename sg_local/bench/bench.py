@@ -37,10 +37,11 @@ from sg_local.runs.begin import (
     say_about_export,
     with_full_paths,
 )
-from sg_local.runs.directory import BaseModel, Run, open_run, versions
+from sg_local.runs.directory import BaseModel, Run, open_run
 from sg_local.runs.given import TaskRows, check_task
 from sg_local.runs.lock import lock_run, make_directory
 from sg_local.runs.process import reason_of_failure
+from sg_local.runs.process_facts import versions
 from sg_local.settings import Settings, resolve_settings, without_removed
 from sg_local.task import Task
 from sg_local.task_files.importing import import_task

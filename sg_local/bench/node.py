@@ -30,8 +30,9 @@ from sg_local.models import make_store_directory, store_root
 from sg_local.plan.machine import nvidia_gpus, total_memory_bytes
 from sg_local.report import tables
 from sg_local.runs import process
-from sg_local.runs.directory import Run, open_run, versions
+from sg_local.runs.directory import Run, open_run
 from sg_local.runs.process import StartStage
+from sg_local.runs.process_facts import versions
 from sg_local.runs.stage_files import BEGUN_WITH
 
 

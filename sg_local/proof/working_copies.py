@@ -27,7 +27,8 @@ from sg_local.plan.machine import card_in_use, total_memory_bytes
 from sg_local.plan.memory import MAX_COPY_SHARE_OF_MEMORY
 from sg_local.plan.times import Speed
 from sg_local.progress import say, working
-from sg_local.runs.directory import BaseModel, Run, versions
+from sg_local.runs.directory import BaseModel, Run
+from sg_local.runs.process_facts import versions
 from sg_local.settings import Settings
 
 LEAST_GAIN = 1.2  # below that, noise of the clock would decide

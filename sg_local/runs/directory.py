@@ -11,7 +11,6 @@ A stage is finished when its manifest entry is written, and that is the last thi
 is as it was written, but for what a person may edit. What a stage reads and writes is declared in stage_files.py.
 """
 
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from sg_local.files import (
     write_json,
 )
 from sg_local.gguf_header import GgufHeader, read_model_header
+from sg_local.runs.process_facts import peak_memory_bytes, versions
 from sg_local.runs.stage_files import BEGUN_WITH, REVIEW, STAGE_FILES, StageFiles
 from sg_local.settings import STAGES, Settings, resolve_settings, without_removed
 from sg_local.task import Example, Task, load_task
@@ -302,7 +302,7 @@ class Run:
     def pieces(self, stage: str) -> list[str]:
         """What a stage wrote piece by piece, with notes of what it was made from; no checkpoints."""
         return [
-            str(path.relative_to(self.path))
+            path.relative_to(self.path).as_posix()
             for pattern in STAGE_FILES[stage].pieces
             for path in self.path.glob(pattern)
             if path.is_file()
@@ -371,38 +371,6 @@ class Run:
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.file("manifest.json"), manifest)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what this process could have used, without importing any of it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in (
-        "sg-local",
-        "llama-cpp-python",
-        "gguf",
-        "torch",
-        "transformers",
-        "trl",
-        "peft",
-        "unsloth",
-    ):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def peak_memory_bytes() -> int | None:
-    """Largest resident size of this process so far; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def open_run(path: Path) -> Run:

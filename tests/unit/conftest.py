@@ -25,6 +25,7 @@ from sg_local.errors import SgLocalError
 from sg_local.files import write_rows
 from sg_local.runs.begin import create_or_open_run
 from sg_local.runs.directory import Run
+from sg_local.runs.process_facts import versions
 from sg_local.settings import Settings
 from sg_local.task import load_task
 
@@ -32,7 +33,7 @@ from sg_local.task import load_task
 hypothesis_settings.register_profile("no deadline", deadline=None)
 hypothesis_settings.load_profile("no deadline")
 
-VERSIONS = cache(run_directory.versions)  # 30 ms for every stage that is written
+VERSIONS = cache(versions)  # 30 ms for every stage that is written
 
 TASK = """name = "inbox"
 instruction = "Which box is this message for?"

@@ -47,7 +47,7 @@ LAYERS = [
     {"child_process"},
     {"proof.chat_server", "download", "files", "gguf_header", "progress"},
     {"architectures", "gguf_values", "selfguide.contenders"},
-    {"download_child", "errors", "escape", "runs.stage_files"},
+    {"download_child", "errors", "escape", "runs.stage_files", "runs.process_facts"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 
