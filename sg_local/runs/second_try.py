@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sg_local.errors import InputError, SgLocalError
-from sg_local.files import copy_file, sha256_file
+from sg_local.files import sha256_file
 from sg_local.progress import say
 from sg_local.runs import process
 from sg_local.runs.begin import begin_run, changed_settings, with_full_paths
@@ -181,9 +181,8 @@ def _take_base_answers(run: Run, other: Run) -> None:
             if contender.uses_made_rows or run.file(predictions_file(contender)).exists():
                 continue
             # The note first: answers without it are not gone on with.
-            for name in (predictions_note(contender), predictions_file(contender)):
-                if other.file(name).exists():
-                    copy_file(other.file(name), run.file(name))
+            names = (predictions_note(contender), predictions_file(contender))
+            run.copy_files(other, [name for name in names if other.file(name).exists()])
 
 
 @contextmanager

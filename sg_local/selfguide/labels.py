@@ -231,9 +231,9 @@ def _calibrated(
     of_real = biases_of_shares(real, known.shares) if known.shares and real else _means(real)
     if made and real:
         of_real = _shrunk(of_real, len(real), of_made)
-    gold_means = _means_of_equal_labels([_logs(row) for row in gold], gold_answers)
-    if gold_means and real and not known.shares:  # which say more
-        of_real = _shrunk(gold_means, len(gold), of_real)
+    if real and not known.shares:  # which say more
+        gold_means = _means_of_equal_labels([_logs(row) for row in gold], gold_answers)
+        of_real = _shrunk(gold_means, len(gold), of_real) if gold_means else of_real
     biases = [of_real if real else of_made for real in is_real]
     return [
         label_probabilities([value - bias for value, bias in zip(row, own, strict=True)])

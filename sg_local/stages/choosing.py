@@ -122,20 +122,20 @@ def _choose_labels(
     ]
     if not answered:
         return {}
-    found = _choose_scored_labels(run, answered, known) if by_scores else _Found(_n_as_made_for(answered))
+    if by_scores:
+        found = _choose_scored_labels(run, answered, known)
+    else:
+        found = _Found(sum(pair["output"] == label for pair, _, label in answered))
     _say_unequal_labels(run, pairs)
     fit = _label_fit(run, answered, found)
-    if "agreement" in fit and fit["agreement"]["used_as_filter"]:
+    agreement = fit.get("agreement")
+    if agreement and agreement["used_as_filter"]:
         for pair, _, label in answered:
             if label is not None and pair["output"] != label:
                 pair["drop"] = DropReason.DISAGREEMENT
-    _leave_out_a_source(run, pairs, fit["agreement"]["p"] if "agreement" in fit else 1.0, found.real_kappa)
+    _leave_out_a_source(run, pairs, agreement["p"] if agreement else 1.0, found.real_kappa)
     _drop_least_confident(run, pairs, by_label=True)
     return fit
-
-
-def _n_as_made_for(answered: Sequence[_Answered]) -> int:
-    return sum(pair["output"] == label for pair, _, label in answered)
 
 
 def _choose_scored_labels(run: Run, answered: Sequence[_Answered], known: Known) -> _Found:

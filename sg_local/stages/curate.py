@@ -46,11 +46,7 @@ from sg_local.selfguide.rows import (
     is_kept,
     source_of,
 )
-from sg_local.selfguide.selection import (
-    balancing_copies,
-    labelled_copies,
-    same_share,
-)
+from sg_local.selfguide.selection import balancing_copies, labelled_copies, same_share
 from sg_local.stages.choosing import LabelFit, choose_pairs
 
 HELD_OUT_SHARE = 0.15
@@ -97,9 +93,10 @@ def run_curate(run: Run) -> None:
             _train_on_examples(rows, len(examples))
         write_rows(run.file("train.jsonl"), rows)
         counts = _counts(rows)
+        labelled_ids = {pair["id"] for pair in labelled}
         report = data_report(
             [row for row in inputs if source_of(row) != Source.LABELLED],
-            [row for row in outputs if row["id"] not in {pair["id"] for pair in labelled}],
+            [row for row in outputs if row["id"] not in labelled_ids],
             rows,
             run.task,
         )
