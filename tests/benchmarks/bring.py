@@ -22,7 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +93,7 @@ def write_task(cell: Cell, task: Task, rows: Sequence[Example]) -> Path:
     way, place = WAYS[cell.way], cell.out / "tasks" / cell.way
     place.mkdir(parents=True, exist_ok=True)
     scored, brought = rows[:N_SCORED], rows[N_SCORED:]
-    files = {
+    files: dict[str, Sequence[Mapping[str, object]]] = {
         "test": [row.as_row() for row in scored],
         "inputs": [{"input": brought[number].input} for number in way.inputs],
         "labelled": [brought[number].as_row() for number in way.labelled],
